@@ -1,0 +1,31 @@
+# Each target works alone on a clean clone: it makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test ablation lint install clean
+
+quickstart: install        ## the whole method on the built-in world, with a report (output/quickstart)
+	$(BIN)/python tools/quickstart.py --output output/quickstart
+
+test: install              ## the test suite
+	$(BIN)/python -m pytest -q
+
+ablation: install          ## all variants and controls, three seeds (output/ablation)
+	$(BIN)/python tools/ablation.py --output output/ablation --seeds 0 1 2
+
+lint: install
+	$(BIN)/ruff check .
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt tools/install_detectron2.py
+	@echo "installing into $(VENV): about 3 GB, a few minutes the first time"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'setuptools<82' wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python tools/install_detectron2.py
+	@touch $@
+
+clean:
+	rm -rf $(VENV) output

@@ -1,0 +1,122 @@
+"""A tiny world, made once: a few scenes, an untrained teacher of the built-in kind, its vocabulary, proposals
+near the ground truth, and the store of them. No test needs a GPU, the network or files from outside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vild.data import datasets
+from vild.data.glyph_world import write_world
+from vild.data.mapper import read_picture
+from vild.engine import load_config
+from vild.evaluation.evaluator import ground_truth_boxes
+from vild.teacher.clip import Teacher, save_local
+from vild.teacher.glyph_clip import MODEL_CFG, build_model
+from vild.teacher.proposals import hash_file, load_proposals, save_proposals
+from vild.teacher.store import Regions, StoreWriter
+from vild.vocabulary import Vocabulary
+
+REPOSITORY = Path(__file__).parent.parent
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """The root of the data sets, with a small built-in world in it."""
+    root = tmp_path_factory.mktemp("datasets")
+    os.environ["DETECTRON2_DATASETS"] = str(root)
+    write_world(root / "glyphs", seed=0, fraction=0.02)
+    datasets.register_all()
+    return root
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(0)
+    save_local(build_model(), MODEL_CFG, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(teacher_folder) -> Teacher:
+    return Teacher(f"local-dir:{teacher_folder}")
+
+
+@pytest.fixture(scope="session")
+def vocabulary(world, teacher) -> Vocabulary:
+    """The built-in names with random unit embeddings (an untrained text tower maps all names to one place)."""
+    classes = datasets.get_classes("glyphs_train")
+    embeddings = torch.randn(len(classes.names), teacher.width, generator=torch.Generator().manual_seed(0))
+    embeddings = torch.nn.functional.normalize(embeddings, dim=1)
+    return Vocabulary(classes.names, embeddings, classes.splits, classes.synonyms, "photo", teacher.fingerprint)
+
+
+@pytest.fixture(scope="session")
+def vocabulary_file(vocabulary, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.safetensors"
+    vocabulary.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def proposals_file(world, tmp_path_factory) -> Path:
+    """Ten boxes a picture: ground truth (base and novel alike), shaken, and random ones."""
+    path = tmp_path_factory.mktemp("proposals") / "proposals.safetensors"
+    rng, proposals = np.random.default_rng(0), {}
+    for image_id, (boxes, _) in ground_truth_boxes("glyphs_train_all").items():
+        corner = rng.uniform(0, 90, (10, 2))
+        noise = np.concatenate([corner, corner + rng.uniform(16, 38, (10, 2))], 1)
+        rows = np.concatenate([boxes.numpy() + rng.uniform(-2, 2, boxes.shape), noise])[:10].clip(0, 128)
+        proposals[image_id] = torch.from_numpy(rows).float(), torch.linspace(1, 0.1, 10)
+    save_proposals(path, proposals)
+    return path
+
+
+def store_plan(teacher: Teacher, proposals_file: Path) -> dict:
+    return {"fingerprint": teacher.fingerprint, "proposals": hash_file(proposals_file)}
+
+
+@pytest.fixture(scope="session")
+def store_folder(world, teacher, proposals_file, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    proposals = load_proposals(proposals_file)
+    files = {r["image_id"]: r["file_name"] for r in datasets.load_dicts("glyphs_train")}
+    writer = StoreWriter(folder, store_plan(teacher, proposals_file), sorted(files), shard_pictures=16)
+
+    def regions(image_id: int) -> Regions:
+        picture = torch.from_numpy(read_picture(files[image_id], "RGB").copy()).permute(2, 0, 1)
+        boxes, scores = proposals[image_id]
+        return Regions(boxes, teacher.encode_regions(picture, boxes), scores)
+
+    for index, _ in writer.missing():
+        writer.write_shard(index, regions)
+    writer.finish()
+    return folder
+
+
+@pytest.fixture
+def make_cfg(vocabulary_file, store_folder, teacher_folder, tmp_path):
+    """A config of the built-in world over the tiny files, with overrides."""
+
+    def make(name: str = "vild", *overrides: object):
+        return load_config(
+            str(REPOSITORY / "configs" / "Glyphs" / f"{name}.yaml"),
+            [
+                "MODEL.VILD.VOCABULARY", str(vocabulary_file),
+                "MODEL.VILD.STORE", str(store_folder),
+                "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}",
+                "OUTPUT_DIR", str(tmp_path / "output"),
+                "DATALOADER.NUM_WORKERS", 0,
+                "SOLVER.IMS_PER_BATCH", 2,
+                *overrides,
+            ],
+        )  # fmt: skip
+
+    return make

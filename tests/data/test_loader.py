@@ -1,0 +1,94 @@
+import itertools
+import json
+
+import pytest
+import torch
+
+from vild.data import datasets
+from vild.data.loader import ResumableSampler, build_train_loader
+from vild.errors import UserError
+
+
+def take(sampler, count):
+    return list(itertools.islice(sampler, count))
+
+
+@pytest.mark.parametrize("repeats", [torch.ones(7), torch.tensor([1.0, 2.5, 1.3, 1.0])])
+def test_the_stream_can_start_anywhere(repeats):
+    whole = take(ResumableSampler(repeats, seed=3), 60)
+    for start in (0, 1, 7, 8, 33):
+        assert take(ResumableSampler(repeats, seed=3, start=start), 60 - start) == whole[start:]
+
+
+def test_an_epoch_holds_every_record_once():
+    stream = take(ResumableSampler(torch.ones(7), seed=0), 21)
+    for epoch in range(3):
+        assert sorted(index for _, index in stream[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert [position for position, _ in stream] == list(range(21))
+    assert stream[:7] != [(p - 7, i) for p, i in stream[7:14]]
+
+
+def test_ranks_share_the_stream(monkeypatch):
+    whole = take(ResumableSampler(torch.ones(5), seed=0, start=3), 20)
+    parts = []
+    monkeypatch.setattr("vild.data.loader.comm.get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr("vild.data.loader.comm.get_rank", lambda rank=rank: rank)
+        parts += take(ResumableSampler(torch.ones(5), seed=0, start=3), 10)
+    assert sorted(parts) == sorted(whole)
+
+
+def test_repeat_factors_repeat():
+    stream = take(ResumableSampler(torch.tensor([1.0, 3.0]), seed=0), 400)
+    share = sum(index == 1 for _, index in stream) / 400
+    assert 0.7 < share < 0.8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_depend_on_seed_and_position_alone(make_cfg, workers):
+    """Any number of workers, started anywhere, gives the same augmented batches."""
+    plain = batches(make_cfg(), 0, 5)
+    resumed = batches(make_cfg("vild", "DATALOADER.NUM_WORKERS", workers), 2, 3)
+    for a, b in zip(plain[2:], resumed, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert x["image_id"] == y["image_id"] and torch.equal(x["image"], y["image"])
+            assert torch.equal(x["distill"].proposal_boxes.tensor, y["distill"].proposal_boxes.tensor)
+
+
+def batches(cfg, start, count):
+    from vild.engine import open_store
+
+    return list(itertools.islice(build_train_loader(cfg, open_store(cfg), start), count))
+
+
+def test_a_user_is_told_what_is_wrong(world, make_cfg):
+    with pytest.raises(UserError, match="'glyphs_trian' is not known; did you mean 'glyphs_train'"):
+        build_train_loader(make_cfg("text", "DATASETS.TRAIN", "('glyphs_trian',)"), None)
+    with pytest.raises(UserError, match="DATASETS.TRAIN is empty"):
+        build_train_loader(make_cfg("text", "DATASETS.TRAIN", "()"), None)
+
+
+def test_a_missing_annotation_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(UserError, match=r"glyphs/annotations/coco_train\.json does not exist.*make_glyphs"):
+        datasets.load_dicts("glyphs_train")
+
+
+def test_a_users_own_data_set(world, tmp_path, monkeypatch):
+    """One file of names and one command: base annotations for training, the rest left out."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    document = {
+        "images": [{"id": 1, "coco_url": "http://x/train2017/000001.jpg", "height": 10, "width": 20}],
+        "categories": [{"id": 9, "name": "cow"}, {"id": 4, "name": "sun"}, {"id": 6, "name": "moon"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": c, "bbox": [0, 0, 5, 5]} for i, c in enumerate((9, 4, 6), 1)
+        ],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"base": ["sun"], "novel": ["cow"]}))
+    datasets.add_entry("mine", datasets.Entry("a.json", "pictures", str(split), keep="base"))
+    assert datasets.get_classes("mine").names == ("sun", "cow")
+    (record,) = datasets.load_dicts("mine")
+    assert record["file_name"].endswith("pictures/train2017/000001.jpg")
+    assert [a["category_id"] for a in record["annotations"]] == [0]

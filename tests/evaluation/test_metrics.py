@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from vild.data import datasets
+from vild.evaluation import metrics
+from vild.evaluation.evaluator import (
+    OpenVocabularyEvaluator,
+    ProposalRecallEvaluator,
+    as_table,
+    evaluate_results,
+    ground_truth_boxes,
+    write_metrics,
+)
+
+
+def perfect(name):
+    """The ground truth as results."""
+    return [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9,
+         "segmentation": a["segmentation"]}
+        for a in datasets.read_annotations(name)["annotations"]
+    ]  # fmt: skip
+
+
+def noisy(name, seed=0):
+    """Ground truth shaken, some with a wrong class, some missing, random scores."""
+    rng, results = np.random.default_rng(seed), []
+    for result in perfect(name):
+        if rng.random() < 0.1:
+            continue
+        result["bbox"] = (np.array(result["bbox"]) + rng.normal(0, 3, 4)).clip(1).tolist()
+        result["score"] = float(rng.random())
+        if rng.random() < 0.3:
+            result["category_id"] = int(rng.integers(1, 61))
+        results.append(result)
+    return results
+
+
+@pytest.mark.parametrize("name", ["glyphs_val", "glyphs_lvis_val"])
+def test_perfect_detections_score_100(world, name):
+    for values in evaluate_results(name, perfect(name), ("bbox", "segm")).values():
+        assert all(v is None or v == pytest.approx(100) for v in values.values())
+        assert values["AP50_novel"] is not None and values["APr"] is not None
+
+
+def test_equals_pycocotools(world, tmp_path):
+    results = noisy("glyphs_val")
+    mine = evaluate_results("glyphs_val", results, ("bbox",))["bbox"]
+    path = world / "glyphs/annotations/coco_val.json"
+    truth = COCO(str(path))
+    run = COCOeval(truth, truth.loadRes([dict(r) for r in results]), "bbox")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    assert mine["AP"] == pytest.approx(100 * run.stats[0]) and mine["AP50_all"] == pytest.approx(100 * run.stats[1])
+    for mark, letters in (("novel", "r"), ("base", "fc")):
+        ids = [c["id"] for c in truth.dataset["categories"] if c["frequency"] in letters]
+        run.params.catIds = ids
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+        assert mine[f"AP50_{mark}"] == pytest.approx(100 * run.stats[1])
+
+
+def test_novel_and_base_do_not_mix(world):
+    classes = datasets.get_classes("glyphs_val")
+    novel = {i for i, s in zip(classes.ids, classes.splits, strict=True) if s == "novel"}
+    only_novel = [r for r in perfect("glyphs_val") if r["category_id"] in novel]
+    values = evaluate_results("glyphs_val", only_novel, ("bbox",))["bbox"]
+    assert values["AP50_novel"] == pytest.approx(100) and values["AP50_base"] == 0
+    assert values["APr"] == pytest.approx(100) and values["APf"] == values["APc"] == 0
+
+
+def test_a_class_without_ground_truth_is_left_out_of_means():
+    precision = np.ones((10, 101, 3, 4, 1))
+    precision[:, :, 1] = -1
+    precision[:, :, 2] = 0.5
+    values = metrics.summarize(precision, ("base", "novel", "base"), ("f", "r", "c"))
+    assert values["AP"] == values["AP50_base"] == 75 and values["AP50_novel"] is None and values["APr"] is None
+    assert "| - |" in as_table({"bbox": values}).replace("  ", " ").replace("  ", " ").replace("  ", " ")
+
+
+def test_no_detections_score_zero(world):
+    values = evaluate_results("glyphs_val", [], ("bbox",))["bbox"]
+    assert values["AP"] == values["AP50_novel"] == 0
+
+
+def test_the_evaluator_maps_classes_back(world, tmp_path):
+    evaluator = OpenVocabularyEvaluator("glyphs_val", str(tmp_path), masks=False)
+    for image_id, (boxes, classes) in ground_truth_boxes("glyphs_val").items():
+        instances = Instances((128, 128), pred_boxes=Boxes(boxes), pred_classes=torch.tensor(classes),
+                              scores=torch.full((len(classes),), 0.7))  # fmt: skip
+        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+    assert evaluator.evaluate()["bbox"]["AP50_all"] == pytest.approx(100)
+    assert len(json.loads((tmp_path / "coco_instances_results.json").read_text())) == len(perfect("glyphs_val"))
+
+
+def test_proposal_recall(world):
+    evaluator = ProposalRecallEvaluator("glyphs_val", per_image=100)
+    classes = datasets.get_classes("glyphs_val")
+    for image_id, (boxes, labels) in ground_truth_boxes("glyphs_val").items():
+        novel = boxes[[classes.splits[c] == "novel" for c in labels]]
+        instances = Instances((128, 128), proposal_boxes=Boxes(novel))
+        evaluator.process([{"image_id": image_id}], [{"proposals": instances}])
+    values = evaluator.evaluate()["proposals"]
+    assert values["recall50@100_novel"] == 100 and values["recall50@100_base"] < 30
+
+
+def test_metrics_file_is_flat(tmp_path):
+    path = write_metrics(str(tmp_path), {"d": {"bbox": {"AP": 1.5, "AP50_novel": None}}})
+    assert json.loads(Path(path).read_text()) == {"d/bbox/AP": 1.5, "d/bbox/AP50_novel": None}

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from vild.data import datasets
+from vild.data.mapper import ViLDMapper
+from vild.engine import open_store
+from vild.errors import UserError
+from vild.modeling.roi_heads import VARIANTS
+from vild.vocabulary import Vocabulary
+
+
+def inputs_of(cfg, count=2):
+    mapper = ViLDMapper.from_config(cfg, open_store(cfg))
+    return [mapper(record) for record in datasets.load_dicts("glyphs_train")[:count]]
+
+
+def build(cfg):
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+@pytest.fixture
+def detector(make_cfg):
+    cfg = make_cfg("ensemble")
+    return cfg, build(cfg).eval()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_training_step_reaches_every_parameter(make_cfg, variant):
+    cfg = make_cfg(variant)
+    model = build(cfg).train()
+    with EventStorage():
+        losses = model(inputs_of(cfg))
+    expected = {"loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
+    expected |= {"loss_text"} if variant != "image" else set()
+    expected |= {"loss_image"} if variant != "text" else set()
+    assert set(losses) == expected
+    sum(losses.values()).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert not any("text" in n for n, _ in model.named_parameters())  # text embeddings are frozen
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pictures_without_objects_or_regions_train(make_cfg, variant):
+    cfg = make_cfg(variant)
+    model = build(cfg).train()
+    inputs = inputs_of(cfg)
+    for x in inputs:
+        x["instances"] = x["instances"][:0]
+        if "distill" in x:
+            x["distill"] = x["distill"][:0]
+    with EventStorage():
+        total = sum(model(inputs).values())
+    total.backward()
+    assert total.isfinite()
+
+
+def test_image_loss_is_weighted(make_cfg):
+    values = []
+    for weight in (0.5, 1.0):
+        cfg = make_cfg("vild", "MODEL.VILD.DISTILL_WEIGHT", weight, "INPUT.RANDOM_FLIP", "none")
+        model = build(cfg).train()
+        torch.manual_seed(1)
+        with EventStorage():
+            values.append(model(inputs_of(cfg))["loss_image"].item())
+    assert values[1] == pytest.approx(2 * values[0], rel=1e-5)
+
+
+def detect(model, images):
+    with torch.inference_mode():
+        return [o["instances"] for o in model([{"image": i, "height": 128, "width": 128} for i in images])]
+
+
+def test_batched_equals_one_by_one(detector):
+    cfg, model = detector
+    images = [x["image"] for x in inputs_of(cfg, 3)]
+    for together, alone in zip(detect(model, images), (detect(model, [i])[0] for i in images), strict=True):
+        torch.testing.assert_close(together.pred_boxes.tensor, alone.pred_boxes.tensor, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(together.scores, alone.scores, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_permuting_the_vocabulary_permutes_the_predictions(make_cfg, vocabulary, variant):
+    cfg = make_cfg(variant)
+    model = build(cfg).eval()
+    pooled = torch.randn(5, 64, 7, 7, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(vocabulary), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        straight, boxes = model.roi_heads.scores(pooled)
+        model.set_vocabulary(vocabulary.take(order.tolist()))
+        permuted, same_boxes = model.roi_heads.scores(pooled)
+    torch.testing.assert_close(straight[:, order], permuted)
+    assert torch.equal(boxes, same_boxes)
+
+
+def test_permuting_novel_names_permutes_novel_predictions_only(detector, vocabulary):
+    _, model = detector
+    pooled = torch.randn(5, 64, 7, 7, generator=torch.Generator().manual_seed(0))
+    novel = vocabulary.mask("novel").nonzero()[:, 0]
+    order = torch.arange(len(vocabulary))
+    order[novel] = novel.roll(1)
+    with torch.inference_mode():
+        straight, _ = model.roi_heads.scores(pooled)
+        embeddings = vocabulary.embeddings[order]
+        model.set_vocabulary(Vocabulary(vocabulary.names, embeddings, vocabulary.splits))
+        permuted, _ = model.roi_heads.scores(pooled)
+    torch.testing.assert_close(permuted, straight[:, order])
+    base = vocabulary.mask("base")
+    torch.testing.assert_close(permuted[:, base], straight[:, base])
+
+
+def test_a_vocabulary_of_another_size_changes_no_weight(detector, vocabulary):
+    cfg, model = detector
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.set_vocabulary(vocabulary.take([3, 50]))
+    (found,) = detect(model, [inputs_of(cfg, 1)[0]["image"]])
+    assert set(found.pred_classes.tolist()) <= {0, 1} and len(found) > 0
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    wide = Vocabulary(("a",), torch.eye(1, 32), ("",))
+    with pytest.raises(UserError, match="32 wide.*64"):
+        model.set_vocabulary(wide)
+
+
+def test_no_proposals_at_test(detector):
+    _, model = detector
+    features = {f: torch.randn(1, 64, s, s) for f, s in zip(("p2", "p3", "p4"), (32, 16, 8), strict=True)}
+    empty = Instances((128, 128), proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.zeros(0))
+    with torch.inference_mode():
+        (found,), _ = model.roi_heads(None, features, [empty])
+    assert len(found) == 0 and found.pred_masks.shape[0] == 0
+
+
+def test_detections_are_inside_the_picture_and_sorted(detector):
+    cfg, model = detector
+    (found,) = detect(model, [inputs_of(cfg, 1)[0]["image"]])
+    boxes = found.pred_boxes.tensor
+    assert boxes.min() >= 0 and boxes.max() <= 128
+    assert (found.scores[:-1] >= found.scores[1:]).all()
+    assert len(found) <= cfg.TEST.DETECTIONS_PER_IMAGE and found.pred_masks.shape[1:] == (128, 128)
+
+
+def test_only_class_agnostic_heads(make_cfg):
+    with pytest.raises(UserError, match="class-agnostic"):
+        build(make_cfg("vild", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False))
+    with pytest.raises(UserError, match=r"VARIANT: 'vlid'.*ensemble"):
+        build(make_cfg("vild", "MODEL.VILD.VARIANT", "vlid"))

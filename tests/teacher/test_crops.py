@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vild.teacher.crops import crop_regions, enlarge, fuse_scales, to_pixels
+
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+BOXES = torch.tensor(
+    [[10.2, 20.7, 60.1, 50.3], [0.0, 0.0, 160.0, 120.0], [100.0, 90.0, 158.9, 119.5], [3.1, 4.2, 9.9, 9.0]]
+)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
+    return torch.from_numpy(np.asarray(coarse.resize((160, 120), Image.Resampling.BICUBIC)).copy()).permute(2, 0, 1)
+
+
+def pil_crop(picture, window, size, mode):
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy()).crop(window)
+    array = np.asarray(image.resize(size[::-1], mode), np.float32) / 255
+    return (array - np.array(MEAN)) / np.array(STD)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_equals_pil_within_rounding(picture, mode):
+    size = (32, 32)
+    crops = crop_regions(picture, BOXES, size, MEAN, STD, mode)
+    assert crops.shape == (4, 2, 3, 32, 32)
+    for s, scale in enumerate((1.0, 1.5)):
+        for n, window in enumerate(to_pixels(enlarge(BOXES, scale), 120, 160).tolist()):
+            expected = pil_crop(picture, window, size, getattr(Image.Resampling, mode.upper()))
+            difference = np.abs(crops[n, s].permute(1, 2, 0).numpy() - expected) * np.array(STD) * 255
+            assert difference.max() <= 2.001 and (difference > 1.001).mean() < 0.005
+
+
+def test_batched_equals_one_by_one(picture):
+    together = crop_regions(picture, BOXES, (24, 24), MEAN, STD)
+    single = [crop_regions(picture, box[None], (24, 24), MEAN, STD) for box in BOXES]
+    assert torch.equal(together, torch.cat(single))
+
+
+def test_enlarged_boxes_keep_their_centre_and_are_clipped():
+    big = enlarge(BOXES, 1.5)
+    torch.testing.assert_close((big[:, :2] + big[:, 2:]) / 2, (BOXES[:, :2] + BOXES[:, 2:]) / 2)
+    torch.testing.assert_close(big[:, 2:] - big[:, :2], 1.5 * (BOXES[:, 2:] - BOXES[:, :2]))
+    windows = to_pixels(big, 120, 160)
+    assert windows.min() >= 0 and windows[:, 2].max() <= 160 and windows[:, 3].max() <= 120
+
+
+def test_degenerate_and_outside_boxes_give_at_least_a_pixel(picture):
+    boxes = torch.tensor([[50.0, 50.0, 50.0, 50.0], [-20.0, -20.0, -5.0, -5.0], [500.0, 500.0, 600.0, 600.0]])
+    windows = to_pixels(boxes, 120, 160)
+    assert (windows[:, 2:] > windows[:, :2]).all()
+    assert crop_regions(picture, boxes, (8, 8), MEAN, STD).isfinite().all()
+
+
+def test_no_boxes(picture):
+    assert crop_regions(picture, torch.zeros(0, 4), (8, 8), MEAN, STD).shape == (0, 2, 3, 8, 8)
+
+
+def test_a_resize_of_the_whole_picture_is_antialiased():
+    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    stripes[:, :, ::2] = 255
+    crop = crop_regions(stripes, torch.tensor([[0.0, 0.0, 64.0, 64.0]]), (8, 8), (0, 0, 0), (1, 1, 1), scales=(1.0,))
+    assert (crop - 0.5).abs().max() < 0.05
+
+
+def test_fused_scales_are_unit_and_symmetric():
+    embeddings = torch.nn.functional.normalize(torch.randn(5, 2, 16), dim=2)
+    fused = fuse_scales(embeddings)
+    torch.testing.assert_close(fused.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(fused, fuse_scales(embeddings.flip(1)))

@@ -1,0 +1,102 @@
+"""The other tools from the command line, on the tiny world."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from vild.checkpoint import VildCheckpointer
+from vild.engine import Trainer
+from vild.teacher.store import EmbeddingStore
+from vild.vocabulary import Vocabulary
+
+
+def tool(name, *arguments):
+    command = [sys.executable, str(REPOSITORY / "tools" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def weights(vocabulary_file, store_folder, teacher_folder, tmp_path_factory):
+    from vild.engine import load_config
+
+    folder = tmp_path_factory.mktemp("weights")
+    cfg = load_config(str(REPOSITORY / "configs/Glyphs/vild.yaml"), ["MODEL.VILD.VOCABULARY", str(vocabulary_file)])
+    torch.manual_seed(0)
+    VildCheckpointer(Trainer.build_model(cfg), str(folder)).save("model")
+    return folder / "model.pth"
+
+
+def test_demo_writes_pictures(world, weights, teacher_folder, tmp_path):
+    inputs = sorted((world / "glyphs" / "val").glob("*.jpg"))[:2]
+    done = tool(
+        "demo.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--input", *inputs,
+        "--vocabulary", "umbrella, chess knight", "--output", tmp_path / "out", "--confidence-threshold", 0.0,
+        "--opts", "MODEL.WEIGHTS", weights, "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for path in inputs:
+        assert Image.open(tmp_path / "out" / f"{path.stem}.png").size == (480, 480)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--vocabulary": " , "}, "vocabulary: it is empty"),
+        ({"--input": "none.jpg"}, "none.jpg cannot be read"),
+        ({"teacher": "ViT-B-33"}, "teacher 'ViT-B-33': open_clip has no model of this name"),
+        ({"teacher": "RN50-quickgelu"}, "is of teacher RN50-quickgelu random .*width 1024.* is of teacher .*width 64"),
+        ({"weights": "none.pth"}, "none.pth does not exist"),
+    ],
+)
+def test_demo_tells_a_mistake_in_one_line(world, weights, teacher_folder, tmp_path, change, message):
+    import re
+
+    picture = next((world / "glyphs" / "val").glob("*.jpg"))
+    done = tool(
+        "demo.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--input", change.get("--input", picture),
+        "--vocabulary", change.get("--vocabulary", "sun"), "--output", tmp_path / "out",
+        "--opts", "MODEL.WEIGHTS", change.get("weights", weights), "MODEL.VILD.TEACHER.PRETRAINED", "random",
+        "MODEL.VILD.TEACHER.NAME", change.get("teacher", f"local-dir:{teacher_folder}"),
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and re.search(message, last), last
+
+
+def test_store_from_proposals_goes_on_and_refuses_another_teacher(world, proposals_file, teacher_folder, tmp_path):
+    arguments = ["--dataset", "glyphs_train", "--proposals", proposals_file, "--output", tmp_path / "store",
+                 "--shard-pictures", 16, "--max-per-image", 3]  # fmt: skip
+    done = tool("build_teacher_store.py", *arguments, "--teacher", f"local-dir:{teacher_folder}")
+    assert done.returncode == 0, done.stderr
+    before = (tmp_path / "store" / "manifest.json").read_bytes()
+    store = EmbeddingStore(tmp_path / "store")
+    assert len(store) == 40 and all(len(store[i].boxes) <= 3 for i in range(1, 41))
+    (tmp_path / "store" / "shard-00001.safetensors").unlink()
+    assert tool("build_teacher_store.py", *arguments, "--teacher", f"local-dir:{teacher_folder}").returncode == 0
+    assert (tmp_path / "store" / "manifest.json").read_bytes() == before
+    done = tool("build_teacher_store.py", *arguments, "--teacher", "RN50-quickgelu", "--pretrained", "random")
+    assert done.returncode == 2 and "it was begun with fingerprint" in done.stderr
+
+
+def test_vocabulary_and_proposals_tools(world, weights, teacher_folder, tmp_path):
+    done = tool("build_vocabulary.py", "--dataset", "glyphs_val", "--teacher", f"local-dir:{teacher_folder}",
+                "--prompts", "photo", "--output", tmp_path / "v.safetensors")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Vocabulary.load(tmp_path / "v.safetensors").splits.count("novel") == 20
+    done = tool("build_vocabulary.py", "--names", "a,b", "--output", tmp_path / "w.safetensors")
+    assert done.returncode == 2 and "either --teacher or --npy" in done.stderr
+    done = tool(
+        "make_proposals.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--dataset", "glyphs_val",
+        "--output", tmp_path / "p.safetensors", "MODEL.WEIGHTS", weights, "MODEL.VILD.VOCABULARY", weights,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "p.safetensors").is_file()
+
+
+def test_install_detectron2_keeps_the_one_that_is_there():
+    done = tool("install_detectron2.py")
+    assert done.returncode == 0 and "kept the one that imports" in done.stdout

@@ -1,0 +1,199 @@
+"""The trainer from the command line: resume after a kill, the checkpoint's contents, a user's mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY
+from vild.checkpoint import VildCheckpointer
+from vild.engine import Trainer, check_classes, load_config
+from vild.errors import UserError
+from vild.predictor import OpenVocabularyDetector
+from vild.vocabulary import Vocabulary
+
+TINY = [
+    "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.WARMUP_ITERS", "2", "SOLVER.IMS_PER_BATCH", "2",
+    "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def command(vocabulary_file, store_folder, teacher_folder, world):
+    """tools/train_net.py over the tiny files."""
+
+    def make(output, *overrides, config="vild", flags=("--num-gpus", "0")):
+        return [
+            sys.executable, str(REPOSITORY / "tools/train_net.py"),
+            "--config-file", str(REPOSITORY / "configs/Glyphs" / f"{config}.yaml"), *flags, *TINY,
+            "MODEL.VILD.VOCABULARY", str(vocabulary_file), "MODEL.VILD.STORE", str(store_folder),
+            "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}", "OUTPUT_DIR", str(output), *overrides,
+        ]  # fmt: skip
+
+    return make
+
+
+def run(arguments):
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+
+
+def test_resume_after_a_kill_equals_never_stopped(command, tmp_path):
+    assert run(command(tmp_path / "whole")).returncode == 0
+    process = subprocess.Popen(command(tmp_path / "killed", "SOLVER.MAX_ITER", "6"), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    for _ in range(600):
+        if (tmp_path / "killed" / "last_checkpoint").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (tmp_path / "killed" / "model_final.pth").exists()
+    resumed = run(command(tmp_path / "killed", flags=("--num-gpus", "0", "--resume")))
+    assert resumed.returncode == 0, resumed.stderr
+    whole, killed = (torch.load(tmp_path / n / "model_final.pth", weights_only=True) for n in ("whole", "killed"))
+    assert whole["iteration"] == killed["iteration"] == 5
+    assert all(torch.equal(v, killed["model"][k]) for k, v in whole["model"].items())
+    last = [json.loads((tmp_path / n / "metrics.json").read_text().splitlines()[-1]) for n in ("whole", "killed")]
+    losses = [k for k in last[0] if "loss" in k and k in last[1]]
+    assert len(losses) >= 6
+
+
+def test_losses_of_every_step_are_the_same_after_a_resume(make_cfg, tmp_path):
+    def losses(cfg, resume, until):
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume)
+        rows = []
+        step = trainer.run_step
+
+        def spy():
+            step()
+            rows.append(trainer.storage.latest()["total_loss"][0])
+
+        trainer.run_step = spy
+        trainer.max_iter = until
+        trainer.train()
+        return rows
+
+    settings = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "()")
+    whole = losses(make_cfg("ensemble", *settings, "OUTPUT_DIR", str(tmp_path / "a")), False, 4)
+    os.makedirs(tmp_path / "b")
+    second = make_cfg("ensemble", *settings, "OUTPUT_DIR", str(tmp_path / "b"))
+    os.link(tmp_path / "a" / "model_0000001.pth", tmp_path / "b" / "model_0000001.pth")
+    (tmp_path / "b" / "last_checkpoint").write_text("model_0000001.pth")
+    assert losses(second, True, 4) == whole[2:]
+    assert len(set(whole)) == 4
+
+
+def test_the_checkpoint_holds_vocabulary_and_fingerprint(make_cfg, vocabulary, tmp_path):
+    cfg = make_cfg("text", "MODEL.VILD.STORE", "")
+    model = Trainer.build_model(cfg)
+    VildCheckpointer(model, str(tmp_path)).save("model")
+    inside = Vocabulary.load(tmp_path / "model.pth")
+    assert inside.names == vocabulary.names and inside.fingerprint == vocabulary.fingerprint
+    assert torch.equal(inside.embeddings, vocabulary.embeddings)
+
+    other = Vocabulary(vocabulary.names, vocabulary.embeddings, vocabulary.splits,
+                       fingerprint={**vocabulary.fingerprint, "weights": "0" * 16})  # fmt: skip
+    other.save(tmp_path / "other.safetensors")
+    second = Trainer.build_model(make_cfg("text", "MODEL.VILD.VOCABULARY", str(tmp_path / "other.safetensors")))
+    with pytest.raises(UserError, match=r"checkpoint .*model\.pth is of teacher .* config's vocabulary is of teacher"):
+        VildCheckpointer(second).load(str(tmp_path / "model.pth"))
+
+
+def test_a_vocabulary_in_another_order_is_refused(world, vocabulary):
+    order = list(range(len(vocabulary)))
+    order[2], order[3] = 3, 2
+    with pytest.raises(UserError, match=r"60 classes, the vocabulary 60; they first differ at number 2: 'star' and"):
+        check_classes(vocabulary.take(order), "glyphs_val", training=False)
+    with pytest.raises(UserError, match="60 classes, the vocabulary 5"):
+        check_classes(vocabulary.take(range(5)), "glyphs_val", training=False)
+    marks = ("base",) * len(vocabulary)
+    unmarked = Vocabulary(vocabulary.names, vocabulary.embeddings, marks)
+    check_classes(unmarked, "glyphs_val", training=False)
+    with pytest.raises(UserError, match="marks differ"):
+        check_classes(unmarked, "glyphs_train", training=True)
+
+
+def mistakes(tmp_path, vocabulary):
+    """What a user gets wrong in training: overrides, and what the one line says."""
+    narrow = Vocabulary(vocabulary.names, torch.eye(60, 61), vocabulary.splits, fingerprint={
+        **vocabulary.fingerprint, "width": 61, "weights": "1" * 16})  # fmt: skip
+    narrow.save(tmp_path / "narrow.safetensors")
+    return {
+        "missing data set": (["DATASETS.TRAIN", "('lvis_v2',)"], "data set 'lvis_v2' is not known"),
+        "missing store": (["MODEL.VILD.STORE", "/nowhere"], "store /nowhere: /nowhere/manifest.json does not exist"),
+        "no store": (["MODEL.VILD.STORE", ""], "MODEL.VILD.STORE is empty"),
+        "missing vocabulary": (["MODEL.VILD.VOCABULARY", "/v.safetensors"], "/v.safetensors does not exist"),
+        "width": (["MODEL.VILD.VOCABULARY", str(tmp_path / "narrow.safetensors")], "width 64.*width 61"),
+        "unknown key": (["MODEL.VILD.TEMPERATUR", "1"], "MODEL.VILD.TEMPERATUR"),
+        "missing weights": (["MODEL.WEIGHTS", "/w.pth"], "MODEL.WEIGHTS: /w.pth does not exist"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["missing data set", "missing store", "no store", "missing vocabulary", "width", "unknown key", "missing weights"],
+)
+def test_a_mistake_ends_in_one_line(make_cfg, vocabulary, tmp_path, case):
+    overrides, message = mistakes(tmp_path, vocabulary)[case]
+    with pytest.raises(UserError, match=message) as caught:
+        Trainer(make_cfg("vild", *overrides)).resume_or_load(resume=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_prints_that_line_and_no_traceback(command, tmp_path):
+    done = run(command(tmp_path / "o", "MODEL.VILD.STORE", "/nowhere"))
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert lines == [
+        "error: store /nowhere: /nowhere/manifest.json does not exist; tools/build_teacher_store.py makes a store"
+    ]
+    assert "Traceback" not in done.stderr + done.stdout
+    missing = run([sys.executable, str(REPOSITORY / "tools/train_net.py"), "--config-file", "none.yaml"])
+    assert missing.returncode == 2 and missing.stderr.strip().endswith("error: config none.yaml does not exist")
+
+
+def test_a_mistake_inside_a_loader_worker_is_one_line_too(command, tmp_path, world, monkeypatch):
+    """A picture that cannot be read, met by a worker process during training."""
+    root = tmp_path / "datasets"
+    (root / "glyphs").mkdir(parents=True)
+    (root / "glyphs" / "annotations").symlink_to(world / "glyphs" / "annotations")
+    (root / "glyphs" / "train").mkdir()
+    for picture in (world / "glyphs" / "train").iterdir():
+        (root / "glyphs" / "train" / picture.name).write_bytes(b"broken")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    done = run(command(tmp_path / "o"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.strip().splitlines()[-1].startswith("error: picture ")
+    assert "cannot be read" in done.stderr
+
+
+def test_detectron2_conventions(make_cfg):
+    cfg = make_cfg("vild")
+    assert cfg.MODEL.DEVICE in ("cpu", "cuda") and cfg.SOLVER.AMP.ENABLED is False
+    for path in (REPOSITORY / "configs").rglob("*.yaml"):
+        load_config(str(path))
+
+
+def test_the_predictor_takes_any_words(make_cfg, teacher, vocabulary, tmp_path):
+    cfg = make_cfg("vild")
+    model = Trainer.build_model(cfg)
+    VildCheckpointer(model, str(tmp_path)).save("model")
+    detector = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(tmp_path / "model.pth")))
+    picture = torch.randint(0, 255, (100, 150, 3), dtype=torch.uint8).numpy()
+    found = detector(picture)
+    assert detector.names == vocabulary.names and found.image_size == (100, 150)
+    detector.set_words(["umbrella", "a thing nobody drew"])
+    found = detector(picture)
+    assert detector.names == ("umbrella", "a thing nobody drew")
+    assert set(found.pred_classes.tolist()) <= {0, 1}
+    present = detector.model.vocabulary
+    assert present.splits[:2] == ("novel", "novel") and set(present.splits[2:]) == {"base"}
+    with pytest.raises(UserError, match="empty"):
+        detector.set_words([])

@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Write a vocabulary file: text embeddings of names, from a teacher or from a .npy matrix.
+
+    tools/build_vocabulary.py --dataset glyphs_train --teacher local-dir:output/quickstart/teacher --output V
+    tools/build_vocabulary.py --names "umbrella, chess knight" --teacher ViT-B-32-quickgelu --pretrained openai \\
+        --output V.safetensors
+    tools/build_vocabulary.py --dataset lvis_v1_val --npy lvis_v1_clip_vitb32_text.npy --output V.safetensors
+"""
+
+import argparse
+from pathlib import Path
+
+from vild.data import datasets
+from vild.errors import UserError, one_line_errors
+from vild.prompts import PROMPT_SETS
+from vild.teacher.clip import Teacher
+from vild.vocabulary import Vocabulary
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", help="names, synonyms and base/novel marks of a data set")
+    source.add_argument("--names", help='"umbrella, chess knight", or a file with a name a line')
+    parser.add_argument("--teacher", help="open_clip model name, or local-dir:FOLDER")
+    parser.add_argument("--pretrained", default="", help="open_clip tag or file of weights, or 'random'")
+    parser.add_argument("--npy", help="import these embeddings instead, [C, D] or [D, C]")
+    parser.add_argument("--prompts", choices=PROMPT_SETS, default="vild")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", required=True)
+    args = parser.parse_args()
+
+    splits = synonyms = None
+    if args.dataset:
+        classes = datasets.get_classes(args.dataset)
+        names, splits, synonyms = classes.names, classes.splits, classes.synonyms
+    elif Path(args.names).is_file():
+        names = Path(args.names).read_text().splitlines()
+    else:
+        names = args.names.split(",")
+    if bool(args.npy) == bool(args.teacher):
+        raise UserError("give either --teacher or --npy")
+    if args.npy:
+        vocabulary = Vocabulary.from_npy(args.npy, [n.strip() for n in names if n.strip()], splits)
+    else:
+        teacher = Teacher(args.teacher, args.pretrained, args.device)
+        vocabulary = Vocabulary.from_names(teacher, names, prompts=args.prompts, splits=splits, synonyms=synonyms)
+    vocabulary.save(args.output)
+    print(f"{len(vocabulary)} names, width {vocabulary.width}: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

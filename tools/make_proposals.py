@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Write the proposals of a trained class-agnostic network (or of any detector) for a data set.
+
+    tools/make_proposals.py --config-file configs/Glyphs/proposals.yaml --dataset glyphs_train \\
+        --output output/quickstart/proposals.safetensors MODEL.WEIGHTS output/quickstart/proposals/model_final.pth
+"""
+
+import argparse
+
+import torch
+from detectron2.modeling import build_model
+from tqdm import tqdm
+
+from vild.checkpoint import VildCheckpointer
+from vild.data import datasets
+from vild.data.loader import build_test_loader
+from vild.engine import load_config
+from vild.errors import UserError, one_line_errors
+from vild.teacher.proposals import save_proposals
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE ...")
+    args = parser.parse_args()
+    cfg = load_config(args.config_file, args.opts)
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: give the trained proposal network")
+    datasets.register_all()
+    loader = build_test_loader(cfg, args.dataset)
+    model = build_model(cfg).eval()
+    VildCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+
+    proposals = {}
+    with torch.inference_mode():
+        for inputs in tqdm(loader, desc="proposals"):
+            for given, output in zip(inputs, model(inputs), strict=True):
+                found = (output["proposals"] if "proposals" in output else output["instances"]).to("cpu")
+                if found.has("proposal_boxes"):
+                    boxes, scores = found.proposal_boxes.tensor, found.objectness_logits.sigmoid()
+                else:
+                    boxes, scores = found.pred_boxes.tensor, found.scores
+                keep = scores.argsort(descending=True, stable=True)[: cfg.TEST.PROPOSALS_PER_IMAGE]
+                proposals[given["image_id"]] = boxes[keep], scores[keep]
+    save_proposals(args.output, proposals)
+    total = sum(len(boxes) for boxes, _ in proposals.values())
+    print(f"{total} proposals of {len(proposals)} pictures: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

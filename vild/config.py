@@ -1,0 +1,47 @@
+"""Every key that vild adds to Detectron2's config, and the defaults of Detectron2's own keys that ViLD fixes."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_vild_config(cfg: CfgNode) -> None:
+    """Add ``MODEL.VILD``, in place."""
+    cfg.MODEL.VILD = vild = CfgNode()
+    # What trains the region embedding: "text", "image", "vild" (both losses, one head) or "ensemble" (two heads)
+    vild.VARIANT = "vild"
+    # The vocabulary (.safetensors) the classes come from; names in the data set's category order
+    vild.VOCABULARY = ""
+    # Another vocabulary for evaluation and demo ("": the same)
+    vild.TEST_VOCABULARY = ""
+    # The teacher's store of the training pictures (needed by every variant but "text")
+    vild.STORE = ""
+    # The teacher itself, for the demo's words: an open_clip name and tag or file, or local-dir:FOLDER
+    vild.TEACHER = CfgNode({"NAME": "ViT-B-32-quickgelu", "PRETRAINED": "openai"})
+    # Softmax temperature, the same in training and test [released code]
+    vild.TEMPERATURE = 0.01
+    # Weight of the image loss: 0.5 for R50 (paper, table 3)
+    vild.DISTILL_WEIGHT = 0.5
+    # Distilled regions a picture and step, drawn from those in the store
+    vild.DISTILL_PER_IMAGE = 300
+    # A distilled region leaves when less of its area than this is left after augmentation
+    vild.MIN_VISIBLE = 0.5
+    # Ensemble: p_text^w p_image^(1-w) on base names, exponents swapped on novel ones (paper, eq. 5)
+    vild.ENSEMBLE_WEIGHT = 2.0 / 3.0
+    # (region, class) pairs that enter NMS at test
+    vild.PRE_NMS_TOPK = 20000
+
+    # ViLD's two heads for boxes and masks do not know the classes
+    cfg.MODEL.META_ARCHITECTURE = "ViLDRCNN"
+    cfg.MODEL.ROI_HEADS.NAME = "ViLDROIHeads"
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = True
+    cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    # Regions kept by tools/make_proposals.py for distillation: at most 300 a picture (paper, section 3.3)
+    cfg.TEST.PROPOSALS_PER_IMAGE = 300
+    # Large-scale jitter: resize by a random factor of SIZE, then a random SIZE x SIZE crop (or padding);
+    # replaces the resize and crop keys of Detectron2 in training
+    cfg.INPUT.LARGE_SCALE_JITTER = CfgNode({"ENABLED": False, "SIZE": 1024, "MIN": 0.1, "MAX": 2.0})
+    # Adam beside Detectron2's SGD: "SGD" or "AdamW"; gradients as SOLVER.CLIP_GRADIENTS says
+    cfg.SOLVER.OPTIMIZER = "SGD"

@@ -1,0 +1,1 @@
+"""Data sets, the built-in world, and the mapper that keeps boxes and embeddings together."""

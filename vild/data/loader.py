@@ -1,0 +1,115 @@
+"""Data loaders. The training stream is a pure function of (seed, position), so that a resumed run sees exactly
+what an undisturbed one would have seen, with any number of workers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.data.common import DatasetFromList
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.utils import comm
+
+from vild.data import datasets
+from vild.data.mapper import ViLDMapper
+from vild.errors import UserError
+from vild.teacher.store import EmbeddingStore
+
+
+class SeededStream(torch.utils.data.Dataset):
+    """Map (position, index) to a mapped record, the random generators seeded by the position."""
+
+    def __init__(self, records: list[dict], mapper: Callable[[dict], dict], seed: int):
+        self.records = DatasetFromList(records, copy=False)
+        self.mapper = mapper
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        position, index = key
+        state = np.random.SeedSequence([self.seed, position]).generate_state(2)
+        np.random.seed(state[0])
+        random.seed(int(state[1]))
+        return self.mapper(self.records[index])
+
+
+class ResumableSampler(torch.utils.data.Sampler):
+    """An endless stream of (position, index), shuffled anew each epoch, that can start anywhere.
+
+    Args:
+        repeats: how often each record comes in an epoch, float [size] (1.0: once; LVIS's repeat factors).
+        start: the first position, over all ranks.
+    """
+
+    def __init__(self, repeats: torch.Tensor, seed: int, start: int = 0):
+        self.repeats = repeats
+        self.seed = seed
+        self.start = start
+
+    def _epoch(self, number: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed + number)
+        whole = self.repeats.trunc()
+        counts = whole + (torch.rand(len(self.repeats), generator=generator) < self.repeats - whole)
+        indices = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
+        return indices[torch.randperm(len(indices), generator=generator)].tolist()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rank, world = comm.get_rank(), comm.get_world_size()
+        position, epoch = 0, 0
+        while True:
+            indices = self._epoch(epoch)
+            first = max(self.start - position, 0)
+            for offset in range(first, len(indices)):
+                if (position + offset) % world == rank:
+                    yield position + offset, indices[offset]
+            position, epoch = position + len(indices), epoch + 1
+
+
+def training_records(names: tuple[str, ...], filter_empty: bool) -> list[dict]:
+    """The records of the training sets; UserError for an unknown or missing one."""
+    records = [r for name in names for r in datasets.load_dicts(name)]
+    if filter_empty:
+        records = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
+    if not records:
+        raise UserError(f"DATASETS.TRAIN {tuple(names)}: no picture with an annotation of a base name")
+    return records
+
+
+def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int = 0):
+    """The training loader of a config, at the position where ``start_iteration`` begins."""
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name a data set")
+    records = training_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    seed = max(cfg.SEED, 0)
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        repeats = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+    else:
+        repeats = torch.ones(len(records))
+    return build_detection_train_loader(
+        dataset=SeededStream(records, ViLDMapper.from_config(cfg, store), seed),
+        mapper=None,
+        sampler=ResumableSampler(repeats, seed, start_iteration * cfg.SOLVER.IMS_PER_BATCH),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_test_loader(cfg, name: str):
+    """Detectron2's test loader over one data set."""
+    records = datasets.load_dicts(name)
+    for record in records:
+        record.pop("annotations")
+    mapper = DatasetMapper(cfg, is_train=False)
+    return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)

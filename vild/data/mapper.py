@@ -1,0 +1,138 @@
+"""From a data set's record to the detector's input, with the distilled regions kept in step."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import numpy as np
+import torch
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from vild.errors import UserError
+from vild.teacher.store import EmbeddingStore
+
+logger = logging.getLogger(__name__)
+
+
+def read_picture(file_name: str, image_format: str = "BGR") -> np.ndarray:
+    """uint8 [H, W, 3]; UserError if the file cannot be read."""
+    try:
+        return utils.read_image(file_name, format=image_format)
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"picture {file_name} cannot be read: {reason}") from error
+
+
+def transform_regions(
+    boxes: Tensor, transforms: T.TransformList, image_size: tuple[int, int], min_visible: float
+) -> tuple[Tensor, Tensor]:
+    """Carry boxes along with an augmentation.
+
+    Args:
+        boxes: [N, 4] xyxy in the original picture.
+        image_size: (height, width) after augmentation.
+        min_visible: a region stays if at least this share of its transformed area lies inside.
+
+    Returns:
+        boxes [K, 4] in the augmented picture, clipped; their rows, int64 [K].
+    """
+    moved = torch.from_numpy(transforms.apply_box(boxes.numpy())).float()
+    area = (moved[:, 2:] - moved[:, :2]).prod(1)
+    limit = torch.tensor([image_size[1], image_size[0]] * 2)
+    clipped = torch.minimum(moved.clamp(min=0), limit)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    # a region thinner than a pixel tells nothing, however much of it is visible
+    rows = ((sides.prod(1) >= min_visible * area) & (sides >= 1).all(1)).nonzero()[:, 0]
+    return clipped[rows], rows
+
+
+def training_augmentations(cfg) -> list[T.Augmentation]:
+    """Large-scale jitter where the config asks for it, else Detectron2's resize and crop; then the flip."""
+    jitter, augmentations = cfg.INPUT.LARGE_SCALE_JITTER, utils.build_augmentation(cfg, is_train=True)
+    if jitter.ENABLED:
+        side = jitter.SIZE
+        augmentations[0:1] = [T.ResizeScale(jitter.MIN, jitter.MAX, side, side), T.FixedSizeCrop((side, side))]
+    elif cfg.INPUT.CROP.ENABLED:
+        augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    return augmentations
+
+
+class ViLDMapper:
+    """Map a training record to ``image``, ``instances`` and, with a store, ``distill``.
+
+    Args:
+        augmentations: Detectron2's; they act on picture, annotations and distilled regions alike.
+        image_format: of the detector's input.
+        mask_format: "polygon" or "bitmask", or "" for a detector without masks.
+        store: the teacher's embeddings (None: no distillation).
+        distill_per_image: at most so many regions a picture, a random choice of those that stay.
+        min_visible: see :func:`transform_regions`.
+    """
+
+    def __init__(
+        self,
+        augmentations: list[T.Augmentation],
+        *,
+        image_format: str,
+        mask_format: str,
+        store: EmbeddingStore | None,
+        distill_per_image: int,
+        min_visible: float,
+    ):
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.mask_format = mask_format
+        self.store = store
+        self.distill_per_image = distill_per_image
+        self.min_visible = min_visible
+
+    @classmethod
+    def from_config(cls, cfg, store: EmbeddingStore | None) -> ViLDMapper:
+        """The training mapper of a config."""
+        return cls(
+            training_augmentations(cfg),
+            image_format=cfg.INPUT.FORMAT,
+            mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "",
+            store=store,
+            distill_per_image=cfg.MODEL.VILD.DISTILL_PER_IMAGE,
+            min_visible=cfg.MODEL.VILD.MIN_VISIBLE,
+        )
+
+    def __call__(self, record: dict) -> dict:
+        record = copy.deepcopy(record)
+        picture = read_picture(record["file_name"], self.image_format)
+        utils.check_image_size(record, picture)
+        inputs = T.AugInput(picture)
+        transforms = self.augmentations(inputs)
+        picture = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
+        image_size = picture.shape[1:]
+        annotations = [
+            utils.transform_instance_annotations(a, transforms, image_size)
+            for a in record.pop("annotations")
+            if not a["iscrowd"]
+        ]
+        if not self.mask_format:
+            for annotation in annotations:
+                annotation.pop("segmentation", None)
+        instances = utils.annotations_to_instances(annotations, image_size, self.mask_format or "polygon")
+        result = {
+            **record,
+            "image": torch.from_numpy(picture),
+            "instances": utils.filter_empty_instances(instances),
+        }
+        if self.store is not None:
+            result["distill"] = self.distilled(record["image_id"], transforms, image_size)
+        return result
+
+    def distilled(self, image_id: int, transforms: T.TransformList, image_size: tuple[int, int]) -> Instances:
+        """The picture's regions from the store, augmented as it is; a random choice of them."""
+        regions = self.store[image_id]
+        boxes, rows = transform_regions(regions.boxes, transforms, image_size, self.min_visible)
+        if len(rows) > self.distill_per_image:
+            chosen = np.sort(np.random.choice(len(rows), self.distill_per_image, replace=False))
+            boxes, rows = boxes[chosen], rows[chosen]
+        return Instances(image_size, proposal_boxes=Boxes(boxes), embeddings=regions.embeddings[rows])

@@ -1,0 +1,194 @@
+"""From a config to a trained and evaluated detector, with Detectron2's trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer, HookBase, default_setup
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+
+import vild.modeling  # noqa: F401  (registers the detector)
+from vild.checkpoint import VildCheckpointer
+from vild.config import add_vild_config
+from vild.data import datasets
+from vild.data.loader import build_test_loader, build_train_loader
+from vild.errors import UserError
+from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
+from vild.teacher.clip import check_same_teacher
+from vild.teacher.store import EmbeddingStore
+from vild.vocabulary import Vocabulary
+
+logger = logging.getLogger("vild")
+
+
+def load_config(config_file: str, overrides: list[str] | None = None):
+    """Detectron2's defaults, vild's keys, the file, the overrides; frozen. On a machine without a GPU the
+    device becomes "cpu" and AMP is switched off.
+
+    Raises:
+        UserError: no such file, or a key or value that does not fit.
+    """
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    if not os.path.isfile(config_file):
+        raise UserError(f"config {config_file} does not exist")
+    try:
+        cfg.merge_from_file(config_file)
+        cfg.merge_from_list(overrides or [])
+    except (KeyError, AssertionError, ValueError) as error:
+        raise UserError(f"config {config_file}: {str(error.args[0]).splitlines()[0]}") from error
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu":
+        cfg.SOLVER.AMP.ENABLED = False
+    cfg.freeze()
+    return cfg
+
+
+def setup(args):
+    """Config of Detectron2's command-line arguments, logger, output folder, data sets."""
+    cfg = load_config(args.config_file, args.opts)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_no_user_errors)
+    default_setup(cfg, args)
+    if logger.level == logging.NOTSET:
+        from detectron2.utils.logger import setup_logger
+
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
+    datasets.register_all()
+    return cfg
+
+
+def _no_user_errors(record: logging.LogRecord) -> bool:
+    """Detectron2 logs every exception with its traceback; a user's mistake is told in one line instead."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+
+
+def is_proposal_network(cfg) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+
+
+def open_store(cfg) -> EmbeddingStore | None:
+    """The store of a training config, checked against its vocabulary; None where nothing is distilled."""
+    if is_proposal_network(cfg) or cfg.MODEL.VILD.VARIANT == "text":
+        return None
+    if not cfg.MODEL.VILD.STORE:
+        raise UserError(f"MODEL.VILD.STORE is empty, but the variant '{cfg.MODEL.VILD.VARIANT}' distils")
+    store = EmbeddingStore(cfg.MODEL.VILD.STORE)
+    vocabulary = Vocabulary.load(cfg.MODEL.VILD.VOCABULARY)
+    store.check_teacher(vocabulary.fingerprint, f"vocabulary {cfg.MODEL.VILD.VOCABULARY}")
+    return store
+
+
+def check_classes(vocabulary: Vocabulary, name: str, training: bool) -> None:
+    """UserError unless the vocabulary holds exactly the data set's classes, in order; and, for training, marks
+    the same ones as base."""
+    classes = datasets.get_classes(name)
+    if vocabulary.names != classes.names:
+        pairs = zip(vocabulary.names, classes.names, strict=False)
+        n, (mine, theirs) = next(
+            ((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1]),
+            (min(len(vocabulary), len(classes.names)), ("nothing", "nothing")),
+        )
+        raise UserError(
+            f"data set '{name}' has {len(classes.names)} classes, the vocabulary {len(vocabulary)}; they first "
+            f"differ at number {n}: '{theirs}' and '{mine}' (tools/build_vocabulary.py --dataset {name})"
+        )
+    if training and vocabulary.splits != classes.splits:
+        raise UserError(f"data set '{name}': the vocabulary's base/novel marks differ from the split's")
+
+
+class SeedEveryStep(HookBase):
+    """Seed torch by the iteration (RoI sampling draws from it), so that a resumed run draws the same."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_step(self):
+        torch.manual_seed((self.seed << 32) + (self.trainer.iter << 8) + comm.get_rank())
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer with vild's data, evaluators, optimizer and checkpoint.
+
+    ``--resume`` after a kill gives what an undisturbed run would have given: the data stream and every random
+    draw depend on (SEED, iteration) alone.
+    """
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.checkpointer = VildCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        for hook in self._hooks:  # Detectron2 has bound the hook to its own checkpointer
+            if hasattr(hook, "checkpointer"):
+                hook.checkpointer = self.checkpointer
+        self.register_hooks([SeedEveryStep(max(cfg.SEED, 0))])
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, self.start_iter))
+
+    @classmethod
+    def build_model(cls, cfg):
+        if not is_proposal_network(cfg):
+            for name in cfg.DATASETS.TRAIN:
+                check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, training=True)
+        return super().build_model(cfg)
+
+    @classmethod
+    def build_train_loader(cls, cfg, start_iteration: int = 0):
+        return build_train_loader(cfg, open_store(cfg), start_iteration)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "AdamW":
+            raise UserError(f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor AdamW")
+        parameters = get_default_optimizer_params(model, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM)
+        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return adamw(parameters, cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        if is_proposal_network(cfg):
+            return ProposalRecallEvaluator(dataset_name, cfg.TEST.PROPOSALS_PER_IMAGE)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:
+            folder = os.path.join(folder, dataset_name)
+        return OpenVocabularyEvaluator(dataset_name, folder, masks=cfg.MODEL.MASK_ON)
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Evaluate on ``DATASETS.TEST`` with the test vocabulary; writes ``inference/vild_metrics.json``."""
+        bare = getattr(model, "module", model)
+        trained = getattr(bare, "vocabulary", None)
+        if trained is not None and cfg.MODEL.VILD.TEST_VOCABULARY:
+            other = Vocabulary.load(cfg.MODEL.VILD.TEST_VOCABULARY)
+            check_same_teacher(
+                other.fingerprint,
+                f"vocabulary {cfg.MODEL.VILD.TEST_VOCABULARY}",
+                trained.fingerprint,
+                "the detector",
+            )
+            bare.set_vocabulary(other)
+        try:
+            if trained is not None:
+                for name in cfg.DATASETS.TEST:
+                    check_classes(bare.vocabulary, name, training=False)
+            results = super().test(cfg, model, evaluators)
+        finally:
+            if trained is not None:
+                bare.set_vocabulary(trained)
+        if comm.is_main_process() and cfg.DATASETS.TEST:
+            by_name = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
+            logger.info("metrics written to %s", write_metrics(cfg.OUTPUT_DIR, by_name))
+        return results

@@ -1,0 +1,1 @@
+"""Evaluation: AP for base and novel classes, proposal recall, diagnostics."""

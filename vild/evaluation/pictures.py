@@ -1,0 +1,60 @@
+"""Pictures for people: detections drawn on a picture, and several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image, ImageDraw
+
+COLOURS = {"base": (0.25, 0.55, 1.0), "novel": (1.0, 0.55, 0.1), "": (0.25, 0.8, 0.4)}
+
+
+def draw(
+    picture: np.ndarray,
+    found: Instances,
+    names: Sequence[str],
+    splits: Sequence[str] | None = None,
+    min_side: int = 480,
+) -> Image.Image:
+    """Boxes, masks, names and scores.
+
+    Args:
+        picture: uint8 [H, W, 3], RGB.
+        found: ``pred_boxes``, ``pred_classes`` and, optionally, ``scores`` and ``pred_masks``.
+        splits: per name "base" or "novel", for the colours (None: a colour each).
+        min_side: smaller pictures are enlarged to it, so that the labels can be read.
+    """
+    classes = found.pred_classes.tolist()
+    scores = found.scores.tolist() if found.has("scores") else [None] * len(found)
+    labels = [names[c] + ("" if s is None else f" {s:.2f}") for c, s in zip(classes, scores, strict=True)]
+    if splits is None:
+        hues = np.random.default_rng(0).uniform(0.2, 1, (len(names), 3))
+        colours = [tuple(hues[c]) for c in classes]
+    else:
+        colours = [COLOURS[splits[c]] for c in classes]
+    scale = max(1.0, min_side / min(picture.shape[:2]))
+    visualizer = Visualizer(picture, scale=scale, instance_mode=ColorMode.SEGMENTATION)
+    drawn = visualizer.overlay_instances(
+        boxes=found.pred_boxes,
+        labels=labels,
+        masks=found.pred_masks.numpy() if found.has("pred_masks") else None,
+        assigned_colors=colours,
+        alpha=0.35,
+    )
+    return Image.fromarray(drawn.get_image())
+
+
+def side_by_side(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
+    """A grid of equally large pictures with a title over each column."""
+    width, height = rows[0][0].size
+    band = 28
+    sheet = Image.new("RGB", (width * len(titles), band + height * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        pen.text((width * (column + 0.5), band / 2), title, fill="black", anchor="mm", font_size=20)
+        for row, pictures in enumerate(rows):
+            sheet.paste(pictures[column], (width * column, band + height * row))
+    return sheet

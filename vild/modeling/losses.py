@@ -1,0 +1,40 @@
+"""ViLD's losses (arXiv 2104.13921, section 3). Pure functions.
+
+Shapes: R sampled RoIs, M distilled RoIs, C classes of the vocabulary, D embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cosine_logits(embeddings: Tensor, text: Tensor, temperature: float) -> Tensor:
+    """cos(region, text) / temperature, for unit [R, D] and unit [C, D]: [R, C] (eq. 2)."""
+    return embeddings @ text.T / temperature
+
+
+def text_loss(logits: Tensor, labels: Tensor, trained: Tensor) -> Tensor:
+    """Softmax cross-entropy over base classes and background (eq. 2). Scalar, mean over RoIs.
+
+    Args:
+        logits: [R, C + 1], background last.
+        labels: int64 [R]; C is background.
+        trained: bool [C]; the other classes (novel) are left out of the denominator, as in the paper. The
+            released code multiplies their logits by 0 instead, which leaves e^0 each in it.
+    """
+    if len(labels) == 0:
+        return logits.sum() * 0
+    keep = torch.cat([trained, trained.new_ones(1)])
+    return F.cross_entropy(logits.masked_fill(~keep, float("-inf")), labels)
+
+
+def image_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
+    """L1 between unit region embeddings and unit teacher embeddings, both [M, D] (eq. 3).
+
+    Summed over D, mean over RoIs. Scalar.
+    """
+    if len(targets) == 0:
+        return embeddings.sum() * 0
+    return (embeddings - targets).abs().sum(1).mean()

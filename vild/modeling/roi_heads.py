@@ -1,0 +1,236 @@
+"""ViLD's RoI heads: region embeddings, class-agnostic boxes and masks, four variants (paper, section 3).
+
+==========  ====================================  ====================================
+variant     what trains the region embedding      score at test
+==========  ====================================  ====================================
+text        text loss                             softmax over vocabulary + background
+image       image loss                            softmax over vocabulary
+vild        both, one shared head                 as text
+ensemble    text and image loss, a head each      geometric mean of the two
+==========  ====================================  ====================================
+
+Shapes: R sampled RoIs, M distilled RoIs, C classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_box_head
+from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from vild.errors import UserError
+from vild.modeling import fusion, losses
+from vild.modeling.classifier import RegionEmbedding, TextClassifier
+from vild.vocabulary import Vocabulary
+
+VARIANTS = ("text", "image", "vild", "ensemble")
+
+
+@ROI_HEADS_REGISTRY.register()
+class ViLDROIHeads(StandardROIHeads):
+    """Detectron2's standard heads with the classifier replaced by region embeddings and a vocabulary."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        variant: str,
+        embedding: RegionEmbedding,
+        image_embedding: RegionEmbedding | None,
+        classifier: TextClassifier,
+        bbox_pred: nn.Linear,
+        box2box_transform: Box2BoxTransform,
+        distill_weight: float,
+        ensemble_weight: float,
+        score_threshold: float,
+        nms_threshold: float,
+        per_image: int,
+        pre_nms_topk: int,
+        **kwargs,
+    ):
+        """
+        Args:
+            embedding: the only head's region embedding; in the ensemble the text head's.
+            image_embedding: the image head's, in the ensemble; else None.
+            bbox_pred: features of ``embedding`` to 4 class-agnostic deltas.
+            kwargs: :class:`StandardROIHeads`'s; its ``box_head`` is the one inside ``embedding``.
+        """
+        super().__init__(box_head=None, box_predictor=None, **kwargs)
+        if variant not in VARIANTS:
+            raise UserError(f"MODEL.VILD.VARIANT: '{variant}' is not one of {', '.join(VARIANTS)}")
+        self.variant = variant
+        self.embedding = embedding
+        self.image_embedding = image_embedding
+        self.classifier = classifier
+        self.bbox_pred = bbox_pred
+        self.box2box_transform = box2box_transform
+        self.distill_weight = distill_weight
+        self.ensemble_weight = ensemble_weight
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.per_image = per_image
+        self.pre_nms_topk = pre_nms_topk
+        if variant == "image":  # it has no background class
+            self.classifier.background.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        if not (cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG and cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK):
+            raise UserError("ViLD's boxes and masks are class-agnostic: set both CLS_AGNOSTIC_* keys to True")
+        vild = cfg.MODEL.VILD
+        vocabulary = Vocabulary.load(vild.VOCABULARY)
+        settings = super().from_config(cfg, input_shape)
+        shape = settings.pop("pooled_shape")
+
+        def embedding():
+            return RegionEmbedding(build_box_head(cfg, shape), vocabulary.width)
+
+        text_embedding = embedding()
+        bbox_pred = nn.Linear(text_embedding.projection.in_features, 4)
+        nn.init.normal_(bbox_pred.weight, std=0.001)
+        nn.init.zeros_(bbox_pred.bias)
+        settings.update(
+            num_classes=len(vocabulary),
+            variant=vild.VARIANT,
+            embedding=text_embedding,
+            image_embedding=embedding() if vild.VARIANT == "ensemble" else None,
+            classifier=TextClassifier(vocabulary, vild.TEMPERATURE),
+            bbox_pred=bbox_pred,
+            box2box_transform=Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
+            distill_weight=vild.DISTILL_WEIGHT,
+            ensemble_weight=vild.ENSEMBLE_WEIGHT,
+            score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            pre_nms_topk=vild.PRE_NMS_TOPK,
+        )
+        return settings
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        """Detectron2's own pooler; the heads behind it are built in :meth:`from_config`."""
+        settings = super()._init_box_head(cfg, input_shape)
+        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
+        shape = type(input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]])(
+            channels=channels, height=resolution, width=resolution
+        )
+        keep = ("box_in_features", "box_pooler")
+        return {**{k: settings[k] for k in keep}, "pooled_shape": shape}
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Swap the classes; no weight changes."""
+        self.classifier.set_vocabulary(vocabulary)
+        self.num_classes = len(vocabulary)
+
+    def forward(self, images, features, proposals, targets=None, distill=None):
+        """As :meth:`StandardROIHeads.forward`.
+
+        ``distill``: in training, a picture each, ``Instances`` with ``proposal_boxes`` and unit ``embeddings``
+        [M, D]; None for the text variant.
+        """
+        if not self.training:
+            return super().forward(images, features, proposals)
+        proposals = self.label_and_sample_proposals(proposals, targets)
+        loss_dict = self._box_losses(features, proposals, distill)
+        loss_dict.update(self._forward_mask(features, proposals))
+        return proposals, loss_dict
+
+    def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        return self.box_pooler([features[f] for f in self.box_in_features], boxes)
+
+    def _box_losses(self, features, proposals: list[Instances], distill: list[Instances] | None):
+        """The classification, distillation and box losses, by name, weighted."""
+        pooled = self._pool(features, [p.proposal_boxes for p in proposals])
+        labels = torch.cat([p.gt_classes for p in proposals])
+        if self.variant == "text":
+            embeddings, box_features = self.embedding(pooled)
+            distilled = None
+        else:
+            pooled_distill = self._pool(features, [d.proposal_boxes for d in distill])
+            if self.variant == "ensemble":
+                embeddings, box_features = self.embedding(pooled)
+                distilled, _ = self.image_embedding(pooled_distill)
+            else:  # one head, one batch (and one set of batch statistics)
+                both, box_features = self.embedding(torch.cat([pooled, pooled_distill]))
+                embeddings, distilled = both.split([len(pooled), len(pooled_distill)])
+                box_features = box_features[: len(pooled)]
+
+        result = {"loss_box_reg": self._box_loss(self.bbox_pred(box_features), labels, proposals)}
+        if self.variant != "image":
+            logits = self.classifier(embeddings)
+            result["loss_text"] = losses.text_loss(logits, labels, self.classifier.base)
+            self._log_accuracy(logits, labels)
+        if distilled is not None:
+            targets = torch.cat([d.embeddings for d in distill])
+            result["loss_image"] = self.distill_weight * losses.image_loss(distilled, targets)
+            get_event_storage().put_scalar("vild/num_distilled", len(targets))
+        return result
+
+    def _box_loss(self, deltas: Tensor, labels: Tensor, proposals: list[Instances]) -> Tensor:
+        """L1 on the deltas of the foreground RoIs, over the number of all RoIs (Detectron2's convention)."""
+        foreground = ((labels >= 0) & (labels < self.num_classes)).nonzero()[:, 0]
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        matched = torch.cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
+        loss = _dense_box_regression_loss(
+            [boxes[foreground]],
+            self.box2box_transform,
+            [deltas[foreground][None].float()],
+            [matched[foreground]],
+            ...,
+            "smooth_l1",
+            0.0,
+        )
+        return loss / max(len(labels), 1)
+
+    def _log_accuracy(self, logits: Tensor, labels: Tensor) -> None:
+        """Share of foreground RoIs whose best base class is right."""
+        foreground = labels < self.num_classes
+        if foreground.any():
+            best = logits[foreground, :-1].masked_fill(~self.classifier.base, float("-inf")).argmax(1)
+            accuracy = (best == labels[foreground]).float().mean().item()
+            get_event_storage().put_scalar("vild/fg_accuracy", accuracy)
+
+    def scores(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled RoI features to scores [R, C] of the variant and box deltas [R, 4]."""
+        embeddings, box_features = self.embedding(pooled)
+        logits = self.classifier(embeddings)
+        if self.variant == "image":
+            scores = fusion.image_scores(logits[:, :-1])
+        elif self.variant == "ensemble":
+            image_logits = self.classifier(self.image_embedding(pooled)[0])[:, :-1]
+            scores = fusion.ensemble_scores(
+                fusion.text_scores(logits),
+                fusion.image_scores(image_logits),
+                ~self.classifier.base,
+                self.ensemble_weight,
+            )
+        else:
+            scores = fusion.text_scores(logits)
+        return scores, self.bbox_pred(box_features)
+
+    def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """Unit embeddings [sum of N, D] of given boxes: the image head's where there is one (diagnostics)."""
+        pooled = self._pool(features, boxes)
+        return (self.image_embedding or self.embedding)(pooled)[0]
+
+    def _forward_box(self, features, proposals: list[Instances]) -> list[Instances]:
+        """Detections at test, called by :meth:`StandardROIHeads.forward`."""
+        scores, deltas = self.scores(self._pool(features, [p.proposal_boxes for p in proposals]))
+        rois = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        boxes = self.box2box_transform.apply_deltas(deltas.float(), rois)
+        counts = [len(p) for p in proposals]
+        results = []
+        for p, b, s in zip(proposals, boxes.split(counts), scores.split(counts), strict=True):
+            clipped = Boxes(b)
+            clipped.clip(p.image_size)
+            kept, score, classes, _ = fusion.best_detections(
+                clipped.tensor, s, self.score_threshold, self.nms_threshold, self.per_image, self.pre_nms_topk
+            )
+            results.append(Instances(p.image_size, pred_boxes=Boxes(kept), scores=score, pred_classes=classes))
+        return results

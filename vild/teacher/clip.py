@@ -1,0 +1,161 @@
+"""The teacher: any open_clip model, frozen, with its own preprocessing and a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vild.errors import UserError
+from vild.teacher.crops import crop_regions, fuse_scales
+
+RANDOM = "random"
+
+
+class Teacher:
+    """Unit-length image and text embeddings of one width, without gradients.
+
+    Args:
+        name: an open_clip model name, or ``local-dir:FOLDER`` (``open_clip_config.json`` and weights).
+        pretrained: a tag open_clip knows, a file of weights, or "random" (fixed seed; for trying things).
+            Ignored for ``local-dir:``.
+        device: where the model lives.
+
+    Raises:
+        UserError: unknown name or tag, weights out of reach, or a QuickGELU mismatch (open_clip only warns).
+    """
+
+    def __init__(self, name: str, pretrained: str = "", device: str | torch.device = "cpu"):
+        self.name, self.pretrained, self.device = name, pretrained, torch.device(device)
+        self.model = _create(name, pretrained).to(self.device).eval().requires_grad_(False)
+        self.tokenizer = open_clip.get_tokenizer(name)
+        preprocess = open_clip.get_model_preprocess_cfg(self.model)
+        size = preprocess["size"]
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.mean, self.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+        self.interpolation = preprocess["interpolation"]
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise UserError(f"teacher '{name}': interpolation '{self.interpolation}' is not supported")
+        self.width = self.encode_text(["a"]).shape[1]
+        self.fingerprint = {
+            "name": name,
+            "pretrained": pretrained,
+            "weights": hash_weights(self.model),
+            "width": self.width,
+            "preprocess": {
+                "size": list(self.size),
+                "mean": list(self.mean),
+                "std": list(self.std),
+                "interpolation": self.interpolation,
+                "crop": "squash",
+            },
+        }
+
+    @torch.inference_mode()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Normalised float [N, 3, *size] to unit float32 [N, D]."""
+        if len(images) == 0:
+            return torch.zeros((0, self.width), device=self.device)
+        return F.normalize(self.model.encode_image(images.to(self.device)).float(), dim=1)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str], batch: int = 256) -> Tensor:
+        """T texts to unit float32 [T, D]."""
+        parts = []
+        for start in range(0, len(texts), batch):
+            tokens = self.tokenizer(list(texts[start : start + batch])).to(self.device)
+            parts.append(F.normalize(self.model.encode_text(tokens).float(), dim=1))
+        return torch.cat(parts)
+
+    def encode_regions(self, picture: Tensor, boxes: Tensor) -> Tensor:
+        """The distillation target of each box: 1x + 1.5x crops, fused. uint8 RGB [3, H, W], [N, 4] to [N, D]."""
+        if len(boxes) == 0:
+            return torch.zeros((0, self.width), device=self.device)
+        crops = crop_regions(picture, boxes, self.size, self.mean, self.std, self.interpolation)
+        embeddings = self.encode_image(crops.flatten(0, 1))
+        return fuse_scales(embeddings.view(*crops.shape[:2], -1))
+
+
+def _create(name: str, pretrained: str) -> nn.Module:
+    """``open_clip.create_model`` with its failures as one line."""
+    if name.startswith(open_clip.factory.LOCAL_DIR_PREFIX):
+        folder = Path(name.removeprefix(open_clip.factory.LOCAL_DIR_PREFIX))
+        if not (folder / "open_clip_config.json").is_file():
+            raise UserError(f"teacher '{name}': {folder}/open_clip_config.json does not exist")
+        return _or_user_error(name, lambda: open_clip.create_model(name, require_pretrained=True))
+    if open_clip.get_model_config(name) is None and not name.startswith("hf-hub:"):
+        raise UserError(f"teacher '{name}': open_clip has no model of this name (open_clip.list_models())")
+    if pretrained == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return open_clip.create_model(name, pretrained=None)
+    if not name.startswith("hf-hub:"):
+        tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
+        if not tag and not Path(pretrained).is_file():
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+            raise UserError(f"teacher '{name}': '{pretrained}' is neither a file nor one of its tags ({tags})")
+        wants_quick_gelu = (tag or {}).get("quick_gelu", False)
+        if tag and wants_quick_gelu != open_clip.get_model_config(name).get("quick_gelu", False):
+            raise UserError(
+                f"teacher '{name}': the weights '{pretrained}' were trained "
+                f"{'with' if wants_quick_gelu else 'without'} QuickGELU; "
+                f"use '{name}-quickgelu' or other weights"
+            )
+    return _or_user_error(
+        name, lambda: open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
+    )
+
+
+def _or_user_error(name: str, create: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return create()
+    except Exception as error:  # a broken file can fail anywhere in the loaders
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"teacher '{name}': its weights cannot be loaded: {reason}") from error
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the state dict (first 16 hex digits)."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def same_teacher(a: dict, b: dict) -> bool:
+    """Do two fingerprints stand for one embedding space? Where the weights lie does not matter."""
+    return all(a.get(key) == b.get(key) for key in ("weights", "width", "preprocess"))
+
+
+def check_same_teacher(a: dict, where_a: str, b: dict, where_b: str) -> None:
+    """UserError that names both sides unless both fingerprints are known and agree."""
+    if not same_teacher(a, b):
+        raise UserError(f"{where_a} is of teacher {describe(a)}, but {where_b} is of teacher {describe(b)}")
+
+
+def describe(fingerprint: dict) -> str:
+    """A fingerprint in a few words."""
+    if not fingerprint:
+        return "unknown (imported)"
+    name = " ".join(filter(None, (fingerprint["name"], fingerprint["pretrained"])))
+    return f"{name} (width {fingerprint['width']}, weights {fingerprint['weights']})"
+
+
+def save_local(model: nn.Module, model_cfg: dict, folder: Path) -> None:
+    """Write a model as open_clip's ``local-dir:`` folder, the config last so that it marks a whole folder."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    aside = folder / "open_clip_config.json.tmp"
+    aside.write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}, indent=1))
+    aside.rename(folder / "open_clip_config.json")

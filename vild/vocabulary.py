@@ -1,0 +1,174 @@
+"""A vocabulary turns the teacher's space into classes: names, one unit text embedding each, and their origin.
+
+File: one ``.safetensors`` with ``embeddings`` float32 [C, D]; everything else as JSON in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vild.errors import UserError
+from vild.prompts import PROMPT_SETS, fill
+
+SPLITS = ("base", "novel", "")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """C classes in a fixed order.
+
+    Attributes:
+        names: C different names.
+        embeddings: float32 [C, D], unit rows.
+        splits: per class "base", "novel" or "" (unmarked).
+        synonyms: per class, further names that were averaged in.
+        prompts: name of the prompt set, or "import".
+        fingerprint: the teacher's (see ``vild.teacher.clip``); {} when unknown (imported).
+    """
+
+    names: tuple[str, ...]
+    embeddings: Tensor
+    splits: tuple[str, ...]
+    synonyms: tuple[tuple[str, ...], ...] = ()
+    prompts: str = "import"
+    fingerprint: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.names:
+            raise UserError("vocabulary: it is empty; give at least one name")
+        if len(set(self.names)) != len(self.names):
+            twice = next(n for n in self.names if self.names.count(n) > 1)
+            raise UserError(f"vocabulary: the name '{twice}' stands in it twice")
+        assert self.embeddings.shape[0] == len(self.names) == len(self.splits)
+        assert set(self.splits) <= set(SPLITS)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def width(self) -> int:
+        """D, the teacher's embedding width."""
+        return self.embeddings.shape[1]
+
+    def mask(self, split: str) -> Tensor:
+        """bool [C]: which classes carry the mark ``split``."""
+        return torch.tensor([s == split for s in self.splits])
+
+    @classmethod
+    def from_names(
+        cls,
+        teacher,
+        names: Sequence[str],
+        *,
+        prompts: str = "vild",
+        splits: Sequence[str] | None = None,
+        synonyms: Sequence[Sequence[str]] | None = None,
+    ) -> Vocabulary:
+        """Encode names with a :class:`~vild.teacher.clip.Teacher` (paper, section 3.2 and appendix)."""
+        names = tuple(n.strip() for n in names if n.strip())
+        synonyms = tuple(tuple(s) for s in synonyms) if synonyms else ((),) * len(names)
+        if not names:
+            raise UserError("vocabulary: it is empty; give at least one name")
+        if prompts not in PROMPT_SETS:
+            raise UserError(f"vocabulary: prompt set '{prompts}' is not one of {', '.join(PROMPT_SETS)}")
+        embeddings = encode_names(teacher.encode_text, names, synonyms, PROMPT_SETS[prompts])
+        splits = tuple(splits) if splits else ("",) * len(names)
+        return cls(names, embeddings.cpu(), splits, synonyms, prompts, teacher.fingerprint)
+
+    @classmethod
+    def from_npy(cls, path: str | Path, names: Sequence[str], splits: Sequence[str] | None = None) -> Vocabulary:
+        """Import a matrix of text embeddings, [C, D] or [D, C] (told apart by the number of names)."""
+        matrix = np.load(path, allow_pickle=False)
+        if matrix.ndim != 2 or len(names) not in matrix.shape:
+            raise UserError(f"{path}: shape {list(matrix.shape)} does not fit {len(names)} names")
+        if matrix.shape[0] != len(names):
+            matrix = matrix.T
+        embeddings = F.normalize(torch.from_numpy(np.ascontiguousarray(matrix)).float(), dim=1)
+        return cls(tuple(names), embeddings, tuple(splits) if splits else ("",) * len(names))
+
+    def state(self) -> dict:
+        """Plain values and one tensor, for a checkpoint; ``from_state`` is its inverse."""
+        return {
+            "embeddings": self.embeddings,
+            "names": list(self.names),
+            "splits": list(self.splits),
+            "synonyms": [list(s) for s in self.synonyms],
+            "prompts": self.prompts,
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict) -> Vocabulary:
+        return cls(
+            tuple(state["names"]),
+            state["embeddings"],
+            tuple(state["splits"]),
+            tuple(tuple(s) for s in state["synonyms"]),
+            state["prompts"],
+            state["fingerprint"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, whole or not at all."""
+        state = self.state()
+        embeddings = state.pop("embeddings").contiguous()
+        aside = Path(f"{path}.tmp")
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"embeddings": embeddings}, aside, metadata={"vild": json.dumps(state)})
+        aside.rename(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Read a vocabulary file, or the vocabulary inside a checkpoint (``.pth``)."""
+        if not Path(path).is_file():
+            raise UserError(f"vocabulary: {path} does not exist; tools/build_vocabulary.py makes one")
+        if str(path).endswith(".pth"):
+            state = torch.load(path, map_location="cpu", weights_only=True).get("vocabulary")
+            if state is None:
+                raise UserError(f"checkpoint {path} holds no vocabulary: it is not one of vild's")
+            return cls.from_state(state)
+        try:
+            with safe_open(path, "pt") as file:
+                state = json.loads((file.metadata() or {})["vild"])
+                state["embeddings"] = file.get_tensor("embeddings")
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise UserError(f"vocabulary: {path} is not a vocabulary file ({error})") from error
+        return cls.from_state(state)
+
+    def take(self, order: Sequence[int]) -> Vocabulary:
+        """The classes ``order`` (indices into this vocabulary), in that order."""
+        pick = lambda values: tuple(values[i] for i in order)  # noqa: E731
+        synonyms = pick(self.synonyms) if self.synonyms else ()
+        return replace(
+            self,
+            names=pick(self.names),
+            embeddings=self.embeddings[list(order)],
+            splits=pick(self.splits),
+            synonyms=synonyms,
+        )
+
+
+def encode_names(
+    encode_text: Callable[[list[str]], Tensor],
+    names: Sequence[str],
+    synonyms: Sequence[Sequence[str]],
+    templates: list[str],
+) -> Tensor:
+    """Unit embeddings [C, D]: encode, L2, mean over templates, L2, mean over synonyms, L2."""
+    rows = []
+    for name, others in zip(names, synonyms, strict=True):
+        per_name = []
+        for text in dict.fromkeys([name, *others]):
+            per_name.append(F.normalize(encode_text(fill(templates, text)).mean(0), dim=0))
+        rows.append(F.normalize(torch.stack(per_name).mean(0), dim=0))
+    return torch.stack(rows).float()
