@@ -108,6 +108,9 @@ class SeedEveryStep(HookBase):
     def __init__(self, seed: int):
         self.seed = seed
 
+    def before_train(self):
+        iter(self.trainer._trainer._data_loader_iter)  # making the iterator draws a number: have it made by now
+
     def before_step(self):
         torch.manual_seed((self.seed << 32) + (self.trainer.iter << 8) + comm.get_rank())
 
