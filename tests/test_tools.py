@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY
 from vild.checkpoint import VildCheckpointer
+from vild.data import datasets
 from vild.engine import Trainer
 from vild.teacher.store import EmbeddingStore
 from vild.vocabulary import Vocabulary
@@ -100,3 +101,12 @@ def test_vocabulary_and_proposals_tools(world, weights, teacher_folder, tmp_path
 def test_install_detectron2_keeps_the_one_that_is_there():
     done = tool("install_detectron2.py")
     assert done.returncode == 0 and "kept the one that imports" in done.stdout
+
+
+def test_a_data_set_of_ones_own_joins_by_one_command(world):
+    arguments = ["--name", "own", "--images", "glyphs/train", "--split", "lvis", "--keep", "base"]
+    done = tool("add_dataset.py", "--json", "glyphs/annotations/lvis_train_all.json", *arguments)
+    assert done.returncode == 0 and "40 base and 20 novel names" in done.stdout
+    assert "own" in datasets.entries() and len(datasets.load_dicts("own")) == 40
+    done = tool("add_dataset.py", "--json", "none.json", *arguments)
+    assert done.returncode == 2 and "none.json does not exist" in done.stderr

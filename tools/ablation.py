@@ -14,7 +14,7 @@ import numpy as np
 from tabulate import tabulate
 
 from vild.errors import one_line_errors
-from vild.pipeline import GlyphsRun
+from vild.pipeline import GlyphsRun, stage
 from vild.vocabulary import Vocabulary
 
 METRICS = ["bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/APr", "bbox/APc", "bbox/APf",
@@ -39,36 +39,40 @@ def rotate_novel(vocabulary: Vocabulary) -> Vocabulary:
 def one_seed(folder: Path, seed: int, iterations: int) -> tuple[dict, dict]:
     """Everything for one seed: {row: metrics}, gauges."""
     run = GlyphsRun(folder, total=19, seed=seed, iterations=iterations)
-    run.world("train", "nonovel_train", "dev", "val")
-    run.train("proposals", "proposals")
-    run.make_proposals("proposals_train", "glyphs_train")
-    run.make_proposals("proposals_val", "glyphs_val")
-    run.store("store", "glyphs_train", "proposals_train")
-    for variant in ("text", "image", "vild", "ensemble"):
-        run.train(variant, variant)
-
-    run.make_vocabulary("vocabulary_oracle", "glyphs_train_all")
-    oracle = folder / "vocabulary_oracle.safetensors"
-    run.train(
-        "oracle", "text", "DATASETS.TRAIN", "('glyphs_train_all',)", "MODEL.VILD.VOCABULARY", oracle,
-        "DATASETS.TEST", "('glyphs_val',)",
-    )  # fmt: skip
-
-    run.make_proposals("proposals_nonovel", "glyphs_nonovel_train")
-    run.store("store_nonovel", "glyphs_nonovel_train", "proposals_nonovel")
-    run.train(
-        "nonovel", "vild", "DATASETS.TRAIN", "('glyphs_nonovel_train',)",
-        "MODEL.VILD.STORE", folder / "store_nonovel",
-    )  # fmt: skip
-
-    rotated = folder / "vocabulary_rotated.safetensors"
-    rotate_novel(Vocabulary.load(run.vocabulary)).save(rotated)
+    run.run(run.world("train", "nonovel_train", "dev", "val"))
+    run.run(run.train_teacher(), run.train("proposals", "proposals"))
     run.run(
+        run.make_vocabulary("vocabulary", "glyphs_train"),
+        run.make_vocabulary("vocabulary_oracle", "glyphs_train_all"),
+        run.make_proposals("proposals_train", "glyphs_train"),
+        run.make_proposals("proposals_val", "glyphs_val"),
+    )
+    # the control never meets a novel object: its proposal network neither
+    run.run(
+        run.store("store", "glyphs_train", "proposals_train"),
+        run.train("network_nonovel", "proposals", "DATASETS.TRAIN", "('glyphs_nonovel_train',)"),
+    )
+    run.run(run.make_proposals("proposals_nonovel", "glyphs_nonovel_train", "network_nonovel"))
+    run.run(run.train("text", "text", start="proposals"), run.train("vild", "vild", start="proposals"))
+    run.run(run.train("image", "image", start="proposals"), run.train("ensemble", "ensemble", start="proposals"))
+    oracle = run.train(
+        "oracle", "text", "DATASETS.TRAIN", "('glyphs_train_all',)",
+        "MODEL.VILD.VOCABULARY", folder / "vocabulary_oracle.safetensors", start="proposals",
+    )  # fmt: skip
+    run.run(oracle, run.store("store_nonovel", "glyphs_nonovel_train", "proposals_nonovel"))
+    nonovel = run.train(
+        "nonovel", "vild", "DATASETS.TRAIN", "('glyphs_nonovel_train',)",
+        "MODEL.VILD.STORE", folder / "store_nonovel", start="network_nonovel",
+    )  # fmt: skip
+    rotated_file = folder / "vocabulary_rotated.safetensors"
+    rotate_novel(Vocabulary.load(run.vocabulary)).save(rotated_file)
+    rotated = stage(
         "rotated", "train_net.py", "--config-file", run.config("vild"), "--eval-only", "--num-gpus", 0,
         "OUTPUT_DIR", folder / "rotated", "MODEL.WEIGHTS", folder / "vild" / "model_final.pth",
-        "MODEL.VILD.VOCABULARY", run.vocabulary, "MODEL.VILD.TEST_VOCABULARY", rotated,
+        "MODEL.VILD.VOCABULARY", run.vocabulary, "MODEL.VILD.TEST_VOCABULARY", rotated_file,
     )  # fmt: skip
-    run.gauges("gauges", "vild", "proposals_val")
+    run.run(nonovel, rotated)
+    run.run(run.gauges("gauges", "vild", "proposals_val"))
 
     gauges = json.loads((folder / "gauges.json").read_text())
     crops = {f"bbox/{key}": value for key, value in gauges.pop("clip_on_crops").items()}

@@ -8,12 +8,27 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from vild.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _PROGRESS = re.compile(rb"(\d+%)\|[^|]*\|\s*\S+ \[[^<\]]*<([\d:]+)|eta: ([\d:]+)")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A tool with its arguments, under a name."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+def stage(name: str, *command: object) -> Stage:
+    return Stage(name, tuple(str(c) for c in command))
 
 
 class Pipeline:
@@ -29,63 +44,93 @@ class Pipeline:
         (folder / "stages").mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
 
-    def run(self, name: str, *command: object) -> None:
-        """Run ``tools/<command[0]>`` unless the stage is done; its last progress is shown.
+    def run(self, *stages: Stage) -> None:
+        """Run stages that do not need one another side by side, the processor's cores shared among them (two
+        small trainings on a core each finish sooner than one after the other on both). Those done are left out.
 
         Raises:
-            UserError: the stage failed, or was done before by another command.
+            UserError: a stage failed, or was done before by another command.
         """
-        self.count += 1
-        arguments = [str(c) for c in command]
-        marker, log = self.folder / "stages" / f"{name}.json", self.folder / "stages" / f"{name}.log"
-        head = f"[{self.count}/{self.total}] {name}"
-        if marker.exists():
-            done = json.loads(marker.read_text())
-            if done["command"] != arguments:
-                raise UserError(f"{marker}: stage '{name}' was made by another command; remove {self.folder}")
-            self.seconds[name] = done["seconds"]
-            print(f"{head}: there already", flush=True)
-            return
-        started = time.time()
-        environment = {**os.environ, "DETECTRON2_DATASETS": str(self.folder / "datasets")}
-        with open(log, "wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, str(REPOSITORY / "tools" / arguments[0]), *arguments[1:]],
-                stdout=file, stderr=subprocess.STDOUT, env=environment,
-            )  # fmt: skip
-            try:
-                self._wait(process, head, log, started)
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-        seconds = round(time.time() - started, 1)
-        if process.returncode != 0:
-            lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-            raise UserError(f"stage '{name}' failed: {lines[-1].removeprefix('error: ')} (see {log})")
-        marker.write_text(json.dumps({"command": arguments, "seconds": seconds}))
-        self.seconds[name] = seconds
-        print(f"{head}: done in {seconds:.0f} s{' ' * 30}", flush=True)
-
-    @staticmethod
-    def _wait(process: subprocess.Popen, head: str, log: Path, started: float) -> None:
-        """Wait for the stage, telling every few seconds (on a terminal) or every half minute how far it is."""
-        terminal = sys.stdout.isatty()
-        told = 0.0
-        while process.poll() is None:
-            time.sleep(0.5)
-            if time.time() - told < (3 if terminal else 30):
+        todo = []
+        for each in stages:
+            self.count += 1
+            marker = self.folder / "stages" / f"{each.name}.json"
+            if not marker.exists():
+                todo.append((each, f"[{self.count}/{self.total}] {each.name}"))
                 continue
-            told = time.time()
-            with open(log, "rb") as file:
-                file.seek(max(0, log.stat().st_size - 4096))
-                found = _PROGRESS.findall(file.read())
-            percent, left, eta = (part.decode() for part in found[-1]) if found else ("", "", "")
-            rest = f", {percent + ', ' if percent else ''}{left or eta} left in this step" if found else ""
-            line = f"{head}: {time.time() - started:.0f} s{rest}"
-            print(f"\r{line:<78}" if terminal else line, end="" if terminal else "\n", flush=True)
+            done = json.loads(marker.read_text())
+            if done["command"] != list(each.command):
+                raise UserError(f"{marker}: stage '{each.name}' was made by another command; remove {self.folder}")
+            self.seconds[each.name] = done["seconds"]
+            print(f"[{self.count}/{self.total}] {each.name}: there already", flush=True)
+        if not todo:
+            return
+        threads = max(1, torch.get_num_threads() // len(todo))
+        running = [_Running(each, title, self.folder, threads) for each, title in todo]
+        try:
+            self._wait(running)
+        finally:
+            for process in running:
+                process.stop()
+
+    def _wait(self, running: list[_Running]) -> None:
+        """Until all have ended; tells every few seconds (on a terminal) or every half minute how far they are."""
+        terminal, told = sys.stdout.isatty(), 0.0
+        while running:
+            time.sleep(0.5)
+            for process in [r for r in running if r.ended()]:
+                running.remove(process)
+                self.seconds[process.stage.name] = process.finish()
+                print(f"{process.title}: done in {process.seconds:.0f} s{' ' * 40}", flush=True)
+            if running and time.time() - told > (3 if terminal else 30):
+                told = time.time()
+                line = "; ".join(r.progress() for r in running)
+                print(f"\r{line:<78}" if terminal else line, end="" if terminal else "\n", flush=True)
         if terminal:
             print("\r", end="")
+
+
+class _Running:
+    """A stage in its process."""
+
+    def __init__(self, each: Stage, title: str, folder: Path, threads: int):
+        self.stage, self.title, self.started, self.seconds = each, title, time.time(), 0.0
+        self.marker, self.log = (folder / "stages" / f"{each.name}.{end}" for end in ("json", "log"))
+        environment = {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets"), "OMP_NUM_THREADS": str(threads)}
+        with open(self.log, "wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, str(REPOSITORY / "tools" / each.command[0]), *each.command[1:]],
+                stdout=file, stderr=subprocess.STDOUT, env=environment,
+            )  # fmt: skip
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def stop(self) -> None:
+        if not self.ended():
+            self.process.terminate()
+            self.process.wait()
+
+    def finish(self) -> float:
+        """Mark the stage as done; its seconds. UserError if it failed."""
+        self.seconds = round(time.time() - self.started, 1)
+        if self.process.returncode != 0:
+            lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
+            reason = lines[-1].removeprefix("error: ")
+            raise UserError(f"stage '{self.stage.name}' failed: {reason} (see {self.log})")
+        self.marker.write_text(json.dumps({"command": self.stage.command, "seconds": self.seconds}))
+        return self.seconds
+
+    def progress(self) -> str:
+        """How long it has run and, from its last output, how long is left."""
+        with open(self.log, "rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 4096))
+            found = _PROGRESS.findall(file.read())
+        rest = ""
+        if found:
+            percent, left, eta = (part.decode() for part in found[-1])
+            rest = f", {percent}{', ' if percent else ''}{left or eta} left in this step"
+        return f"{self.title}: {time.time() - self.started:.0f} s{rest}"
 
 
 class GlyphsRun(Pipeline):
@@ -111,54 +156,52 @@ class GlyphsRun(Pipeline):
         flat = json.loads((self.folder / name / "inference" / "vild_metrics.json").read_text())
         return {key.split("/", 1)[1]: value for key, value in flat.items()}
 
-    def world(self, *sets: str) -> None:
-        """The world, its teacher and its vocabulary."""
-        fraction, steps = (0.05, 10) if self.smoke else (1.0, 400)
-        self.run("world", "make_glyphs.py", "--seed", self.seed, "--fraction", fraction, "--sets", *sets)
-        self.run(
-            "teacher", "train_glyph_teacher.py", "--seed", self.seed, "--steps", steps,
-            "--output", self.folder / "teacher",
-        )  # fmt: skip
-        self.make_vocabulary("vocabulary", "glyphs_train")
+    def world(self, *sets: str) -> Stage:
+        fraction = 0.05 if self.smoke else 1.0
+        return stage("world", "make_glyphs.py", "--seed", self.seed, "--fraction", fraction, "--sets", *sets)
 
-    def make_vocabulary(self, name: str, dataset: str) -> None:
+    def train_teacher(self) -> Stage:
+        steps = 10 if self.smoke else 400
+        folder = self.folder / "teacher"
+        return stage("teacher", "train_glyph_teacher.py", "--seed", self.seed, "--steps", steps, "--output", folder)
+
+    def make_vocabulary(self, name: str, dataset: str) -> Stage:
         output = self.folder / f"{name}.safetensors"
-        self.run(name, "build_vocabulary.py", "--dataset", dataset, "--teacher", self.teacher, "--output", output)
+        return stage(name, "build_vocabulary.py", "--dataset", dataset, "--teacher", self.teacher, "--output", output)
 
-    def make_proposals(self, name: str, dataset: str) -> None:
-        weights = self.folder / "proposals" / "model_final.pth"
-        self.run(
+    def make_proposals(self, name: str, dataset: str, network: str = "proposals") -> Stage:
+        return stage(
             name, "make_proposals.py", "--config-file", self.config("proposals"), "--dataset", dataset,
-            "--output", self.folder / f"{name}.safetensors", "MODEL.WEIGHTS", weights,
+            "--output", self.folder / f"{name}.safetensors",
+            "MODEL.WEIGHTS", self.folder / network / "model_final.pth",
         )  # fmt: skip
 
-    def store(self, name: str, dataset: str, proposals: str) -> None:
-        self.run(
+    def store(self, name: str, dataset: str, proposals: str) -> Stage:
+        return stage(
             name, "build_teacher_store.py", "--dataset", dataset, "--teacher", self.teacher,
             "--proposals", self.folder / f"{proposals}.safetensors", "--output", self.folder / name,
         )  # fmt: skip
 
-    def train(self, name: str, config: str, *overrides: object) -> None:
-        """Train and evaluate a config; goes on from its last checkpoint if it was killed."""
-        if self.iterations and (config != "proposals" or self.smoke):
+    def train(self, name: str, config: str, *overrides: object, start: str = "") -> Stage:
+        """Train and evaluate a config; goes on from its last checkpoint if it was killed.
+
+        ``start``: another stage, whose backbone and RPN the training starts from ("": from scratch).
+        """
+        if self.iterations and (start or self.smoke):
             overrides = ("SOLVER.MAX_ITER", self.iterations, *overrides)
-        self.run(
+        if start:
+            overrides = ("MODEL.WEIGHTS", self.folder / start / "model_final.pth", *overrides)
+        return stage(
             name, "train_net.py", "--config-file", self.config(config), "--resume",
-            "--num-gpus", int(_has_gpu()), "OUTPUT_DIR", self.folder / name, "SEED", self.seed,
+            "--num-gpus", int(torch.cuda.is_available()), "OUTPUT_DIR", self.folder / name, "SEED", self.seed,
             "MODEL.VILD.VOCABULARY", self.vocabulary, "MODEL.VILD.STORE", self.folder / "store",
             "MODEL.VILD.TEACHER.NAME", self.teacher, *overrides,
         )  # fmt: skip
 
-    def gauges(self, name: str, student: str, proposals: str) -> None:
-        self.run(
+    def gauges(self, name: str, student: str, proposals: str) -> Stage:
+        return stage(
             name, "gauges.py", "--config-file", self.config(student), "--dataset", "glyphs_val",
             "--proposals", self.folder / f"{proposals}.safetensors", "--output", self.folder / f"{name}.json",
             "MODEL.WEIGHTS", self.folder / student / "model_final.pth",
             "MODEL.VILD.TEACHER.NAME", self.teacher,
         )  # fmt: skip
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -101,7 +101,11 @@ def _read_json(path: str, mtime: float) -> dict:
 
 def read_annotations(name: str) -> dict:
     """The annotation file of a data set, parsed (shared: do not change it)."""
-    path = root() / get_entry(name).json
+    return _read_annotations(name, get_entry(name))
+
+
+def _read_annotations(name: str, entry: Entry) -> dict:
+    path = root() / entry.json
     if not path.is_file():
         hint = "; tools/make_glyphs.py makes the built-in world" if name.startswith("glyphs") else ""
         raise UserError(f"data set '{name}': {path} does not exist (DETECTRON2_DATASETS is {root()}){hint}")
@@ -139,10 +143,14 @@ class Classes:
 
 def get_classes(name: str) -> Classes:
     """Base and novel classes of a data set, from its annotation file and its split."""
-    entry = get_entry(name)
+    return check_entry(name, get_entry(name))
+
+
+def check_entry(name: str, entry: Entry) -> Classes:
+    """The classes of a data set that need not be known yet; UserError if its files do not fit."""
     split = _read_split(entry.split)
     chosen = []
-    for category in sorted(read_annotations(name)["categories"], key=lambda c: c["id"]):
+    for category in sorted(_read_annotations(name, entry)["categories"], key=lambda c: c["id"]):
         for mark in ("base", "novel"):
             if _matches(category, split[mark]):
                 chosen.append((category, mark))
