@@ -36,9 +36,8 @@ def rotate_novel(vocabulary: Vocabulary) -> Vocabulary:
     )
 
 
-def one_seed(folder: Path, seed: int, iterations: int) -> tuple[dict, dict]:
-    """Everything for one seed: {row: metrics}, gauges."""
-    run = GlyphsRun(folder, total=19, seed=seed, iterations=iterations)
+def claim(run: GlyphsRun) -> dict[str, dict]:
+    """ViLD against ViLD-text: what the README's first sentence rests on. {row: metrics}."""
     run.run(run.world("train", "nonovel_train", "dev", "val"))
     run.run(run.train_teacher(), run.train("proposals", "proposals"))
     run.run(
@@ -47,23 +46,25 @@ def one_seed(folder: Path, seed: int, iterations: int) -> tuple[dict, dict]:
         run.make_proposals("proposals_train", "glyphs_train"),
         run.make_proposals("proposals_val", "glyphs_val"),
     )
-    # the control never meets a novel object: its proposal network neither
-    run.run(
-        run.store("store", "glyphs_train", "proposals_train"),
-        run.train("network_nonovel", "proposals", "DATASETS.TRAIN", "('glyphs_nonovel_train',)"),
-    )
-    run.run(run.make_proposals("proposals_nonovel", "glyphs_nonovel_train", "network_nonovel"))
+    run.run(run.store("store", "glyphs_train", "proposals_train"))
     run.run(run.train("text", "text", start="proposals"), run.train("vild", "vild", start="proposals"))
-    run.run(run.train("image", "image", start="proposals"), run.train("ensemble", "ensemble", start="proposals"))
-    oracle = run.train(
-        "oracle", "text", "DATASETS.TRAIN", "('glyphs_train_all',)",
-        "MODEL.VILD.VOCABULARY", folder / "vocabulary_oracle.safetensors", start="proposals",
-    )  # fmt: skip
-    run.run(oracle, run.store("store_nonovel", "glyphs_nonovel_train", "proposals_nonovel"))
-    nonovel = run.train(
-        "nonovel", "vild", "DATASETS.TRAIN", "('glyphs_nonovel_train',)",
-        "MODEL.VILD.STORE", folder / "store_nonovel", start="network_nonovel",
-    )  # fmt: skip
+    return {"ViLD-text": run.metrics("text"), "ViLD": run.metrics("vild")}
+
+
+def gauges(run: GlyphsRun) -> dict[str, dict]:
+    """The gauges, {name: {"base", "novel"}}, and under "clip_on_crops" its metrics."""
+    run.run(run.gauges("gauges", "vild", "proposals_val"))
+    found = json.loads((run.folder / "gauges.json").read_text())
+    recall = run.metrics("proposals")
+    found["proposal_recall50"] = {
+        mark: next(v for k, v in recall.items() if k.endswith(mark)) for mark in ("base", "novel")
+    }
+    return found
+
+
+def other_rows(run: GlyphsRun) -> dict[str, dict]:
+    """The other variants, the oracle and the two controls. {row: metrics}."""
+    folder = run.folder
     rotated_file = folder / "vocabulary_rotated.safetensors"
     rotate_novel(Vocabulary.load(run.vocabulary)).save(rotated_file)
     rotated = stage(
@@ -71,26 +72,28 @@ def one_seed(folder: Path, seed: int, iterations: int) -> tuple[dict, dict]:
         "OUTPUT_DIR", folder / "rotated", "MODEL.WEIGHTS", folder / "vild" / "model_final.pth",
         "MODEL.VILD.VOCABULARY", run.vocabulary, "MODEL.VILD.TEST_VOCABULARY", rotated_file,
     )  # fmt: skip
-    run.run(nonovel, rotated)
-    run.run(run.gauges("gauges", "vild", "proposals_val"))
-
-    gauges = json.loads((folder / "gauges.json").read_text())
-    crops = {f"bbox/{key}": value for key, value in gauges.pop("clip_on_crops").items()}
-    recall = run.metrics("proposals")
-    gauges["proposal_recall50"] = {
-        mark: next(v for k, v in recall.items() if k.endswith(mark)) for mark in ("base", "novel")
-    }
-    rows = {
-        "ViLD-text": run.metrics("text"),
+    # the control never meets a novel object: its proposal network neither
+    network = run.train("network_nonovel", "proposals", "DATASETS.TRAIN", "('glyphs_nonovel_train',)")
+    run.run(rotated, network)
+    run.run(run.make_proposals("proposals_nonovel", "glyphs_nonovel_train", "network_nonovel"))
+    run.run(run.store("store_nonovel", "glyphs_nonovel_train", "proposals_nonovel"))
+    oracle = run.train(
+        "oracle", "text", "DATASETS.TRAIN", "('glyphs_train_all',)",
+        "MODEL.VILD.VOCABULARY", folder / "vocabulary_oracle.safetensors", start="proposals",
+    )  # fmt: skip
+    nonovel = run.train(
+        "nonovel", "vild", "DATASETS.TRAIN", "('glyphs_nonovel_train',)",
+        "MODEL.VILD.STORE", folder / "store_nonovel", start="network_nonovel",
+    )  # fmt: skip
+    run.run(run.train("image", "image", start="proposals"), run.train("ensemble", "ensemble", start="proposals"))
+    run.run(oracle, nonovel)
+    return {
         "ViLD-image": run.metrics("image"),
-        "ViLD": run.metrics("vild"),
         "ViLD-ensemble": run.metrics("ensemble"),
         "oracle (novel names annotated, ViLD-text)": run.metrics("oracle"),
-        "teacher on the proposals (CLIP on crops)": crops,
         "control: ViLD, novel texts rotated": run.metrics("rotated"),
         "control: ViLD, no novel object in training scenes": run.metrics("nonovel"),
     }
-    return rows, gauges
 
 
 def mean_and_std(values: list[float | None], digits: int = 1) -> str:
@@ -106,31 +109,42 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=0, help="of each detector (default: the config's)")
     args = parser.parse_args()
-    results = []
-    for seed in args.seeds:
-        print(f"seed {seed}", flush=True)
-        results.append(one_seed(args.output / f"seed{seed}", seed, args.iterations))
-        write(args.output, results, args.seeds)
+    runs = [GlyphsRun(args.output / f"seed{s}", 20, seed=s, iterations=args.iterations) for s in args.seeds]
+    rows: dict[str, list[dict]] = {}
+    gauge_rows: dict[str, list[dict]] = {}
+
+    def add(found: dict[str, dict], to: dict[str, list[dict]]) -> None:
+        for name, values in found.items():
+            to.setdefault(name, []).append(values)
+        write(args.output, rows, gauge_rows)
+
+    for run in runs:  # the claim over all seeds first, the rest after it
+        print(f"seed {run.seed}: ViLD and ViLD-text", flush=True)
+        add(claim(run), rows)
+        found = gauges(run)
+        crops = {f"bbox/{key}": value for key, value in found.pop("clip_on_crops").items()}
+        add({"teacher on the proposals (CLIP on crops)": crops}, rows)
+        add(found, gauge_rows)
+    for run in runs:
+        print(f"seed {run.seed}: the other rows", flush=True)
+        add(other_rows(run), rows)
 
 
-def write(folder: Path, results: list[tuple[dict, dict]], seeds: list[int]) -> None:
-    """The table so far, on the terminal and in the folder."""
-    names = list(results[0][0])
-    body = [[name, *(mean_and_std([rows[name].get(m) for rows, _ in results]) for m in METRICS)] for name in names]
-    headers = ["", *(m.replace("bbox/", "box ").replace("segm/", "mask ") for m in METRICS)]
-    gauges = [
-        [name, *(mean_and_std([g[name][mark] for _, g in results], 3 if "cosine" in name else 1)
-                 for mark in ("base", "novel"))]
-        for name in results[0][1]
-    ]  # fmt: skip
-    done = f"{len(results)} of {len(seeds)} seeds ({', '.join(map(str, seeds[: len(results)]))})"
+def write(folder: Path, rows: dict[str, list[dict]], gauge_rows: dict[str, list[dict]]) -> None:
+    """The tables so far, on the terminal and in the folder."""
     options = {"tablefmt": "pipe", "disable_numparse": True}
-    page = "\n\n".join(
-        [done, tabulate(body, headers, **options), tabulate(gauges, ["gauge", "base", "novel"], **options)]
-    )
+    headers = ["", "seeds", *(m.replace("bbox/", "box ").replace("segm/", "mask ") for m in METRICS)]
+    body = [
+        [name, str(len(values)), *(mean_and_std([v.get(m) for v in values]) for m in METRICS)]
+        for name, values in rows.items()
+    ]
+    gauge_body = [
+        [name, *(mean_and_std([v[m] for v in values], 3 if "cosine" in name else 1) for m in ("base", "novel"))]
+        for name, values in gauge_rows.items()
+    ]
+    page = tabulate(body, headers, **options) + "\n\n" + tabulate(gauge_body, ["gauge", "base", "novel"], **options)
     (folder / "ablation.md").write_text(page + "\n")
-    singles = [{"seed": s, "rows": rows, "gauges": g} for s, (rows, g) in zip(seeds, results, strict=False)]
-    (folder / "ablation.json").write_text(json.dumps(singles, indent=1))
+    (folder / "ablation.json").write_text(json.dumps({"rows": rows, "gauges": gauge_rows}, indent=1))
     print(page, flush=True)
 
 

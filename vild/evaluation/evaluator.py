@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 
 import hotcoco
@@ -62,7 +63,8 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
 
 
 def evaluate_results(name: str, results: list[dict], iou_types: tuple[str, ...]) -> dict:
-    """Score COCO-form results against a data set: {"bbox": {metric: percent or None}, "segm": ...}."""
+    """Score COCO-form results against a data set: {"bbox": {metric: percent}, "segm": ...}; NaN for a
+    group of which no class has ground truth."""
     entry, classes = datasets.get_entry(name), datasets.get_classes(name)
     truth = hotcoco.COCO(_without_other_classes(datasets.read_annotations(name), set(classes.ids)))
     metrics = {}
@@ -92,17 +94,19 @@ def _without_other_classes(document: dict, ids: set[int]) -> dict:
     }
 
 
-def as_table(metrics: dict[str, dict[str, float | None]]) -> str:
+def as_table(metrics: dict[str, dict[str, float]]) -> str:
     """Rows: box, mask; columns: metrics in percent; "-" where there is no ground truth."""
     columns = list(next(iter(metrics.values())))
-    rows = [[iou_type, *("-" if m[c] is None else f"{m[c]:.2f}" for c in columns)] for iou_type, m in metrics.items()]
+    rows = [
+        [iou_type, *("-" if math.isnan(m[c]) else f"{m[c]:.2f}" for c in columns)] for iou_type, m in metrics.items()
+    ]
     return tabulate(rows, headers=["", *columns], tablefmt="pipe", stralign="right")
 
 
 def write_metrics(output_dir: str, results: dict[str, dict]) -> str:
     """``inference/vild_metrics.json``: flat {"<data set>/<kind>/<metric>": percent or null}; returns its path."""
     flat = {
-        f"{name}/{kind}/{metric}": value
+        f"{name}/{kind}/{metric}": None if math.isnan(value) else value
         for name, kinds in results.items()
         for kind, values in kinds.items()
         for metric, value in values.items()
@@ -142,7 +146,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         for mark in ("base", "novel"):
             values = [hit for c, hit in hits if self.classes.splits[c] == mark]
             key = f"recall50@{self.per_image}_{mark}"
-            result[key] = 100 * sum(values) / len(values) if values else None
+            result[key] = 100 * sum(values) / len(values) if values else float("nan")
         logger.info("%s\n%s", self.name, as_table({"proposals": result}))
         return {"proposals": result}
 

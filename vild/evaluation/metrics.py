@@ -25,14 +25,14 @@ def class_ap(precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return table.mean((0, 1)), table[0].mean(0)
 
 
-def group_mean(values: np.ndarray, members: Sequence[bool]) -> float | None:
-    """Mean over the members that have ground truth; None if none has."""
+def group_mean(values: np.ndarray, members: Sequence[bool]) -> float:
+    """Mean over the members that have ground truth; NaN only if none has."""
     chosen = values[np.asarray(members, bool)]
     chosen = chosen[~np.isnan(chosen)]
-    return float(chosen.mean()) if len(chosen) else None
+    return float(chosen.mean()) if len(chosen) else float("nan")
 
 
-def summarize(precision: np.ndarray, splits: Sequence[str], frequencies: Sequence[str]) -> Mapping[str, float | None]:
+def summarize(precision: np.ndarray, splits: Sequence[str], frequencies: Sequence[str]) -> Mapping[str, float]:
     """The metrics of one IoU type: AP, AP50, by base/novel/all and, where known, by frequency."""
     ap, ap50 = class_ap(precision)
     everything = np.ones(len(ap), bool)
