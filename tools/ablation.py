@@ -99,7 +99,8 @@ def other_rows(run: GlyphsRun) -> dict[str, dict]:
 def mean_and_std(values: list[float | None], digits: int = 1) -> str:
     if any(v is None for v in values):
         return "-"
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=len(values) > 1):.{digits}f}"
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
 @one_line_errors
