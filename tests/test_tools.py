@@ -89,7 +89,7 @@ def test_vocabulary_and_proposals_tools(world, weights, teacher_folder, tmp_path
     assert done.returncode == 0, done.stderr
     assert Vocabulary.load(tmp_path / "v.safetensors").splits.count("novel") == 20
     done = tool("build_vocabulary.py", "--names", "a,b", "--output", tmp_path / "w.safetensors")
-    assert done.returncode == 2 and "either --teacher or --npy" in done.stderr
+    assert done.returncode == 2 and "give --teacher, or --npy, or both" in done.stderr
     done = tool(
         "make_proposals.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--dataset", "glyphs_val",
         "--output", tmp_path / "p.safetensors", "MODEL.WEIGHTS", weights, "MODEL.VILD.VOCABULARY", weights,

@@ -110,14 +110,14 @@ def test_a_vocabulary_in_another_order_is_refused(world, vocabulary):
     order = list(range(len(vocabulary)))
     order[2], order[3] = 3, 2
     with pytest.raises(UserError, match=r"60 classes, the vocabulary 60; they first differ at number 2: 'star' and"):
-        check_classes(vocabulary.take(order), "glyphs_val", training=False)
+        check_classes(vocabulary.take(order), "glyphs_val", marks=False)
     with pytest.raises(UserError, match="60 classes, the vocabulary 5"):
-        check_classes(vocabulary.take(range(5)), "glyphs_val", training=False)
+        check_classes(vocabulary.take(range(5)), "glyphs_val", marks=False)
     marks = ("base",) * len(vocabulary)
     unmarked = Vocabulary(vocabulary.names, vocabulary.embeddings, marks)
-    check_classes(unmarked, "glyphs_val", training=False)
+    check_classes(unmarked, "glyphs_val", marks=False)
     with pytest.raises(UserError, match="marks differ"):
-        check_classes(unmarked, "glyphs_train", training=True)
+        check_classes(unmarked, "glyphs_train", marks=True)
 
 
 def mistakes(tmp_path, vocabulary):
@@ -131,6 +131,7 @@ def mistakes(tmp_path, vocabulary):
         "no store": (["MODEL.VILD.STORE", ""], "MODEL.VILD.STORE is empty"),
         "missing vocabulary": (["MODEL.VILD.VOCABULARY", "/v.safetensors"], "/v.safetensors does not exist"),
         "width": (["MODEL.VILD.VOCABULARY", str(tmp_path / "narrow.safetensors")], "width 64.*width 61"),
+        "novel annotations": (["DATASETS.TRAIN", "('glyphs_val',)"], "'glyphs_val' keeps novel annotations"),
         "unknown key": (["MODEL.VILD.TEMPERATUR", "1"], "MODEL.VILD.TEMPERATUR"),
         "missing weights": (["MODEL.WEIGHTS", "/w.pth"], "MODEL.WEIGHTS: /w.pth does not exist"),
     }
@@ -138,7 +139,16 @@ def mistakes(tmp_path, vocabulary):
 
 @pytest.mark.parametrize(
     "case",
-    ["missing data set", "missing store", "no store", "missing vocabulary", "width", "unknown key", "missing weights"],
+    [
+        "missing data set",
+        "missing store",
+        "no store",
+        "missing vocabulary",
+        "width",
+        "unknown key",
+        "missing weights",
+        "novel annotations",
+    ],
 )
 def test_a_mistake_ends_in_one_line(make_cfg, vocabulary, tmp_path, case):
     overrides, message = mistakes(tmp_path, vocabulary)[case]
@@ -174,6 +184,21 @@ def test_a_mistake_inside_a_loader_worker_is_one_line_too(command, tmp_path, wor
     assert "cannot be read" in done.stderr
 
 
+def test_weights_of_another_teacher_or_variant_are_refused_everywhere(command, make_cfg, vocabulary, tmp_path):
+    """Also with --eval-only and as a start, where Detectron2 loads nothing but the weights."""
+    VildCheckpointer(Trainer.build_model(make_cfg("vild")), str(tmp_path)).save("vild")
+    other = Vocabulary(vocabulary.names, vocabulary.embeddings, vocabulary.splits,
+                       fingerprint={**vocabulary.fingerprint, "weights": "0" * 16})  # fmt: skip
+    other.save(tmp_path / "other.safetensors")
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "vild.pth"))
+    done = run(command(tmp_path / "o", *weights, "MODEL.VILD.VOCABULARY", str(tmp_path / "other.safetensors"),
+                       flags=("--num-gpus", "0", "--eval-only")))  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "vild.pth is of teacher" in done.stderr
+    with pytest.raises(UserError, match=r"vild\.pth is of variant 'vild', MODEL.VILD.VARIANT is 'ensemble'"):
+        Trainer(make_cfg("ensemble", *weights)).resume_or_load(resume=False)
+
+
 def test_detectron2_conventions(make_cfg):
     cfg = make_cfg("vild")
     assert cfg.MODEL.DEVICE in ("cpu", "cuda") and cfg.SOLVER.AMP.ENABLED is False
@@ -195,5 +220,8 @@ def test_the_predictor_takes_any_words(make_cfg, teacher, vocabulary, tmp_path):
     assert set(found.pred_classes.tolist()) <= {0, 1}
     present = detector.model.vocabulary
     assert present.splits[:2] == ("novel", "novel") and set(present.splits[2:]) == {"base"}
+    detector.set_words(["Sunshine", "chess_rook"])  # a synonym and another spelling of base names
+    present = detector.model.vocabulary
+    assert present.splits[:2] == ("base", "base") and not {"sun", "chess rook"} & set(present.names)
     with pytest.raises(UserError, match="empty"):
         detector.set_words([])

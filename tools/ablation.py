@@ -38,7 +38,7 @@ def rotate_novel(vocabulary: Vocabulary) -> Vocabulary:
 
 def claim(run: GlyphsRun) -> dict[str, dict]:
     """ViLD against ViLD-text: what the README's first sentence rests on. {row: metrics}."""
-    run.run(run.world("train", "nonovel_train", "dev", "val"))
+    run.run(run.world("world", "train", "dev", "val"))
     run.run(run.train_teacher(), run.train("proposals", "proposals"))
     run.run(
         run.make_vocabulary("vocabulary", "glyphs_train"),
@@ -49,17 +49,6 @@ def claim(run: GlyphsRun) -> dict[str, dict]:
     run.run(run.store("store", "glyphs_train", "proposals_train"))
     run.run(run.train("text", "text", start="proposals"), run.train("vild", "vild", start="proposals"))
     return {"ViLD-text": run.metrics("text"), "ViLD": run.metrics("vild")}
-
-
-def gauges(run: GlyphsRun) -> dict[str, dict]:
-    """The gauges, {name: {"base", "novel"}}, and under "clip_on_crops" its metrics."""
-    run.run(run.gauges("gauges", "vild", "proposals_val"))
-    found = json.loads((run.folder / "gauges.json").read_text())
-    recall = run.metrics("proposals")
-    found["proposal_recall50"] = {
-        mark: next(v for k, v in recall.items() if k.endswith(mark)) for mark in ("base", "novel")
-    }
-    return found
 
 
 def other_rows(run: GlyphsRun) -> dict[str, dict]:
@@ -74,7 +63,8 @@ def other_rows(run: GlyphsRun) -> dict[str, dict]:
     )  # fmt: skip
     # the control never meets a novel object: its proposal network neither
     network = run.train("network_nonovel", "proposals", "DATASETS.TRAIN", "('glyphs_nonovel_train',)")
-    run.run(rotated, network)
+    run.run(run.world("world_nonovel", "nonovel_train"), rotated)
+    run.run(network)
     run.run(run.make_proposals("proposals_nonovel", "glyphs_nonovel_train", "network_nonovel"))
     run.run(run.store("store_nonovel", "glyphs_nonovel_train", "proposals_nonovel"))
     oracle = run.train(
@@ -122,8 +112,9 @@ def main():
     for run in runs:  # the claim over all seeds first, the rest after it
         print(f"seed {run.seed}: ViLD and ViLD-text", flush=True)
         add(claim(run), rows)
-        found = gauges(run)
-        crops = {f"bbox/{key}": value for key, value in found.pop("clip_on_crops").items()}
+        run.run(run.gauges("gauges", "vild", "proposals_val"))
+        found, crops = run.read_gauges()
+        crops = {f"bbox/{key}": value for key, value in crops.items()}
         add({"teacher on the proposals (CLIP on crops)": crops}, rows)
         add(found, gauge_rows)
     for run in runs:

@@ -40,6 +40,7 @@ def main():
         raise UserError(f"proposals {args.proposals}: image_id {strangers[0]} is not in data set '{args.dataset}'")
     teacher = Teacher(args.teacher, args.pretrained, args.device)
     plan = {
+        "pictures": datasets.pictures_hash(args.dataset),
         "fingerprint": teacher.fingerprint,
         "scales": list(SCALES),
         "proposals": hash_file(args.proposals),
@@ -52,7 +53,9 @@ def main():
     with tqdm(total=sum(len(ids) for _, ids in missing), desc="store", unit="picture") as progress:
 
         def regions(image_id: int) -> Regions:
-            boxes, scores = (t[: args.max_per_image] for t in proposals.get(image_id, nothing))
+            boxes, scores = proposals.get(image_id, nothing)
+            best = scores.argsort(descending=True, stable=True)[: args.max_per_image]
+            boxes, scores = boxes[best], scores[best]
             picture = torch.from_numpy(read_picture(files[image_id], "RGB").copy()).permute(2, 0, 1)
             embeddings = teacher.encode_regions(picture.to(args.device), boxes.to(args.device))
             progress.update()

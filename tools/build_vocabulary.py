@@ -4,7 +4,8 @@
     tools/build_vocabulary.py --dataset glyphs_train --teacher local-dir:output/quickstart/teacher --output V
     tools/build_vocabulary.py --names "umbrella, chess knight" --teacher ViT-B-32-quickgelu --pretrained openai \\
         --output V.safetensors
-    tools/build_vocabulary.py --dataset lvis_v1_val --npy lvis_v1_clip_vitb32_text.npy --output V.safetensors
+    tools/build_vocabulary.py --dataset mine_train --npy clip_text.npy --output V.safetensors \\
+        [--teacher ViT-B-32-quickgelu --pretrained openai]    (the teacher that the matrix is from)
 """
 
 import argparse
@@ -25,7 +26,7 @@ def main():
     source.add_argument("--names", help='"umbrella, chess knight", or a file with a name a line')
     parser.add_argument("--teacher", help="open_clip model name, or local-dir:FOLDER")
     parser.add_argument("--pretrained", default="", help="open_clip tag or file of weights, or 'random'")
-    parser.add_argument("--npy", help="import these embeddings instead, [C, D] or [D, C]")
+    parser.add_argument("--npy", help="import these embeddings, [C, D] or [D, C], instead of encoding the names")
     parser.add_argument("--prompts", choices=PROMPT_SETS, default="vild")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", required=True)
@@ -39,12 +40,13 @@ def main():
         names = Path(args.names).read_text().splitlines()
     else:
         names = args.names.split(",")
-    if bool(args.npy) == bool(args.teacher):
-        raise UserError("give either --teacher or --npy")
+    if not (args.npy or args.teacher):
+        raise UserError("give --teacher, or --npy, or both")
+    teacher = Teacher(args.teacher, args.pretrained, args.device) if args.teacher else None
     if args.npy:
-        vocabulary = Vocabulary.from_npy(args.npy, [n.strip() for n in names if n.strip()], splits)
+        fingerprint = teacher.fingerprint if teacher else None
+        vocabulary = Vocabulary.from_npy(args.npy, [n.strip() for n in names if n.strip()], splits, fingerprint)
     else:
-        teacher = Teacher(args.teacher, args.pretrained, args.device)
         vocabulary = Vocabulary.from_names(teacher, names, prompts=args.prompts, splits=splits, synonyms=synonyms)
     vocabulary.save(args.output)
     print(f"{len(vocabulary)} names, width {vocabulary.width}: {args.output}")

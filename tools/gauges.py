@@ -29,7 +29,7 @@ def main():
     cfg = load_config(args.config_file, args.opts)
     proposals = load_proposals(args.proposals) if args.proposals else None
     detector = OpenVocabularyDetector(cfg)
-    check_classes(detector.trained, args.dataset, training=False)
+    check_classes(detector.trained, args.dataset, marks=False)
     embeddings = gauges.embed_ground_truth(detector.teacher, args.dataset)
     result = {
         "teacher_top1": gauges.teacher_accuracy(embeddings, detector.trained, args.dataset),

@@ -3,7 +3,6 @@
 evaluation, pictures. Run again, it goes on from what is there."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="as small as can be; its numbers mean nothing")
     args = parser.parse_args()
     run = GlyphsRun(args.output, total=10, seed=args.seed, iterations=args.iterations, smoke=args.smoke)
-    run.run(run.world("train", "dev", "val"))
+    run.run(run.world("world", "train", "dev", "val"))
     run.run(run.train_teacher(), run.train("proposals", "proposals"))
     run.run(
         run.make_vocabulary("vocabulary", "glyphs_train"),
@@ -48,12 +47,7 @@ def main():
     run.run(run.gauges("gauges", "vild", "proposals_val"))
 
     os.environ["DETECTRON2_DATASETS"] = str(args.output / "datasets")
-    gauges = json.loads((args.output / "gauges.json").read_text())
-    recall = run.metrics("proposals")
-    crops = gauges.pop("clip_on_crops")
-    gauges["proposal_recall50"] = {
-        mark: next(v for k, v in recall.items() if k.endswith(mark)) for mark in ("base", "novel")
-    }
+    gauges, crops = run.read_gauges()
     gauges["clip_on_crops_AP50"] = {mark: crops[f"AP50_{mark}"] for mark in ("base", "novel")}
     document = {
         "ViLD": run.metrics("vild"),

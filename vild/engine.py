@@ -7,6 +7,7 @@ import os
 import weakref
 
 import torch
+import yaml
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer, HookBase, default_setup
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -40,8 +41,8 @@ def load_config(config_file: str, overrides: list[str] | None = None):
     try:
         cfg.merge_from_file(config_file)
         cfg.merge_from_list(overrides or [])
-    except (KeyError, AssertionError, ValueError) as error:
-        raise UserError(f"config {config_file}: {str(error.args[0]).splitlines()[0]}") from error
+    except (KeyError, AssertionError, ValueError, OSError, yaml.YAMLError) as error:
+        raise UserError(f"config {config_file}: {' '.join(str(error).split())}") from error
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu":
@@ -84,9 +85,9 @@ def open_store(cfg) -> EmbeddingStore | None:
     return store
 
 
-def check_classes(vocabulary: Vocabulary, name: str, training: bool) -> None:
-    """UserError unless the vocabulary holds exactly the data set's classes, in order; and, for training, marks
-    the same ones as base."""
+def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
+    """UserError unless the vocabulary holds exactly the data set's classes, in order; and, where the ``marks``
+    matter (training, the ensemble's fusion), marks the same ones as base."""
     classes = datasets.get_classes(name)
     if vocabulary.names != classes.names:
         pairs = zip(vocabulary.names, classes.names, strict=False)
@@ -98,7 +99,7 @@ def check_classes(vocabulary: Vocabulary, name: str, training: bool) -> None:
             f"data set '{name}' has {len(classes.names)} classes, the vocabulary {len(vocabulary)}; they first "
             f"differ at number {n}: '{theirs}' and '{mine}' (tools/build_vocabulary.py --dataset {name})"
         )
-    if training and vocabulary.splits != classes.splits:
+    if marks and vocabulary.splits != classes.splits:
         raise UserError(f"data set '{name}': the vocabulary's base/novel marks differ from the split's")
 
 
@@ -119,10 +120,14 @@ class Trainer(DefaultTrainer):
     """Detectron2's trainer with vild's data, evaluators, optimizer and checkpoint.
 
     ``--resume`` after a kill gives what an undisturbed run would have given: the data stream and every random
-    draw depend on (SEED, iteration) alone.
+    draw depend on (SEED, iteration) alone. (Not with ``DATALOADER.ASPECT_RATIO_GROUPING``, whose half-filled groups
+    are lost with the process.)
     """
 
     def __init__(self, cfg):
+        if not is_proposal_network(cfg):
+            for name in cfg.DATASETS.TRAIN:
+                check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
         super().__init__(cfg)
         self.checkpointer = VildCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         for hook in self._hooks:  # Detectron2 has bound the hook to its own checkpointer
@@ -137,9 +142,6 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        if not is_proposal_network(cfg):
-            for name in cfg.DATASETS.TRAIN:
-                check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, training=True)
         model = super().build_model(cfg)
         # channels last: convolutions on a CPU take about two thirds of the time
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
@@ -188,7 +190,7 @@ class Trainer(DefaultTrainer):
         try:
             if trained is not None:
                 for name in cfg.DATASETS.TEST:
-                    check_classes(bare.vocabulary, name, training=False)
+                    check_classes(bare.vocabulary, name, marks=cfg.MODEL.VILD.VARIANT == "ensemble")
             results = super().test(cfg, model, evaluators)
         finally:
             if trained is not None:

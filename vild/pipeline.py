@@ -156,9 +156,20 @@ class GlyphsRun(Pipeline):
         flat = json.loads((self.folder / name / "inference" / "vild_metrics.json").read_text())
         return {key.split("/", 1)[1]: value for key, value in flat.items()}
 
-    def world(self, *sets: str) -> Stage:
+    def read_gauges(self) -> tuple[dict[str, dict], dict]:
+        """What the gauges stage wrote: {gauge: {"base", "novel"}}, with the proposals' recall; and the metrics of
+        CLIP on crops."""
+        gauges = json.loads((self.folder / "gauges.json").read_text())
+        crops = gauges.pop("clip_on_crops")
+        recall = self.metrics("proposals")
+        gauges["proposal_recall50"] = {
+            mark: next(v for k, v in recall.items() if k.endswith(mark)) for mark in ("base", "novel")
+        }
+        return gauges, crops
+
+    def world(self, name: str, *sets: str) -> Stage:
         fraction = 0.05 if self.smoke else 1.0
-        return stage("world", "make_glyphs.py", "--seed", self.seed, "--fraction", fraction, "--sets", *sets)
+        return stage(name, "make_glyphs.py", "--seed", self.seed, "--fraction", fraction, "--sets", *sets)
 
     def train_teacher(self) -> Stage:
         steps = 10 if self.smoke else 400

@@ -11,6 +11,7 @@ from detectron2.structures import Instances
 import vild.modeling  # noqa: F401  (registers the detector)
 from vild.checkpoint import VildCheckpointer
 from vild.errors import UserError
+from vild.prompts import clean_name
 from vild.teacher.clip import Teacher, check_same_teacher
 from vild.vocabulary import Vocabulary
 
@@ -59,14 +60,17 @@ class OpenVocabularyDetector:
         somewhere better to go; their detections are dropped.
         """
         asked = Vocabulary.from_names(self.teacher, words, prompts=_prompts_of(self.trained))
-        base = [
-            i
-            for i, (name, split) in enumerate(zip(self.trained.names, self.trained.splits, strict=True))
-            if split == "base" and name not in asked.names
-        ]
-        context = self.trained.take(base)
-        known = dict(zip(self.trained.names, self.trained.splits, strict=True))
-        splits = ["base" if known.get(name) == "base" else "novel" for name in asked.names]
+        wanted = {clean_name(name) for name in asked.names}
+        synonyms = self.trained.synonyms or ((),) * len(self.trained)
+        context_rows, known = [], set()
+        for i, (name, split) in enumerate(zip(self.trained.names, self.trained.splits, strict=True)):
+            spellings = {clean_name(n) for n in (name, *synonyms[i])}
+            if split == "base" and spellings & wanted:
+                known |= spellings  # the same thing under both names would share its score with itself
+            elif split == "base":
+                context_rows.append(i)
+        context = self.trained.take(context_rows)
+        splits = ["base" if clean_name(name) in known else "novel" for name in asked.names]
         self.model.set_vocabulary(
             Vocabulary(
                 asked.names + context.names,

@@ -86,15 +86,31 @@ class Vocabulary:
         return cls(names, embeddings.cpu(), splits, synonyms, prompts, teacher.fingerprint)
 
     @classmethod
-    def from_npy(cls, path: str | Path, names: Sequence[str], splits: Sequence[str] | None = None) -> Vocabulary:
-        """Import a matrix of text embeddings, [C, D] or [D, C] (told apart by the number of names)."""
-        matrix = np.load(path, allow_pickle=False)
+    def from_npy(
+        cls,
+        path: str | Path,
+        names: Sequence[str],
+        splits: Sequence[str] | None = None,
+        fingerprint: dict | None = None,
+    ) -> Vocabulary:
+        """Import a matrix of text embeddings, [C, D] or [D, C] (told apart by the number of names).
+
+        ``fingerprint``: of the teacher the matrix is known to come from (None: unknown; such a vocabulary fits
+        no store).
+        """
+        try:
+            matrix = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"vocabulary: {path} cannot be read as .npy ({error})") from error
         if matrix.ndim != 2 or len(names) not in matrix.shape:
             raise UserError(f"{path}: shape {list(matrix.shape)} does not fit {len(names)} names")
         if matrix.shape[0] != len(names):
             matrix = matrix.T
+        if fingerprint and fingerprint["width"] != matrix.shape[1]:
+            raise UserError(f"{path}: its embeddings are {matrix.shape[1]} wide, the teacher's {fingerprint['width']}")
         embeddings = F.normalize(torch.from_numpy(np.ascontiguousarray(matrix)).float(), dim=1)
-        return cls(tuple(names), embeddings, tuple(splits) if splits else ("",) * len(names))
+        splits = tuple(splits) if splits else ("",) * len(names)
+        return cls(tuple(names), embeddings, splits, fingerprint=fingerprint or {})
 
     def state(self) -> dict:
         """Plain values and one tensor, for a checkpoint; ``from_state`` is its inverse."""
@@ -133,7 +149,10 @@ class Vocabulary:
         if not Path(path).is_file():
             raise UserError(f"vocabulary: {path} does not exist; tools/build_vocabulary.py makes one")
         if str(path).endswith(".pth"):
-            state = torch.load(path, map_location="cpu", weights_only=True).get("vocabulary")
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True).get("vocabulary")
+            except Exception as error:  # a broken file can fail anywhere in the unpickler
+                raise UserError(f"checkpoint {path} cannot be read ({type(error).__name__})") from error
             if state is None:
                 raise UserError(f"checkpoint {path} holds no vocabulary: it is not one of vild's")
             return cls.from_state(state)

@@ -5,6 +5,7 @@ import pytest
 
 from vild.data import glyphs
 from vild.data.glyph_world import contact_sheet, write_world
+from vild.errors import UserError
 
 
 def test_the_table():
@@ -97,6 +98,8 @@ def test_the_world_is_the_same_for_a_seed_and_kept(tmp_path):
     picture.unlink()
     write_world(tmp_path / "a", seed=3, sets=("dev",), workers=1, fraction=0.02)
     assert not picture.exists()  # a set whose annotations are there is not made again
+    with pytest.raises(UserError, match="was made with .*'seed': 3.*not with .*'seed': 4"):
+        write_world(tmp_path / "a", seed=4, sets=("dev",), workers=1, fraction=0.02)
 
 
 def test_contact_sheet_shows_every_name():

@@ -1,12 +1,14 @@
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from vild.data import datasets
-from vild.data.loader import ResumableSampler, build_train_loader
+from vild.data.loader import ResumableSampler, build_train_loader, check_masks, check_store
 from vild.errors import UserError
+from vild.teacher.store import EmbeddingStore
 
 
 def take(sampler, count):
@@ -92,3 +94,37 @@ def test_a_users_own_data_set(world, tmp_path, monkeypatch):
     (record,) = datasets.load_dicts("mine")
     assert record["file_name"].endswith("pictures/train2017/000001.jpg")
     assert [a["category_id"] for a in record["annotations"]] == [0]
+
+
+def test_a_store_of_other_pictures_is_refused(make_cfg, store_folder, tmp_path):
+    store = EmbeddingStore(store_folder)
+    records = datasets.load_dicts("glyphs_train")
+    check_store(store, ("glyphs_train",), records)
+    with pytest.raises(UserError, match="image_id 4000 is not in it"):
+        check_store(store, ("glyphs_train",), [*records, {"image_id": 4000}])
+    store.plan["pictures"] = datasets.pictures_hash("glyphs_train_all")  # the same pictures
+    check_store(store, ("glyphs_train",), records)
+    store.plan["pictures"] = datasets.pictures_hash("glyphs_val")
+    with pytest.raises(UserError, match="made from other pictures"):
+        check_store(store, ("glyphs_train",), records)
+
+
+def test_masks_are_checked_before_training():
+    def record(**annotation):
+        return [{"file_name": "a.jpg", "annotations": [{"iscrowd": 0, **annotation}]}]
+
+    check_masks(record(segmentation=[[0, 0, 1, 1, 2, 0]]), "polygon")
+    check_masks(record(segmentation={"size": [2, 2], "counts": ""}), "bitmask")
+    with pytest.raises(UserError, match=r"a\.jpg: a box without a mask"):
+        check_masks(record(), "polygon")
+    with pytest.raises(UserError, match=r"a\.jpg: its masks are RLE; set INPUT.MASK_FORMAT"):
+        check_masks(record(segmentation={"size": [2, 2], "counts": ""}), "polygon")
+
+
+def test_a_split_is_checked(world, tmp_path):
+    entry = datasets.BUILTIN["glyphs_train"]
+    for text, message in (("{", "not of the form"), ('{"base": []}', "not of the form"),
+                          ('{"base": ["sun"], "novel": ["sun"]}', "'sun' is both base and novel")):  # fmt: skip
+        (tmp_path / "split.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            datasets.check_entry("x", replace(entry, split=str(tmp_path / "split.json")))

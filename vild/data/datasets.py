@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -116,11 +117,18 @@ def _read_annotations(name: str, entry: Entry) -> dict:
 
 
 def _read_split(name: str) -> dict:
-    path = SPLIT_DIR / f"{name}.json"
-    path = path if path.is_file() else Path(name)
-    if not path.is_file():
-        raise UserError(f"split '{name}' is neither a file nor one of vild/data/splits")
-    return json.loads(path.read_text())
+    places = [SPLIT_DIR / f"{name}.json", root() / name, Path(name)]
+    path = next((p for p in places if p.is_file()), None)
+    if path is None:
+        raise UserError(f"split '{name}' is neither one of vild/data/splits nor a file (below {root()} or from here)")
+    try:
+        split = json.loads(path.read_text())
+        base, novel = split["base"], split["novel"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f'split {path}: not of the form {{"base": [...], "novel": [...]}} ({error})') from error
+    if isinstance(base, list) and isinstance(novel, list) and (both := set(base) & set(novel)):
+        raise UserError(f"split {path}: '{min(both)}' is both base and novel")
+    return split
 
 
 def _matches(category: dict, rule: list | dict) -> bool:
@@ -170,7 +178,11 @@ def load_dicts(name: str) -> list[dict]:
 
     With ``keep="base"`` nothing of a novel annotation gets through: neither its box, nor its class, nor that
     the picture holds one (LVIS's image-level lists stay in the file, for the evaluator alone).
+
+    A data set that only Detectron2's catalog knows comes as the catalog has it.
     """
+    if name not in entries() and name in DatasetCatalog.list():
+        return _from_catalog(name)
     entry, classes, document = get_entry(name), get_classes(name), read_annotations(name)
     contiguous = {i: k for k, i in enumerate(classes.ids)}
     kept = {i for i, s in zip(classes.ids, classes.splits, strict=True) if entry.keep == "all" or s == "base"}
@@ -184,8 +196,8 @@ def load_dicts(name: str) -> list[dict]:
             "category_id": contiguous[a["category_id"]],
             "iscrowd": a.get("iscrowd", 0),
         }
-        if a.get("segmentation"):
-            record["segmentation"] = a["segmentation"]
+        if segmentation := _usable_segmentation(a.get("segmentation")):
+            record["segmentation"] = segmentation
         by_image.setdefault(a["image_id"], []).append(record)
     folder = root() / entry.images
     return [
@@ -201,18 +213,37 @@ def load_dicts(name: str) -> list[dict]:
     ]
 
 
+def _usable_segmentation(segmentation: dict | list | None) -> dict | list | None:
+    """RLE as it is; polygons without those of fewer than three corners; None if nothing is left."""
+    if isinstance(segmentation, list):
+        return [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+    return segmentation
+
+
+def _from_catalog(name: str) -> list[dict]:
+    try:
+        return DatasetCatalog.get(name)
+    except (OSError, ImportError, AssertionError) as error:
+        raise UserError(f"data set '{name}' (Detectron2's own): {str(error).splitlines()[0]}") from error
+
+
+def pictures_hash(name: str) -> str:
+    """Which pictures a data set holds: SHA-256 over ids, folder and file names, sizes (16 hex digits)."""
+    digest = hashlib.sha256()
+    for r in sorted(load_dicts(name), key=lambda r: r["image_id"]):
+        place = "/".join(Path(r["file_name"]).parts[-2:])
+        digest.update(f"{r['image_id']} {place} {r['height']} {r['width']}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def forget() -> None:
+    """Drop parsed annotation files from memory (LVIS's take gigabytes)."""
+    _read_json.cache_clear()
+
+
 def register_all() -> None:
     """Tell Detectron2's catalogs every data set that they do not know yet."""
     for name in entries():
         if name not in DatasetCatalog.list():
             DatasetCatalog.register(name, lambda name=name: load_dicts(name))
             MetadataCatalog.get(name).set(evaluator_type="vild")
-
-
-def fill_metadata(name: str) -> None:
-    """Class names and ids in Detectron2's MetadataCatalog, for its visualizer."""
-    classes = get_classes(name)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(classes.names),
-        thing_dataset_id_to_contiguous_id={i: k for k, i in enumerate(classes.ids)},
-    )

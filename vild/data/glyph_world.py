@@ -14,6 +14,7 @@ from pycocotools import mask as mask_api
 from tqdm import tqdm
 
 from vild.data import glyphs
+from vild.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,14 @@ def _make_scene(job: tuple[int, int, SceneSet, str]) -> tuple[dict, list[dict]]:
     return image, annotations
 
 
-def _write_json(path: Path, images: list[dict], annotations: list[dict], lvis: bool) -> None:
-    """One annotation file, whole or not at all."""
+def _write_json(path: Path, info: dict, images: list[dict], annotations: list[dict], lvis: bool) -> None:
+    """One annotation file, whole or not at all. ``info``: what the pictures were made with."""
     if not lvis:
         drop = {"neg_category_ids", "not_exhaustive_category_ids"}
         images = [{k: v for k, v in image.items() if k not in drop} for image in images]
         annotations = [{**a, "iscrowd": 0} for a in annotations]
     annotations = [{"id": i, **a} for i, a in enumerate(annotations, 1)]
-    document = {"images": images, "annotations": annotations, "categories": _categories()}
+    document = {"info": info, "images": images, "annotations": annotations, "categories": _categories()}
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(document))
     aside.rename(path)
@@ -98,7 +99,8 @@ def write_world(
     workers: int = 2,
     fraction: float = 1.0,
 ) -> None:
-    """Write sets of scenes under ``root``; a set whose annotation files exist is kept.
+    """Write sets of scenes under ``root``; a set whose annotation files exist is kept (UserError if it was made
+    with another seed or fraction).
 
     ``fraction`` of each set's scenes are made (the first ones), for trying things.
 
@@ -110,7 +112,11 @@ def write_world(
     rare = {c["id"] for c in _categories() if c["frequency"] == "r"}
     for name in sets:
         kind = SETS[name]
-        if (annotation_dir / f"coco_{name}.json").exists():
+        made_with, last_file = {"seed": seed, "fraction": fraction}, annotation_dir / f"coco_{name}.json"
+        if last_file.exists():
+            there = json.loads(last_file.read_text()).get("info")
+            if there != made_with:
+                raise UserError(f"{last_file}: was made with {there}, not with {made_with}; remove {root}")
             continue
         (root / name).mkdir(exist_ok=True)
         jobs = [(seed, i, kind, str(root / name / f"{i + 1:06d}.jpg")) for i in range(round(kind.count * fraction))]
@@ -121,9 +127,9 @@ def write_world(
         for form in ("lvis", "coco"):
             kept = everything
             if name.endswith("train"):
-                _write_json(annotation_dir / f"{form}_{name}_all.json", images, everything, form == "lvis")
+                _write_json(annotation_dir / f"{form}_{name}_all.json", made_with, images, everything, form == "lvis")
                 kept = [a for a in everything if a["category_id"] not in rare]
-            _write_json(annotation_dir / f"{form}_{name}.json", images, kept, form == "lvis")
+            _write_json(annotation_dir / f"{form}_{name}.json", made_with, images, kept, form == "lvis")
 
 
 def contact_sheet(seed: int = 0) -> Image.Image:

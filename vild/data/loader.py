@@ -8,17 +8,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
 from vild.data import datasets
-from vild.data.mapper import ViLDMapper
+from vild.data.mapper import InferenceMapper, ViLDMapper
 from vild.errors import UserError
 from vild.teacher.store import EmbeddingStore
 
@@ -54,6 +50,7 @@ class ResumableSampler(torch.utils.data.Sampler):
         self.repeats = repeats
         self.seed = seed
         self.start = start
+        self.rank, self.world = comm.get_rank(), comm.get_world_size()  # a worker process could not ask
 
     def _epoch(self, number: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed + number)
@@ -63,19 +60,25 @@ class ResumableSampler(torch.utils.data.Sampler):
         return indices[torch.randperm(len(indices), generator=generator)].tolist()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        rank, world = comm.get_rank(), comm.get_world_size()
         position, epoch = 0, 0
         while True:
             indices = self._epoch(epoch)
             first = max(self.start - position, 0)
             for offset in range(first, len(indices)):
-                if (position + offset) % world == rank:
+                if (position + offset) % self.world == self.rank:
                     yield position + offset, indices[offset]
             position, epoch = position + len(indices), epoch + 1
 
 
 def training_records(names: tuple[str, ...], filter_empty: bool) -> list[dict]:
-    """The records of the training sets; UserError for an unknown or missing one."""
+    """The records of the training sets.
+
+    Raises:
+        UserError: an unknown or missing set, or one that would let novel annotations into training.
+    """
+    for name in names:
+        if datasets.get_entry(name).keep == "all" and "novel" in datasets.get_classes(name).splits:
+            raise UserError(f"DATASETS.TRAIN: '{name}' keeps novel annotations; train on a set with keep = base")
     records = [r for name in names for r in datasets.load_dicts(name)]
     if filter_empty:
         records = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
@@ -84,11 +87,39 @@ def training_records(names: tuple[str, ...], filter_empty: bool) -> list[dict]:
     return records
 
 
+def check_masks(records: list[dict], mask_format: str) -> None:
+    """UserError unless every annotation has a mask of the form that ``INPUT.MASK_FORMAT`` wants."""
+    for record in records:
+        for annotation in record["annotations"]:
+            mask = annotation.get("segmentation")
+            if annotation["iscrowd"]:
+                continue
+            if not mask:
+                raise UserError(f"picture {record['file_name']}: a box without a mask, but MODEL.MASK_ON is True")
+            if isinstance(mask, dict) and mask_format == "polygon":
+                raise UserError(f"picture {record['file_name']}: its masks are RLE; set INPUT.MASK_FORMAT to bitmask")
+
+
+def check_store(store: EmbeddingStore, names: tuple[str, ...], records: list[dict]) -> None:
+    """UserError unless the store was made from these pictures and holds all of them."""
+    made_from = store.plan.get("pictures")
+    if made_from and made_from not in {datasets.pictures_hash(name) for name in names}:
+        raise UserError(f"store {store.folder}: it was made from other pictures than DATASETS.TRAIN {tuple(names)}")
+    for record in records:
+        if record["image_id"] not in store:
+            raise UserError(f"store {store.folder}: image_id {record['image_id']} is not in it")
+
+
 def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int = 0):
     """The training loader of a config, at the position where ``start_iteration`` begins."""
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name a data set")
     records = training_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    if cfg.MODEL.MASK_ON:
+        check_masks(records, cfg.INPUT.MASK_FORMAT)
+    if store is not None:
+        check_store(store, cfg.DATASETS.TRAIN, records)
+    datasets.forget()
     seed = max(cfg.SEED, 0)
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         repeats = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
@@ -110,6 +141,6 @@ def build_test_loader(cfg, name: str):
     """Detectron2's test loader over one data set."""
     records = datasets.load_dicts(name)
     for record in records:
-        record.pop("annotations")
-    mapper = DatasetMapper(cfg, is_train=False)
+        record.pop("annotations", None)
+    mapper = InferenceMapper(cfg)
     return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)

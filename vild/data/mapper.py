@@ -105,7 +105,11 @@ class ViLDMapper:
     def __call__(self, record: dict) -> dict:
         record = copy.deepcopy(record)
         picture = read_picture(record["file_name"], self.image_format)
-        utils.check_image_size(record, picture)
+        if picture.shape[:2] != (record["height"], record["width"]):
+            sizes = (
+                f"{picture.shape[1]}x{picture.shape[0]}, the annotation file says {record['width']}x{record['height']}"
+            )
+            raise UserError(f"picture {record['file_name']} is {sizes}")
         inputs = T.AugInput(picture)
         transforms = self.augmentations(inputs)
         picture = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
@@ -136,3 +140,16 @@ class ViLDMapper:
             chosen = np.sort(np.random.choice(len(rows), self.distill_per_image, replace=False))
             boxes, rows = boxes[chosen], rows[chosen]
         return Instances(image_size, proposal_boxes=Boxes(boxes), embeddings=regions.embeddings[rows])
+
+
+class InferenceMapper:
+    """Map a record to ``image``, resized as ``INPUT.*_TEST`` say."""
+
+    def __init__(self, cfg):
+        self.augmentations = T.AugmentationList(utils.build_augmentation(cfg, is_train=False))
+        self.image_format = cfg.INPUT.FORMAT
+
+    def __call__(self, record: dict) -> dict:
+        inputs = T.AugInput(read_picture(record["file_name"], self.image_format))
+        self.augmentations(inputs)
+        return {**record, "image": torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))}

@@ -57,5 +57,7 @@ class TextClassifier(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Unit [R, D] to logits [R, C + 1], background last."""
-        classes = torch.cat([self.text, F.normalize(self.background.float(), dim=1)])
-        return cosine_logits(embeddings, classes, self.temperature)
+        # over a temperature of 0.01, a half-precision cosine would be off by some hundredths of a logit
+        with torch.autocast(embeddings.device.type, enabled=False):
+            classes = torch.cat([self.text, F.normalize(self.background.float(), dim=1)])
+            return cosine_logits(embeddings.float(), classes, self.temperature)

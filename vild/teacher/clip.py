@@ -135,7 +135,7 @@ def same_teacher(a: dict, b: dict) -> bool:
 
 
 def check_same_teacher(a: dict, where_a: str, b: dict, where_b: str) -> None:
-    """UserError that names both sides unless both fingerprints are known and agree."""
+    """UserError that names both sides unless the fingerprints agree (two unknown ones do)."""
     if not same_teacher(a, b):
         raise UserError(f"{where_a} is of teacher {describe(a)}, but {where_b} is of teacher {describe(b)}")
 

@@ -47,7 +47,7 @@ def load_proposals(path: str | Path) -> Proposals:
             i: (file["boxes"][a:b], file["scores"][a:b])
             for i, a, b in zip(file["image_ids"].tolist(), bounds[:-1], bounds[1:], strict=True)
         }
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"proposals: {path} is not a proposal file ({type(error).__name__}: {error})") from error
 
 
