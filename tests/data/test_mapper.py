@@ -77,6 +77,25 @@ def test_a_moved_box_holds_the_same_thing(name):
     assert count > 30
 
 
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_teacher_sees_the_same_thing_in_a_moved_box(name, teacher):
+    """The same with a real open_clip model and the real crops, 1x and 1.5x. Its weights are random, so that all its
+    embeddings lie close together: beside the cosine, each must be nearest to its own original among all tiles."""
+    picture, boxes = mosaic(), tiles()
+    before = teacher.encode_regions(picture, boxes)
+    nearest, count = 0, 0
+    for seed in range(4):
+        np.random.seed(seed)
+        inputs = T.AugInput(picture.permute(1, 2, 0).numpy())
+        transforms = T.AugmentationList(AUGMENTATIONS[name])(inputs)
+        moved, rows = transform_regions(boxes, transforms, inputs.image.shape[:2], min_visible=0.9)
+        augmented = torch.from_numpy(np.ascontiguousarray(inputs.image)).permute(2, 0, 1)
+        cosine = teacher.encode_regions(augmented, moved) @ before.T
+        assert (cosine[torch.arange(len(rows)), rows] > 0.95).all()
+        nearest, count = nearest + (cosine.argmax(1) == rows).sum().item(), count + len(rows)
+    assert count >= 8 and nearest / count > 0.8
+
+
 @pytest.mark.parametrize("name", ["flip", "resize", "crop", "large-scale jitter", "all"])
 def test_the_mapper_carries_the_stores_rows_along(world, store_folder, name):
     """Every distilled region of the mapper is some region of the store, moved as the picture was."""
