@@ -217,7 +217,7 @@ def test_the_predictor_takes_any_words(make_cfg, teacher, vocabulary, tmp_path):
     detector.set_words(["umbrella", "a thing nobody drew"])
     found = detector(picture)
     assert detector.names == ("umbrella", "a thing nobody drew")
-    assert set(found.pred_classes.tolist()) <= {0, 1}
+    assert set(found.pred_classes.tolist()) <= {0, 1} and len(found) > 30  # the context takes no places
     present = detector.model.vocabulary
     assert present.splits[:2] == ("novel", "novel") and set(present.splits[2:]) == {"base"}
     detector.set_words(["Sunshine", "chess_rook"])  # a synonym and another spelling of base names

@@ -57,7 +57,7 @@ class OpenVocabularyDetector:
         """Look for these words from now on.
 
         The base names stay in the softmax beside them, unseen, so that a thing which is none of the words has
-        somewhere better to go; their detections are dropped.
+        somewhere better to go; they are not detected.
         """
         asked = Vocabulary.from_names(self.teacher, words, prompts=_prompts_of(self.trained))
         wanted = {clean_name(name) for name in asked.names}
@@ -78,7 +78,8 @@ class OpenVocabularyDetector:
                 (*splits, *context.splits),
                 prompts=asked.prompts,
                 fingerprint=asked.fingerprint,
-            )
+            ),
+            shown=len(asked),
         )
         self.names = asked.names
 
@@ -97,8 +98,7 @@ class OpenVocabularyDetector:
         image = self.resize.get_transform(picture).apply_image(picture)
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         (output,) = self.model([{"image": image, "height": height, "width": width}])
-        instances = output["instances"].to("cpu")
-        return instances[instances.pred_classes < len(self.names)]
+        return output["instances"].to("cpu")
 
 
 def _prompts_of(vocabulary: Vocabulary) -> str:

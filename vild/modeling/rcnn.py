@@ -16,9 +16,9 @@ class ViLDRCNN(GeneralizedRCNN):
         """The classes the detector knows at present."""
         return self.roi_heads.classifier.vocabulary
 
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Swap the classes; no weight changes."""
-        self.roi_heads.set_vocabulary(vocabulary)
+    def set_vocabulary(self, vocabulary: Vocabulary, shown: int | None = None) -> None:
+        """Swap the classes; no weight changes. Only the first ``shown`` are detected (None: all)."""
+        self.roi_heads.set_vocabulary(vocabulary, shown)
 
     def forward(self, batched_inputs: list[dict]):
         """As :meth:`GeneralizedRCNN.forward`."""

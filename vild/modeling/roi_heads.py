@@ -75,6 +75,7 @@ class ViLDROIHeads(StandardROIHeads):
         self.nms_threshold = nms_threshold
         self.per_image = per_image
         self.pre_nms_topk = pre_nms_topk
+        self.shown: int | None = None
         if variant == "image":  # it has no background class
             self.classifier.background.requires_grad_(False)
 
@@ -123,10 +124,12 @@ class ViLDROIHeads(StandardROIHeads):
         keep = ("box_in_features", "box_pooler")
         return {**{k: settings[k] for k in keep}, "pooled_shape": shape}
 
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Swap the classes; no weight changes."""
+    def set_vocabulary(self, vocabulary: Vocabulary, shown: int | None = None) -> None:
+        """Swap the classes; no weight changes. Only the first ``shown`` are detected (None: all), the others take
+        part in the softmax."""
         self.classifier.set_vocabulary(vocabulary)
         self.num_classes = len(vocabulary)
+        self.shown = shown
 
     def forward(self, images, features, proposals, targets=None, distill=None):
         """As :meth:`StandardROIHeads.forward`.
@@ -230,7 +233,12 @@ class ViLDROIHeads(StandardROIHeads):
             clipped = Boxes(b)
             clipped.clip(p.image_size)
             kept, score, classes, _ = fusion.best_detections(
-                clipped.tensor, s, self.score_threshold, self.nms_threshold, self.per_image, self.pre_nms_topk
+                clipped.tensor,
+                s[:, : self.shown],
+                self.score_threshold,
+                self.nms_threshold,
+                self.per_image,
+                self.pre_nms_topk,
             )
             results.append(Instances(p.image_size, pred_boxes=Boxes(kept), scores=score, pred_classes=classes))
         return results
