@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train the built-in world's teacher, a small open_clip model; about 90 s on two cores.
+"""Train the built-in world's teacher, a small open_clip model; a minute or two on two cores.
 
 Use it as teacher `local-dir:OUTPUT`.
 """

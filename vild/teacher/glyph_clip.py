@@ -46,7 +46,7 @@ def build_model() -> torch.nn.Module:
     open_clip.factory._MODEL_CONFIGS["vild-glyphs"] = MODEL_CFG
     model = open_clip.create_model("vild-glyphs", pretrained=None, force_preprocess_cfg=PREPROCESS_CFG)
     torch.nn.init.constant_(model.logit_scale, float(np.log(20)))
-    return model.to(memory_format=torch.channels_last)  # a third faster on a CPU
+    return model.to(memory_format=torch.channels_last)  # the faster layout on a CPU
 
 
 def _jitter(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
