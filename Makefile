@@ -24,6 +24,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt tools/install_detectron2.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt 'setuptools<82' wheel
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@# lvis-api, what our LVIS figures are compared with; its dependencies (opencv-python, Cython) are not needed
+	$(BIN)/python -m pip install --quiet --no-deps lvis==0.5.3
 	$(BIN)/python tools/install_detectron2.py
 	@touch $@
 

@@ -1,11 +1,14 @@
 """The other tools from the command line, on the tiny world."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from tests.conftest import REPOSITORY
 from vild.checkpoint import VildCheckpointer
@@ -73,12 +76,19 @@ def test_store_from_proposals_goes_on_and_refuses_another_teacher(world, proposa
                  "--shard-pictures", 16, "--max-per-image", 3]  # fmt: skip
     done = tool("build_teacher_store.py", *arguments, "--teacher", f"local-dir:{teacher_folder}")
     assert done.returncode == 0, done.stderr
-    before = (tmp_path / "store" / "manifest.json").read_bytes()
+    assert "as float16; a sample of 1 took" in done.stdout
     store = EmbeddingStore(tmp_path / "store")
     assert len(store) == 40 and all(len(store[i].boxes) <= 3 for i in range(1, 41))
-    (tmp_path / "store" / "shard-00001.safetensors").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
+    shard = tmp_path / "store" / "shard-00001.safetensors"
+    shard.write_bytes(before[shard.name][:-9])
+    done = tool("inspect_store.py", tmp_path / "store", "--verify")
+    assert done.returncode == 1 and len(done.stdout.splitlines()) == 1 and f"{shard.name} is broken" in done.stdout
+    assert tool("inspect_store.py", tmp_path / "store", "--repair").returncode == 0 and not shard.exists()
     assert tool("build_teacher_store.py", *arguments, "--teacher", f"local-dir:{teacher_folder}").returncode == 0
-    assert (tmp_path / "store" / "manifest.json").read_bytes() == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
+    done = tool("inspect_store.py", tmp_path / "store", "--verify", "--coverage", "glyphs_train")
+    assert done.returncode == 0 and "'glyphs_train': 40 pictures, 0 missing, 0 without a region" in done.stdout
     done = tool("build_teacher_store.py", *arguments, "--teacher", "RN50-quickgelu", "--pretrained", "random")
     assert done.returncode == 2 and "it was begun with fingerprint" in done.stderr
 
@@ -110,3 +120,24 @@ def test_a_data_set_of_ones_own_joins_by_one_command(world):
     assert "own" in datasets.entries() and len(datasets.load_dicts("own")) == 40
     done = tool("add_dataset.py", "--json", "none.json", *arguments)
     assert done.returncode == 2 and "none.json does not exist" in done.stderr
+
+
+def test_a_builder_killed_after_its_first_shard_ends_in_the_same_bytes(world, proposals_file, teacher_folder, tmp_path):
+    arguments = ["--dataset", "glyphs_train", "--proposals", proposals_file, "--teacher", f"local-dir:{teacher_folder}",
+                 "--shard-pictures", 4, "--dtype", "int8", "--nms", 0.5, "--min-size", 20]  # fmt: skip
+    assert tool("build_teacher_store.py", *arguments, "--output", tmp_path / "whole").returncode == 0
+    arguments += ["--output", tmp_path / "killed"]
+    process = subprocess.Popen([sys.executable, REPOSITORY / "tools/build_teacher_store.py", *map(str, arguments)])
+    while process.poll() is None and not (tmp_path / "killed" / "shard-00000.safetensors").exists():
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and "false" in (tmp_path / "killed" / "manifest.json").read_text()
+    assert tool("build_teacher_store.py", *arguments).returncode == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == whole
+    store = EmbeddingStore(tmp_path / "killed")
+    dropped, left = store.plan["dropped"], sum(len(boxes) for _, boxes in store.boxes())
+    assert dropped.keys() == {"min_size", "nms"} and left == 400 - sum(dropped.values()) < 400
+    for _, boxes in store.boxes():
+        assert (box_iou(boxes, boxes).fill_diagonal_(0) <= 0.5).all()
+        assert (boxes[:, 2:] - boxes[:, :2] >= 20).all()

@@ -58,13 +58,15 @@ def test_resume_after_a_kill_equals_never_stopped(command, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     whole, killed = (torch.load(tmp_path / n / "model_final.pth", weights_only=True) for n in ("whole", "killed"))
     assert whole["iteration"] == killed["iteration"] == 5
+    assert whole["trained_on"] == killed["trained_on"] and whole["trained_on"]["data_sets"][0]["keep"] == "base"
     assert all(torch.equal(v, killed["model"][k]) for k, v in whole["model"].items())
     last = [json.loads((tmp_path / n / "metrics.json").read_text().splitlines()[-1]) for n in ("whole", "killed")]
     losses = [k for k in last[0] if "loss" in k and k in last[1]]
     assert len(losses) >= 6
 
 
-def test_losses_of_every_step_are_the_same_after_a_resume(make_cfg, tmp_path):
+@pytest.mark.parametrize(("variant", "source"), [("ensemble", "store"), ("vild", "teacher")])
+def test_losses_of_every_step_are_the_same_after_a_resume(make_cfg, tmp_path, variant, source):
     def losses(cfg, resume, until):
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume)
@@ -81,9 +83,10 @@ def test_losses_of_every_step_are_the_same_after_a_resume(make_cfg, tmp_path):
         return rows
 
     settings = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "()")
-    whole = losses(make_cfg("ensemble", *settings, "OUTPUT_DIR", str(tmp_path / "a")), False, 4)
+    settings += ("MODEL.VILD.DISTILL_FROM", source)
+    whole = losses(make_cfg(variant, *settings, "OUTPUT_DIR", str(tmp_path / "a")), False, 4)
     os.makedirs(tmp_path / "b")
-    second = make_cfg("ensemble", *settings, "OUTPUT_DIR", str(tmp_path / "b"))
+    second = make_cfg(variant, *settings, "OUTPUT_DIR", str(tmp_path / "b"))
     os.link(tmp_path / "a" / "model_0000001.pth", tmp_path / "b" / "model_0000001.pth")
     (tmp_path / "b" / "last_checkpoint").write_text("model_0000001.pth")
     assert losses(second, True, 4) == whole[2:]

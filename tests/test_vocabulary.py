@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from vild.errors import UserError
 from vild.prompts import PROMPT_SETS, fill
-from vild.vocabulary import Vocabulary
+from vild.vocabulary import NAMES_AT_ONCE, Vocabulary, encode_names
 
 
 def test_saved_and_loaded_is_the_same(vocabulary, tmp_path):
@@ -70,3 +70,19 @@ def test_a_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     with pytest.raises(UserError, match="not a vocabulary"):
         Vocabulary.load(tmp_path / "junk.safetensors")
+
+
+def test_names_are_encoded_many_at_a_time_as_one_by_one():
+    """Over the limit of names a call, with synonyms on the seam; each text has a vector of its own."""
+
+    def encode_text(texts):
+        rows = [torch.randn(8, generator=torch.Generator().manual_seed(sum(t.encode()))) for t in texts]
+        return F.normalize(torch.stack(rows), dim=1)
+
+    names = [f"thing {n * n}" for n in range(NAMES_AT_ONCE + 3)]
+    synonyms = [[f"stuff {n}", "more"] if n % 5 else [] for n in range(len(names))]
+    together = encode_names(encode_text, names, synonyms, PROMPT_SETS["vild"])
+    alone = [encode_names(encode_text, [n], [s], PROMPT_SETS["vild"]) for n, s in zip(names, synonyms, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    means = [F.normalize(encode_text(fill(PROMPT_SETS["vild"], n)).mean(0), dim=0) for n in (names[1], *synonyms[1])]
+    torch.testing.assert_close(together[1], F.normalize(torch.stack(means).mean(0), dim=0))

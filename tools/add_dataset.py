@@ -6,8 +6,11 @@
 """
 
 import argparse
+from dataclasses import replace
 
 from vild.data import datasets
+from vild.data.annotations import is_lvis_form
+from vild.data.classes import read_split
 from vild.errors import UserError, one_line_errors
 
 
@@ -18,15 +21,25 @@ def main():
     parser.add_argument("--json", required=True, help="annotation file, LVIS or COCO form, below the root")
     parser.add_argument("--images", required=True, help="picture folder, below the root")
     parser.add_argument(
-        "--split", required=True, help='"lvis", "coco_48_17", or a file {"base": [...], "novel": [...]}'
+        "--split", required=True, help='"lvis", "coco_48_17", ..., or a file {"base": [...], "novel": [...]}'
     )
     parser.add_argument("--keep", choices=["base", "all"], default="all", help='"base" for training')
-    parser.add_argument("--protocol", choices=["coco", "lvis"], default="coco", help="how it is evaluated")
+    parser.add_argument(
+        "--protocol", choices=["coco", "lvis"], help="how it is evaluated (default: told from the file's form)"
+    )
     args = parser.parse_args()
     if args.name in datasets.BUILTIN:
         raise UserError(f"--name: '{args.name}' is one of vild's own data sets")
-    entry = datasets.Entry(args.json, args.images, args.split, args.keep, args.protocol)
+    entry = datasets.Entry(args.json, args.images, args.split, args.keep, args.protocol or "coco")
+    document = datasets.read_entry(args.name, entry)
+    if args.protocol is None:
+        lvis = is_lvis_form(document)
+        entry = replace(entry, protocol="lvis" if lvis else "coco")
+        why = "has neg_category_ids and frequencies" if lvis else "lacks neg_category_ids or frequencies"
+        print(f"{args.json} {why}: evaluated by the {entry.protocol} protocol (--protocol says otherwise)")
     classes = datasets.check_entry(args.name, entry)
+    if missing := read_split(args.split, datasets.root()).absent(document["categories"]):
+        print(f"warning: {len(missing)} names of split {args.split} are not in {args.json} ('{missing[0]}' ...)")
     path = datasets.add_entry(args.name, entry)
     print(
         f"'{args.name}' is now known ({path}): {classes.splits.count('base')} base and "

@@ -1,71 +1,112 @@
 #!/usr/bin/env python3
 """Write the teacher's embeddings of a data set's proposals: the store that training distils from.
 
-A run that was killed goes on after its last whole shard.
-
     tools/build_teacher_store.py --dataset glyphs_train --proposals output/quickstart/proposals.safetensors \\
         --teacher local-dir:output/quickstart/teacher --output output/quickstart/store
+
+A run that was killed goes on after its last whole shard. --num-gpus 8 shares the shards among eight processes (without
+a GPU: processes on the CPU); torchrun and SLURM's srun start the same command without it. The records are the same.
 """
 
 import argparse
 
 import torch
+from detectron2.utils import comm
 from tqdm import tqdm
 
 from vild.data import datasets
-from vild.data.mapper import read_picture
 from vild.errors import UserError, one_line_errors
-from vild.teacher.clip import Teacher
-from vild.teacher.crops import SCALES
-from vild.teacher.proposals import hash_file, load_proposals
-from vild.teacher.store import Regions, StoreWriter
+from vild.launch import add_launch_arguments, launch
+from vild.teacher.clip import PRECISIONS, Teacher
+from vild.teacher.crops import MODES, SCALES
+from vild.teacher.proposals import hash_file, load_proposals, read_provenance, select_proposals
+from vild.teacher.region_pass import Encoder, encode_pictures, load_pictures, write_shards
+from vild.teacher.shards import DTYPES
+from vild.teacher.store import StoreWriter
+from vild.teacher.work import describe_work
 
 
-@one_line_errors
-def main():
+def parse() -> argparse.Namespace:
+    gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="a registered data set")
     parser.add_argument("--proposals", required=True, help=".safetensors or COCO-results JSON")
     parser.add_argument("--teacher", required=True, help="open_clip model name, or local-dir:FOLDER")
     parser.add_argument("--pretrained", default="", help="open_clip tag or file of weights, or 'random'")
+    parser.add_argument(
+        "--crop", choices=MODES, default="squash",
+        help="squash: aspect ratio lost, as in the paper; center: CLIP's own, the ends of long boxes cut off; "
+        "pad: kept whole, with bars of the mean colour",
+    )  # fmt: skip
     parser.add_argument("--max-per-image", type=int, default=300, help="best proposals of a picture (paper: 300)")
+    parser.add_argument("--nms", type=float, metavar="IOU", help="first drop boxes that overlap a better one more")
+    parser.add_argument("--min-size", type=float, metavar="PIXELS", help="first drop boxes with a shorter side")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="int8 takes half the space")
     parser.add_argument("--shard-pictures", type=int, default=200)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the teacher's image tower")
+    parser.add_argument("--compile", action="store_true", help="compile it (pays over millions of crops on a GPU)")
+    parser.add_argument("--batch-size", type=int, default=2048 if gpu else 128, help="crops; halved when memory ends")
+    parser.add_argument("--num-workers", type=int, default=8 if gpu else 1, help="processes that decode pictures")
+    parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--output", required=True)
-    args = parser.parse_args()
+    add_launch_arguments(parser)
+    return parser.parse_args()
 
+
+@one_line_errors
+def main(args):
     files = {r["image_id"]: r["file_name"] for r in datasets.load_dicts(args.dataset)}
     proposals = load_proposals(args.proposals)
     if strangers := sorted(set(proposals) - set(files)):
         raise UserError(f"proposals {args.proposals}: image_id {strangers[0]} is not in data set '{args.dataset}'")
-    teacher = Teacher(args.teacher, args.pretrained, args.device)
+    proposals, dropped = select_proposals(proposals, args.max_per_image, args.min_size, args.nms)
+    teacher = Teacher(args.teacher, args.pretrained, args.device, args.crop, args.precision, args.compile)
     plan = {
         "pictures": datasets.pictures_hash(args.dataset),
         "fingerprint": teacher.fingerprint,
         "scales": list(SCALES),
         "proposals": hash_file(args.proposals),
         "max_per_image": args.max_per_image,
+        "precision": None if args.precision == "fp32" else args.precision,
+        "nms": args.nms,
+        "min_size": args.min_size,
+        "dropped": dropped or None,
     }
-    writer = StoreWriter(args.output, plan, sorted(files), args.shard_pictures)
+    datasets.forget()
+    origin = read_provenance(args.proposals)
+    rest = (sorted(files), args.shard_pictures, origin, args.dtype)
+    if comm.is_main_process():
+        StoreWriter(args.output, plan, *rest)
+    comm.synchronize()  # the manifest is there, and of this plan
+    writer = StoreWriter(args.output, plan, *rest)
 
     nothing = torch.zeros(0, 4), torch.zeros(0)
+    regions = {i: proposals.get(i, nothing) for i in files}
+    encoder = Encoder(teacher, args.batch_size)
+    gpu = teacher.device.type == "cuda"
+
+    def compute(ids):
+        return list(encode_pictures(encoder, load_pictures(files, ids, 0, gpu), [regions[i][0] for i in ids]))
+
     missing = list(writer.missing())
-    with tqdm(total=sum(len(ids) for _, ids in missing), desc="store", unit="picture") as progress:
-
-        def regions(image_id: int) -> Regions:
-            boxes, scores = proposals.get(image_id, nothing)
-            best = scores.argsort(descending=True, stable=True)[: args.max_per_image]
-            boxes, scores = boxes[best], scores[best]
-            picture = torch.from_numpy(read_picture(files[image_id], "RGB").copy()).permute(2, 0, 1)
-            embeddings = teacher.encode_regions(picture.to(args.device), boxes.to(args.device))
-            progress.update()
-            return Regions(boxes, embeddings.cpu(), scores)
-
-        for index, _ in missing:
-            writer.write_shard(index, regions)
-    manifest = writer.finish()
-    print(f"{manifest['regions']} regions of {len(files)} pictures: {args.output}")
+    comm.synchronize()  # nobody writes before all have seen what is missing
+    if comm.is_main_process():
+        counts = {i: len(boxes) for i, (boxes, _) in regions.items()}
+        to_do = [i for _, ids in missing for i in ids]
+        world = comm.get_world_size()
+        work = describe_work(counts, teacher.width, args.dtype, compute, to_do)
+        print(work + (f", for {world} processes together" if world > 1 else ""), flush=True)
+    shards = missing[comm.get_rank() :: comm.get_world_size()]
+    ids = [i for _, some in shards for i in some]
+    pictures = load_pictures(files, ids, args.num_workers, gpu)
+    with tqdm(total=len(ids), desc="store", unit="picture", disable=not comm.is_main_process()) as progress:
+        for count in write_shards(writer, shards, encoder, pictures, regions):
+            progress.update(count)
+    comm.synchronize()
+    if comm.is_main_process():
+        manifest = writer.finish()
+        print(f"{manifest['regions']} regions of {len(files)} pictures: {args.output}")
 
 
 if __name__ == "__main__":
-    main()
+    launch(main, parse())

@@ -33,7 +33,11 @@ def main():
     datasets.register_all()
     loader = build_test_loader(cfg, args.dataset)
     model = build_model(cfg).eval()
-    VildCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    provenance = {
+        "data_set": args.dataset,
+        "pictures": datasets.pictures_hash(args.dataset),
+        "network": VildCheckpointer(model).load_recorded(cfg.MODEL.WEIGHTS),
+    }
 
     proposals = {}
     with torch.inference_mode():
@@ -46,7 +50,7 @@ def main():
                     boxes, scores = found.pred_boxes.tensor, found.scores
                 keep = scores.argsort(descending=True, stable=True)[: cfg.TEST.PROPOSALS_PER_IMAGE]
                 proposals[given["image_id"]] = boxes[keep], scores[keep]
-    save_proposals(args.output, proposals)
+    save_proposals(args.output, proposals, provenance)
     total = sum(len(boxes) for boxes, _ in proposals.values())
     print(f"{total} proposals of {len(proposals)} pictures: {args.output}")
 

@@ -35,16 +35,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="as small as can be; its numbers mean nothing")
     args = parser.parse_args()
     run = GlyphsRun(args.output, total=10, seed=args.seed, iterations=args.iterations, smoke=args.smoke)
-    run.run(run.world("world", "train", "dev", "val"))
-    run.run(run.train_teacher(), run.train("proposals", "proposals"))
-    run.run(
-        run.make_vocabulary("vocabulary", "glyphs_train"),
-        run.make_proposals("proposals_train", "glyphs_train"),
-        run.make_proposals("proposals_val", "glyphs_val"),
-    )
-    run.run(run.store("store", "glyphs_train", "proposals_train"))
-    run.run(run.train("text", "text", start="proposals"), run.train("vild", "vild", start="proposals"))
-    run.run(run.gauges("gauges", "vild", "proposals_val"))
+    run.train_both()
 
     os.environ["DETECTRON2_DATASETS"] = str(args.output / "datasets")
     gauges, crops = run.read_gauges()

@@ -5,11 +5,12 @@ tools/train_net.py --config-file configs/Glyphs/vild.yaml [--num-gpus 8] [--resu
 tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
 from vild.checkpoint import VildCheckpointer
 from vild.engine import Trainer, setup
 from vild.errors import one_line_errors
+from vild.launch import launch
 
 
 @one_line_errors
@@ -25,12 +26,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(main, default_argument_parser().parse_args())

@@ -1,11 +1,14 @@
-"""Detectron2's checkpoint, with the vocabulary (and so the teacher's fingerprint) inside."""
+"""Detectron2's checkpoint, with the vocabulary (and so the teacher's fingerprint) inside, and a record of what the
+network was trained on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from vild.data.provenance import merge, network_record
 from vild.errors import UserError
 from vild.teacher.clip import check_same_teacher
 
@@ -28,12 +31,42 @@ class _VocabularyOf:
             raise UserError(f"{self.where} is of variant '{theirs}', MODEL.VILD.VARIANT is '{mine}'")
 
 
+class _TrainedOn:
+    """A training record (``vild.data.provenance``) as fvcore's Checkpointer wants it."""
+
+    def __init__(self, record: dict):
+        self.record = record
+
+    def state_dict(self) -> dict:
+        return self.record
+
+    def load_state_dict(self, state: dict) -> None:
+        self.record = merge(state, self.record)
+
+
+def read_network_record(path: str) -> dict:
+    """The network record of a local file of weights, of any origin."""
+    if not Path(path).is_file():
+        raise UserError(f"weights: {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True) if path.endswith(".pth") else {}
+    except Exception as error:  # a broken file can fail anywhere in the unpickler
+        raise UserError(f"weights: {path} cannot be read ({type(error).__name__})") from error
+    return network_record(path, path, state.get("trained_on"))
+
+
 class VildCheckpointer(DetectionCheckpointer):
     """Saves a ViLDRCNN's vocabulary and variant under ``vocabulary``; on loading, refuses a checkpoint of another
-    teacher or variant, also where only the weights are wanted."""
+    teacher or variant, also where only the weights are wanted.
 
-    def __init__(self, model, save_dir: str = "", **kwargs):
+    Args:
+        trained_on: of a training, its record; saved under ``trained_on`` with that of the weights it starts from.
+    """
+
+    def __init__(self, model, save_dir: str = "", *, trained_on: dict | None = None, **kwargs):
         super().__init__(model, save_dir, **kwargs)
+        if trained_on is not None:
+            self.add_checkpointable("trained_on", _TrainedOn(trained_on))
         bare = getattr(model, "module", model)  # below DistributedDataParallel
         if hasattr(bare, "vocabulary"):
             self.add_checkpointable("vocabulary", _VocabularyOf(bare, "the checkpoint"))
@@ -43,6 +76,21 @@ class VildCheckpointer(DetectionCheckpointer):
             raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
         if "vocabulary" in self.checkpointables and path:
             self.checkpointables["vocabulary"].where = f"checkpoint {path}"
-            if checkpointables is not None:
-                checkpointables = [*checkpointables, "vocabulary"]
-        return super().load(path, checkpointables)
+        resumed = checkpointables is None
+        wanted = self.checkpointables if resumed else {*checkpointables, "vocabulary"}
+        rest = super().load(path, [k for k in self.checkpointables if k in wanted and k != "trained_on"])
+        if "trained_on" in self.checkpointables and path:
+            tracked = self.checkpointables["trained_on"]
+            if resumed and "trained_on" in rest:
+                tracked.load_state_dict(rest["trained_on"])
+            else:
+                start = {"data_sets": [], "stores": [], "starts": [self._record_of(path, rest)]}
+                tracked.load_state_dict(start)
+        return rest
+
+    def _record_of(self, path: str, rest: dict) -> dict:
+        return network_record(path, self.path_manager.get_local_path(path), rest.get("trained_on"))
+
+    def load_recorded(self, path: str) -> dict:
+        """Load the weights only; their network record."""
+        return self._record_of(path, self.load(path, checkpointables=[]))

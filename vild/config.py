@@ -14,22 +14,32 @@ def add_vild_config(cfg: CfgNode) -> None:
     vild.VOCABULARY = ""
     # Another vocabulary for evaluation and demo ("": the same)
     vild.TEST_VOCABULARY = ""
-    # The teacher's store of the training pictures (needed by every variant but "text")
+    # Where the distilled regions and their targets come from (every variant but "text"):
+    #   "store"    the paper's: made beforehand, the cheapest step, the same regions in every epoch
+    #   "teacher"  nothing to make beforehand: the best proposals of the current RPN, cropped from the augmented
+    #              picture as the detector sees it; costs the teacher 2 x DISTILL_PER_IMAGE crops a picture and step,
+    #              and is about objects only once the RPN is (start from a proposal network's weights)
+    #   "mixed"    from the store; where it has nothing of a picture, as "teacher"
+    vild.DISTILL_FROM = "store"
+    # The teacher's store of the training pictures ("store" and "mixed")
     vild.STORE = ""
-    # The teacher itself, for the demo's words: an open_clip name and tag or file, or local-dir:FOLDER
+    # The teacher itself, for the demo's words and for "teacher" and "mixed": an open_clip name and tag or file, or
+    # local-dir:FOLDER
     vild.TEACHER = CfgNode({"NAME": "ViT-B-32-quickgelu", "PRETRAINED": "openai"})
     # Softmax temperature, the same in training and test [released code]
     vild.TEMPERATURE = 0.01
     # Weight of the image loss: 0.5 for R50 (paper, table 3)
     vild.DISTILL_WEIGHT = 0.5
-    # Distilled regions a picture and step, drawn from those in the store
+    # Distilled regions a picture and step: drawn from those in the store, or the best of the RPN's
     vild.DISTILL_PER_IMAGE = 300
-    # A distilled region leaves when less of its area than this is left after augmentation
+    # A distilled region leaves when less of its area than this lies in what augmentation left of the picture
     vild.MIN_VISIBLE = 0.5
     # Ensemble: p_text^w p_image^(1-w) on base names, exponents swapped on novel ones (paper, eq. 5)
     vild.ENSEMBLE_WEIGHT = 2.0 / 3.0
     # (region, class) pairs that enter NMS at test
     vild.PRE_NMS_TOPK = 20000
+    # The student's backbone where BACKBONE.NAME is "build_timm_fpn_backbone": a model name of timm
+    vild.TIMM_BACKBONE = ""
 
     # ViLD's two heads for boxes and masks do not know the classes
     cfg.MODEL.META_ARCHITECTURE = "ViLDRCNN"

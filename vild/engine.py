@@ -17,10 +17,12 @@ import vild.modeling  # noqa: F401  (registers the detector)
 from vild.checkpoint import VildCheckpointer
 from vild.config import add_vild_config
 from vild.data import datasets
+from vild.data.live import LiveTargets
 from vild.data.loader import build_test_loader, build_train_loader
+from vild.data.provenance import training_record
 from vild.errors import UserError
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
-from vild.teacher.clip import check_same_teacher
+from vild.teacher.clip import Teacher, check_same_teacher, crop_of, describe
 from vild.teacher.store import EmbeddingStore
 from vild.vocabulary import Vocabulary
 
@@ -73,16 +75,50 @@ def is_proposal_network(cfg) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
 
 
+def distils_from(cfg) -> str:
+    """``MODEL.VILD.DISTILL_FROM``; "nothing" where nothing is distilled."""
+    source = cfg.MODEL.VILD.DISTILL_FROM
+    if source not in ("store", "teacher", "mixed"):
+        raise UserError(f"MODEL.VILD.DISTILL_FROM: '{source}' is not one of store, teacher, mixed")
+    return "nothing" if is_proposal_network(cfg) or cfg.MODEL.VILD.VARIANT == "text" else source
+
+
 def open_store(cfg) -> EmbeddingStore | None:
-    """The store of a training config, checked against its vocabulary; None where nothing is distilled."""
-    if is_proposal_network(cfg) or cfg.MODEL.VILD.VARIANT == "text":
+    """The store of a training config, checked against its vocabulary; None where none is read."""
+    source = distils_from(cfg)
+    if source in ("nothing", "teacher"):
         return None
     if not cfg.MODEL.VILD.STORE:
-        raise UserError(f"MODEL.VILD.STORE is empty, but the variant '{cfg.MODEL.VILD.VARIANT}' distils")
+        variant = cfg.MODEL.VILD.VARIANT
+        raise UserError(f"MODEL.VILD.STORE is empty, but the variant '{variant}' distils (DISTILL_FROM '{source}')")
     store = EmbeddingStore(cfg.MODEL.VILD.STORE)
     vocabulary = Vocabulary.load(cfg.MODEL.VILD.VOCABULARY)
     store.check_teacher(vocabulary.fingerprint, f"vocabulary {cfg.MODEL.VILD.VOCABULARY}")
     return store
+
+
+def open_live_teacher(cfg, store: EmbeddingStore | None) -> LiveTargets | None:
+    """The teacher at work in training, checked against the vocabulary, cropping as the store's did where there is
+    one; None where no teacher is at work."""
+    if distils_from(cfg) in ("nothing", "store"):
+        return None
+    vild = cfg.MODEL.VILD
+    # the detector's first weights are the same wherever its targets come from
+    with torch.random.fork_rng(devices=[]):
+        crop = crop_of(store.fingerprint) if store else "squash"
+        teacher = Teacher(vild.TEACHER.NAME, vild.TEACHER.PRETRAINED, cfg.MODEL.DEVICE, crop)
+    check_same_teacher(
+        teacher.fingerprint,
+        "MODEL.VILD.TEACHER",
+        Vocabulary.load(vild.VOCABULARY).fingerprint,
+        f"vocabulary {vild.VOCABULARY}",
+    )
+    return LiveTargets(
+        teacher.encode_regions,
+        image_format=cfg.INPUT.FORMAT,
+        per_image=vild.DISTILL_PER_IMAGE,
+        min_visible=vild.MIN_VISIBLE,
+    )
 
 
 def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
@@ -128,8 +164,15 @@ class Trainer(DefaultTrainer):
         if not is_proposal_network(cfg):
             for name in cfg.DATASETS.TRAIN:
                 check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
+        store = open_store(cfg)
+        record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
+        live_teacher = open_live_teacher(cfg, store)
         super().__init__(cfg)
-        self.checkpointer = VildCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        if live_teacher is not None:
+            getattr(self.model, "module", self.model).set_live_teacher(live_teacher)
+        self.checkpointer = VildCheckpointer(
+            self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record
+        )
         for hook in self._hooks:  # Detectron2 has bound the hook to its own checkpointer
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer
@@ -191,6 +234,9 @@ class Trainer(DefaultTrainer):
             if trained is not None:
                 for name in cfg.DATASETS.TEST:
                     check_classes(bare.vocabulary, name, marks=cfg.MODEL.VILD.VARIANT == "ensemble")
+                words = bare.vocabulary
+                teacher = describe(words.fingerprint)
+                logger.info("vocabulary: %d names, prompts '%s', teacher %s", len(words), words.prompts, teacher)
             results = super().test(cfg, model, evaluators)
         finally:
             if trained is not None:

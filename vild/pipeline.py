@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from vild.errors import UserError
+from vild.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _PROGRESS = re.compile(rb"(\d+%)\|[^|]*\|\s*\S+ \[[^<\]]*<([\d:]+)|eta: ([\d:]+)")
@@ -118,7 +119,7 @@ class _Running:
             lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
             reason = lines[-1].removeprefix("error: ")
             raise UserError(f"stage '{self.stage.name}' failed: {reason} (see {self.log})")
-        self.marker.write_text(json.dumps({"command": self.stage.command, "seconds": self.seconds}))
+        write_json(self.marker, {"command": self.stage.command, "seconds": self.seconds})
         return self.seconds
 
     def progress(self) -> str:
@@ -148,6 +149,23 @@ class GlyphsRun(Pipeline):
         self.teacher = f"local-dir:{folder / 'teacher'}"
         self.vocabulary = folder / "vocabulary.safetensors"
 
+    def train_both(self, *beside: Stage) -> None:
+        """From nothing to ViLD and ViLD-text, trained on the same scenes for as long, and the gauges.
+
+        ``beside``: further stages that need the world and the teacher only.
+        """
+        self.run(self.world("world", "train", "dev", "val"))
+        self.run(self.train_teacher(), self.train("proposals", "proposals"))
+        self.run(
+            self.make_vocabulary("vocabulary", "glyphs_train"),
+            *beside,
+            self.make_proposals("proposals_train", "glyphs_train"),
+            self.make_proposals("proposals_val", "glyphs_val"),
+        )
+        self.run(self.store("store", "glyphs_train", "proposals_train"))
+        self.run(self.train("text", "text", start="proposals"), self.train("vild", "vild", start="proposals"))
+        self.run(self.gauges("gauges", "vild", "proposals_val"))
+
     def config(self, name: str) -> Path:
         return REPOSITORY / "configs" / "Glyphs" / f"{name}.yaml"
 
@@ -160,10 +178,10 @@ class GlyphsRun(Pipeline):
         """What the gauges stage wrote: {gauge: {"base", "novel"}}, with the proposals' recall; and the metrics of
         CLIP on crops."""
         gauges = json.loads((self.folder / "gauges.json").read_text())
-        crops = gauges.pop("clip_on_crops")
-        recall = self.metrics("proposals")
+        crops, recall = gauges.pop("clip_on_crops"), gauges.pop("proposals")
         gauges["proposal_recall50"] = {
-            mark: next(v for k, v in recall.items() if k.endswith(mark)) for mark in ("base", "novel")
+            mark: next(v for k, v in recall.items() if "recall50" in k and k.endswith(mark))
+            for mark in ("base", "novel")
         }
         return gauges, crops
 
@@ -213,6 +231,6 @@ class GlyphsRun(Pipeline):
         return stage(
             name, "gauges.py", "--config-file", self.config(student), "--dataset", "glyphs_val",
             "--proposals", self.folder / f"{proposals}.safetensors", "--output", self.folder / f"{name}.json",
-            "MODEL.WEIGHTS", self.folder / student / "model_final.pth",
+            "--clip-on-crops", "MODEL.WEIGHTS", self.folder / student / "model_final.pth",
             "MODEL.VILD.TEACHER.NAME", self.teacher,
         )  # fmt: skip

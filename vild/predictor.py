@@ -10,8 +10,8 @@ from detectron2.structures import Instances
 
 import vild.modeling  # noqa: F401  (registers the detector)
 from vild.checkpoint import VildCheckpointer
+from vild.data import datasets
 from vild.errors import UserError
-from vild.prompts import clean_name
 from vild.teacher.clip import Teacher, check_same_teacher
 from vild.vocabulary import Vocabulary
 
@@ -59,23 +59,21 @@ class OpenVocabularyDetector:
         The base names stay in the softmax beside them, unseen, so that a thing which is none of the words has
         somewhere better to go; they are not detected.
         """
-        asked = Vocabulary.from_names(self.teacher, words, prompts=_prompts_of(self.trained))
-        wanted = {clean_name(name) for name in asked.names}
-        synonyms = self.trained.synonyms or ((),) * len(self.trained)
-        context_rows, known = [], set()
-        for i, (name, split) in enumerate(zip(self.trained.names, self.trained.splits, strict=True)):
-            spellings = {clean_name(n) for n in (name, *synonyms[i])}
-            if split == "base" and spellings & wanted:
-                known |= spellings  # the same thing under both names would share its score with itself
-            elif split == "base":
-                context_rows.append(i)
-        context = self.trained.take(context_rows)
-        splits = ["base" if clean_name(name) in known else "novel" for name in asked.names]
+        asked = Vocabulary.from_names(self.teacher, words, prompts=_prompts_of(self.trained)).marked_by(self.trained)
+        # the same thing under two names would share its score with itself
+        wanted = {spelling for i in range(len(asked)) for spelling in asked.spellings(i)}
+        context = self.trained.take(
+            [
+                i
+                for i, split in enumerate(self.trained.splits)
+                if split == "base" and not self.trained.spellings(i) & wanted
+            ]
+        )
         self.model.set_vocabulary(
             Vocabulary(
                 asked.names + context.names,
                 torch.cat([asked.embeddings, context.embeddings]),
-                (*splits, *context.splits),
+                asked.splits + context.splits,
                 prompts=asked.prompts,
                 fingerprint=asked.fingerprint,
             ),
@@ -99,6 +97,16 @@ class OpenVocabularyDetector:
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         (output,) = self.model([{"image": image, "height": height, "width": width}])
         return output["instances"].to("cpu")
+
+
+def vocabulary_of(detector: OpenVocabularyDetector, name: str) -> Vocabulary:
+    """A data set's names for a detector that was trained on others, encoded by its teacher with its prompts, marked
+    by what it has met."""
+    classes = datasets.get_classes(name)
+    words = Vocabulary.from_names(
+        detector.teacher, classes.names, prompts=_prompts_of(detector.trained), synonyms=classes.synonyms
+    )
+    return words.marked_by(detector.trained)
 
 
 def _prompts_of(vocabulary: Vocabulary) -> str:

@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vild.errors import UserError
-from vild.prompts import PROMPT_SETS, fill
+from vild.prompts import PROMPT_SETS, clean_name, fill
 
 SPLITS = ("base", "novel", "")
+NAMES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,17 @@ class Vocabulary:
             raise UserError(f"vocabulary: {path} is not a vocabulary file ({error})") from error
         return cls.from_state(state)
 
+    def marked_by(self, trained: Vocabulary) -> Vocabulary:
+        """The same classes, "base" where a name or synonym is one of a base class of ``trained``, else "novel": what
+        a detector that was trained on those has and has not met."""
+        known = {s for i, mark in enumerate(trained.splits) if mark == "base" for s in trained.spellings(i)}
+        splits = ("base" if self.spellings(i) & known else "novel" for i in range(len(self)))
+        return replace(self, splits=tuple(splits))
+
+    def spellings(self, index: int) -> set[str]:
+        """The names of a class, cleaned as for prompts."""
+        return {clean_name(n) for n in (self.names[index], *(self.synonyms[index] if self.synonyms else ()))}
+
     def take(self, order: Sequence[int]) -> Vocabulary:
         """The classes ``order`` (indices into this vocabulary), in that order."""
         pick = lambda values: tuple(values[i] for i in order)  # noqa: E731
@@ -184,10 +196,11 @@ def encode_names(
     templates: list[str],
 ) -> Tensor:
     """Unit embeddings [C, D]: encode, L2, mean over templates, L2, mean over synonyms, L2."""
-    rows = []
-    for name, others in zip(names, synonyms, strict=True):
-        per_name = []
-        for text in dict.fromkeys([name, *others]):
-            per_name.append(F.normalize(encode_text(fill(templates, text)).mean(0), dim=0))
-        rows.append(F.normalize(torch.stack(per_name).mean(0), dim=0))
-    return torch.stack(rows).float()
+    spellings = [list(dict.fromkeys([name, *others])) for name, others in zip(names, synonyms, strict=True)]
+    flat = [spelling for group in spellings for spelling in group]
+    means = []
+    for start in range(0, len(flat), NAMES_AT_ONCE):  # enough texts to fill a batch, not all [C * T, D] at once
+        texts = [text for name in flat[start : start + NAMES_AT_ONCE] for text in fill(templates, name)]
+        means.append(F.normalize(encode_text(texts).unflatten(0, (-1, len(templates))).mean(1), dim=1))
+    groups = torch.cat(means).split([len(group) for group in spellings])
+    return F.normalize(torch.stack([group.mean(0) for group in groups]), dim=1).float()

@@ -104,9 +104,33 @@ def test_a_store_of_other_pictures_is_refused(make_cfg, store_folder, tmp_path):
         check_store(store, ("glyphs_train",), [*records, {"image_id": 4000}])
     store.plan["pictures"] = datasets.pictures_hash("glyphs_train_all")  # the same pictures
     check_store(store, ("glyphs_train",), records)
+    store.plan["pictures"] = ["another", datasets.pictures_hash("glyphs_train")]  # merged
+    check_store(store, ("glyphs_train",), records)
+    with pytest.raises(UserError, match="other pictures"):
+        check_store(store, ("glyphs_train", "glyphs_val"), records)
     store.plan["pictures"] = datasets.pictures_hash("glyphs_val")
     with pytest.raises(UserError, match="made from other pictures"):
         check_store(store, ("glyphs_train",), records)
+
+
+def test_a_store_may_lack_pictures_where_a_teacher_is_at_work(store_folder, world, caplog):
+    store, records = EmbeddingStore(store_folder), datasets.load_dicts("glyphs_train")
+    with caplog.at_level("INFO", "vild"):
+        check_store(store, ("glyphs_train",), [*records, {"image_id": 4000}], mixed=True)
+    assert f"has {len(records)} of {len(records) + 1} pictures" in caplog.text
+    store.plan["pictures"] = datasets.pictures_hash("glyphs_val")  # their ids would mean other pictures
+    with pytest.raises(UserError, match="made from other pictures"):
+        check_store(store, ("glyphs_train",), records, mixed=True)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_two_pictures_under_one_id_have_no_store(store_folder, world, mixed):
+    """As two data sets of one training may number theirs alike; the same picture twice is no harm."""
+    store, records = EmbeddingStore(store_folder), datasets.load_dicts("glyphs_train")
+    check_store(store, ("glyphs_train",), [*records, records[0]], mixed)
+    other = {**records[0], "file_name": "b.jpg"}
+    with pytest.raises(UserError, match=rf"image_id {other['image_id']} of DATASETS.TRAIN .* is .* and b\.jpg"):
+        check_store(store, ("glyphs_train", "mine"), [*records, other], mixed)
 
 
 def test_masks_are_checked_before_training():
@@ -123,7 +147,9 @@ def test_masks_are_checked_before_training():
 
 def test_a_split_is_checked(world, tmp_path):
     entry = datasets.BUILTIN["glyphs_train"]
-    for text, message in (("{", "not of the form"), ('{"base": []}', "not of the form"),
+    for text, message in (("{", "not JSON, or cut off"), ('{"base": []}', "not of the form"),
+                          ('{"base": 3, "novel": []}', "3 is not a list of texts"),
+                          ('{"base": ["sun", "sun"], "novel": []}', "'sun' stands twice in base"),
                           ('{"base": ["sun"], "novel": ["sun"]}', "'sun' is both base and novel")):  # fmt: skip
         (tmp_path / "split.json").write_text(text)
         with pytest.raises(UserError, match=message):

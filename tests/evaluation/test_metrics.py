@@ -1,9 +1,12 @@
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -18,6 +21,13 @@ from vild.evaluation.evaluator import (
     ground_truth_boxes,
     write_metrics,
 )
+
+
+def score(name, results, folder, iou_types=("bbox",)):
+    """Metrics of results, through a file as a user's."""
+    path = folder / "results.json"
+    path.write_text(json.dumps(results))
+    return evaluate_results(name, path, iou_types).metrics
 
 
 def perfect(name):
@@ -44,15 +54,15 @@ def noisy(name, seed=0):
 
 
 @pytest.mark.parametrize("name", ["glyphs_val", "glyphs_lvis_val"])
-def test_perfect_detections_score_100(world, name):
-    for values in evaluate_results(name, perfect(name), ("bbox", "segm")).values():
+def test_perfect_detections_score_100(world, name, tmp_path):
+    for values in score(name, perfect(name), tmp_path, ("bbox", "segm")).values():
         assert all(np.isnan(v) or v == pytest.approx(100) for v in values.values())
         assert values["AP50_novel"] == values["APr"] == pytest.approx(100)
 
 
 def test_equals_pycocotools(world, tmp_path):
     results = noisy("glyphs_val")
-    mine = evaluate_results("glyphs_val", results, ("bbox",))["bbox"]
+    mine = score("glyphs_val", results, tmp_path)["bbox"]
     path = world / "glyphs/annotations/coco_val.json"
     truth = COCO(str(path))
     run = COCOeval(truth, truth.loadRes([dict(r) for r in results]), "bbox")
@@ -69,26 +79,26 @@ def test_equals_pycocotools(world, tmp_path):
         assert mine[f"AP50_{mark}"] == pytest.approx(100 * run.stats[1])
 
 
-def test_novel_and_base_do_not_mix(world):
+def test_novel_and_base_do_not_mix(world, tmp_path):
     classes = datasets.get_classes("glyphs_val")
     novel = {i for i, s in zip(classes.ids, classes.splits, strict=True) if s == "novel"}
     only_novel = [r for r in perfect("glyphs_val") if r["category_id"] in novel]
-    values = evaluate_results("glyphs_val", only_novel, ("bbox",))["bbox"]
+    values = score("glyphs_val", only_novel, tmp_path)["bbox"]
     assert values["AP50_novel"] == pytest.approx(100) and values["AP50_base"] == 0
     assert values["APr"] == pytest.approx(100) and values["APf"] == values["APc"] == 0
 
 
 def test_a_class_without_ground_truth_is_left_out_of_means():
-    precision = np.ones((10, 101, 3, 4, 1))
+    precision = np.ones((10, 101, 3, 4))
     precision[:, :, 1] = -1
     precision[:, :, 2] = 0.5
     values = metrics.summarize(precision, ("base", "novel", "base"), ("f", "r", "c"))
     assert values["AP"] == values["AP50_base"] == 75 and np.isnan(values["AP50_novel"]) and np.isnan(values["APr"])
-    assert "| - |" in as_table({"bbox": values}).replace("  ", " ").replace("  ", " ").replace("  ", " ")
+    assert "| APr | - |" in re.sub(" +", " ", as_table({"bbox": values}))
 
 
-def test_no_detections_score_zero(world):
-    values = evaluate_results("glyphs_val", [], ("bbox",))["bbox"]
+def test_no_detections_score_zero(world, tmp_path):
+    values = score("glyphs_val", [], tmp_path)["bbox"]
     assert values["AP"] == values["AP50_novel"] == 0
 
 
@@ -110,7 +120,36 @@ def test_proposal_recall(world):
         instances = Instances((128, 128), proposal_boxes=Boxes(novel))
         evaluator.process([{"image_id": image_id}], [{"proposals": instances}])
     values = evaluator.evaluate()["proposals"]
-    assert values["recall50@100_novel"] == 100 and values["recall50@100_base"] < 30
+    assert values["recall50@100_novel"] == values["AR@100_novel"] == 100 and values["recall50@100_base"] < 30
+
+
+def test_average_recall_is_detectron2s(world):
+    """Against the function behind Detectron2's AR, over several pictures."""
+    generator = torch.Generator().manual_seed(0)
+    pictures, annotations, mine = [], {}, []
+    for image_id in range(20):
+        boxes = torch.rand(image_id % 7, 4, generator=generator) * 60
+        boxes[:, 2:] += boxes[:, :2] + 4
+        noise = torch.rand(30, 4, generator=generator) * 60
+        noise[:, 2:] += noise[:, :2] + 4
+        proposals = torch.cat([boxes + torch.randn(boxes.shape, generator=generator), noise])
+        logits = torch.linspace(5, -5, len(proposals))
+        instances = Instances((128, 128), proposal_boxes=Boxes(proposals), objectness_logits=logits)
+        pictures.append({"image_id": image_id, "proposals": instances})
+        xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+        annotations[image_id] = [{"bbox": b, "iscrowd": 0, "area": b[2] * b[3]} for b in xywh]
+        mine.append(metrics.best_overlaps(boxes, proposals[:12]))
+    api = SimpleNamespace(getAnnIds=lambda imgIds: imgIds, loadAnns=lambda i: annotations[i])
+    expected = _evaluate_box_proposals(pictures, api, limit=12)["ar"]
+    assert 20 < 100 * expected < 90
+    assert metrics.average_recall(torch.cat(mine)) == pytest.approx(100 * float(expected), abs=1e-4)
+    assert np.isnan(metrics.average_recall(torch.zeros(0)))
+
+
+def test_a_proposal_finds_one_box_only():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9]])
+    assert metrics.best_overlaps(boxes, boxes[:1]).tolist() == [1, 0]
+    assert metrics.covered(boxes, boxes[:1], 0.5).tolist() == [True, True]
 
 
 def test_metrics_file_is_flat(tmp_path):

@@ -70,6 +70,17 @@ def test_image_loss_is_weighted(make_cfg):
     assert values[1] == pytest.approx(2 * values[0], rel=1e-5)
 
 
+@pytest.mark.parametrize(("beta", "expected"), [(0.0, 0.1 + 0.2 + 0.3 + 2.0), (1.0, (0.01 + 0.04 + 0.09) / 2 + 1.5)])
+def test_the_box_loss_turns_from_l2_into_l1_at_beta(make_cfg, beta, expected):
+    """One foreground RoI of two, already where it should be: the deltas are the error."""
+    heads = build(make_cfg("vild", "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", beta)).roi_heads
+    boxes = Boxes(torch.tensor([[10.0, 10.0, 50.0, 40.0], [60.0, 60.0, 90.0, 90.0]]))
+    deltas = torch.tensor([[0.1, -0.2, 0.3, -2.0], [9.0, 9.0, 9.0, 9.0]])
+    labels = torch.tensor([0, heads.num_classes])
+    proposals = [Instances((128, 128), proposal_boxes=boxes, gt_boxes=boxes)]
+    assert heads._box_loss(deltas, labels, proposals).item() == pytest.approx(expected / 2, rel=1e-5)
+
+
 def detect(model, images):
     with torch.inference_mode():
         return [o["instances"] for o in model([{"image": i, "height": 128, "width": 128} for i in images])]

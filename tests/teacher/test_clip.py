@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vild.errors import UserError
-from vild.teacher.clip import Teacher, check_same_teacher, same_teacher, save_local
+from vild.teacher.clip import Teacher, check_same_teacher, same_regions, same_teacher, save_local
 from vild.teacher.glyph_clip import MODEL_CFG, build_model
 
 
@@ -41,6 +41,17 @@ def test_fingerprint_follows_the_weights_not_the_place(teacher, teacher_folder, 
     assert not same_teacher(other.fingerprint, teacher.fingerprint)
     with pytest.raises(UserError, match="here is of teacher .* but there is of teacher"):
         check_same_teacher(teacher.fingerprint, "here", other.fingerprint, "there")
+
+
+def test_crop_mode_makes_other_regions_in_the_same_space(teacher, teacher_folder):
+    padded = Teacher(f"local-dir:{teacher_folder}", crop="pad")
+    picture, boxes = torch.randint(0, 255, (3, 90, 120), dtype=torch.uint8), torch.tensor([[5.0, 5.0, 100.0, 40.0]])
+    assert (padded.encode_regions(picture, boxes) - teacher.encode_regions(picture, boxes)).abs().max() > 1e-4
+    assert teacher.fingerprint["preprocess"]["crop"] == "squash"  # as the stores of old have it
+    assert same_teacher(padded.fingerprint, teacher.fingerprint)
+    assert not same_regions(padded.fingerprint, teacher.fingerprint)
+    with pytest.raises(UserError, match="'stretch'"):
+        Teacher(f"local-dir:{teacher_folder}", crop="stretch")
 
 
 def test_preprocessing_is_the_models_own(teacher):

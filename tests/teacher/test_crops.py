@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vild.teacher.crops import crop_regions, enlarge, fuse_scales, to_pixels
+from vild.errors import UserError
+from vild.teacher.crops import MODES, crop_batch, crop_regions, enlarge, fuse_scales, normalise, to_pixels
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 BOXES = torch.tensor(
@@ -40,6 +41,37 @@ def test_batched_equals_one_by_one(picture):
     together = crop_regions(picture, BOXES, (24, 24), MEAN, STD)
     single = [crop_regions(picture, box[None], (24, 24), MEAN, STD) for box in BOXES]
     assert torch.equal(together, torch.cat(single))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_several_pictures_in_one_call_equal_one_by_one(picture, mode):
+    pictures = [picture, picture[:, 10:90, 20:70].flip(0), picture[:, :50]]
+    boxes = [BOXES, torch.zeros(0, 4), BOXES[1:3]]
+    together = crop_batch(pictures, boxes, (24, 24), MEAN, mode=mode)
+    single = [crop_batch([p], [b], (24, 24), MEAN, mode=mode) for p, b in zip(pictures, boxes, strict=True)]
+    assert together.dtype == torch.uint8 and together.shape == (6, 2, 3, 24, 24)
+    assert torch.equal(together, torch.cat(single))
+    assert crop_batch([], [], (24, 24), MEAN, mode=mode).shape == (0, 2, 3, 24, 24)
+
+
+def test_modes_show_the_whole_box_its_middle_or_all_of_it_between_bars(picture):
+    ramp = torch.arange(160, dtype=torch.uint8).expand(3, 120, 160)
+    box = [torch.tensor([[0.0, 0.0, 160.0, 40.0]])]
+    shown = {m: crop_batch([ramp], box, (40, 40), MEAN, scales=(1.0,), mode=m)[0, 0, 0] for m in MODES}
+    assert shown["squash"].min() < 5 and shown["squash"].max() > 154
+    assert torch.equal(shown["center"], ramp[0, :40, 60:100])
+    bars = normalise(crop_batch([ramp], box, (40, 40), MEAN, scales=(1.0,), mode="pad"), MEAN, STD)[0, 0]
+    assert bars[:, :15].abs().max() < 0.01 and bars[:, 25:].abs().max() < 0.01  # the mean: nothing
+    assert shown["pad"][15:25].min() < 5 and shown["pad"][15:25].max() > 154
+    with pytest.raises(UserError, match="'centre'"):
+        crop_batch([ramp], box, (40, 40), MEAN, mode="centre")
+
+
+def test_normalise(picture):
+    values = normalise(picture.expand(2, 5, *picture.shape), MEAN, STD)
+    expected = (picture / 255.0 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(values, expected.expand_as(values), atol=1e-5, rtol=0)
+    assert torch.equal(normalise(picture, MEAN, STD), values[1, 3])
 
 
 def test_enlarged_boxes_keep_their_centre_and_are_clipped():

@@ -1,5 +1,8 @@
 import json
+import multiprocessing
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +23,8 @@ def regions(image_id: int) -> Regions:
     return Regions(torch.rand(count, 4, generator=generator) * 50, embeddings, torch.rand(count, generator=generator))
 
 
-def write(folder, plan=PLAN, stop_after=99):
-    writer = StoreWriter(folder, plan, IDS, shard_pictures=2)
+def write(folder, plan=PLAN, stop_after=99, dtype="float16"):
+    writer = StoreWriter(folder, plan, IDS, shard_pictures=2, dtype=dtype)
     for done, (index, _) in enumerate(writer.missing()):
         if done == stop_after:
             return writer
@@ -49,6 +52,73 @@ def test_survives_the_way_to_a_worker(tmp_path):
     assert torch.equal(pickle.loads(pickle.dumps(store))[11].boxes, before)
 
 
+def cosines(store: EmbeddingStore) -> list[float]:
+    return [float((store[i].embeddings * regions(i).embeddings).sum(1).min()) for i in IDS if i != 20]
+
+
+def read_all(store: EmbeddingStore, answers: multiprocessing.Queue) -> None:
+    answers.put([float(store[i].embeddings.sum()) for i in IDS])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_what_their_parent_reads(tmp_path, method):
+    write(tmp_path)
+    store, context = EmbeddingStore(tmp_path), multiprocessing.get_context(method)
+    expected = [float(store[i].embeddings.sum()) for i in IDS]  # mapped before the fork
+    answers = context.Queue()
+    workers = [context.Process(target=read_all, args=(store, answers)) for _ in range(3 if method == "fork" else 1)]
+    for worker in workers:
+        worker.start()
+    assert all(answers.get(timeout=60) == expected for _ in workers)
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+
+
+def test_reading_leaves_no_file_open_and_few_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr("vild.teacher.store.MAPPED_SHARDS", 2)
+    write(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    store = EmbeddingStore(tmp_path)
+    for image_id in IDS * 3:
+        store[image_id]
+        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "shard-" in line}
+        assert len([name for name in mapped if str(tmp_path) in name]) <= 2
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_is_read_is_the_readers_own(tmp_path):
+    write(tmp_path)
+    store = EmbeddingStore(tmp_path)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for tensor in (store[11].boxes, store[11].embeddings, store[11].scores, *filter(None.__ne__, store.read(11))):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes  # no view: it would take the file with it
+        tensor.fill_(7)
+    torch.testing.assert_close(store[11].boxes, regions(11).boxes)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
+
+
+def test_int8_reads_as_float16_does(tmp_path):
+    write(tmp_path / "half")
+    write(tmp_path / "int8", dtype="int8")
+    half, small = EmbeddingStore(tmp_path / "half"), EmbeddingStore(tmp_path / "int8")
+    assert min(cosines(half)) > 0.999999 and min(cosines(small)) > 0.9999
+    for image_id in IDS:
+        assert torch.equal(small[image_id].boxes, half[image_id].boxes)
+        assert small[image_id].embeddings.dtype == torch.float32
+        torch.testing.assert_close(small[image_id].embeddings.norm(dim=1), torch.ones(image_id % 4))
+    with pytest.raises(UserError, match="begun with dtype = float16, now it is int8"):
+        write(tmp_path / "half", dtype="int8")
+
+
+def test_embeddings_that_are_not_finite_are_not_written(tmp_path):
+    writer = StoreWriter(tmp_path, PLAN, IDS, 2)
+    bad = Regions(torch.zeros(1, 4), torch.full((1, 8), float("nan")), torch.zeros(1))
+    with pytest.raises(UserError, match="embeddings of image_id 5 are not finite"):
+        writer.write_shard(0, lambda image_id: bad if image_id == 5 else regions(image_id))
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path):
     write(tmp_path / "whole")
     write(tmp_path / "killed", stop_after=1)
@@ -70,6 +140,8 @@ def test_another_plan_is_refused(tmp_path):
         write(tmp_path, other)
     with pytest.raises(UserError, match="begun with proposals = p, now it is q"):
         write(tmp_path, {**PLAN, "proposals": "q"})
+    with pytest.raises(UserError, match="begun with fingerprint = t .*now it is .*, pad crops"):
+        write(tmp_path, {**PLAN, "fingerprint": {**PLAN["fingerprint"], "preprocess": {"crop": "pad"}}})
 
 
 def test_a_user_is_told_what_is_wrong(tmp_path):

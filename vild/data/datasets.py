@@ -1,7 +1,7 @@
 """Data sets by name: LVIS- and COCO-form annotation files with a base/novel split.
 
-Detectron2's own names and folders hold where it has them; ``DETECTRON2_DATASETS`` is the root. Any further
-data set of either form joins by an entry in ``$DETECTRON2_DATASETS/vild_datasets.json`` (tools/add_dataset.py).
+``vild/data/builtin.py`` lists those that vild knows; ``DETECTRON2_DATASETS`` is the root. Any further data set of
+either form joins by an entry in ``$DETECTRON2_DATASETS/vild_datasets.json`` (tools/add_dataset.py).
 """
 
 from __future__ import annotations
@@ -9,53 +9,20 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from vild.data.annotations import check_annotations, read_json
+from vild.data.builtin import BUILTIN, PARTIAL, Entry, origin
+from vild.data.classes import MARKS, Classes, make_classes, read_split
 from vild.errors import UserError
+from vild.files import write_json
 
-SPLIT_DIR = Path(__file__).parent / "splits"
 USER_FILE = "vild_datasets.json"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a data set lies and how it is read.
-
-    Attributes:
-        json: annotation file, below the root.
-        images: picture folder, below the root.
-        split: a file in ``vild/data/splits`` (without .json) or a path; says which names are base and novel.
-            Names in neither are left out.
-        keep: "base" drops every annotation that is not of a base name (training), "all" keeps all.
-        protocol: how it is evaluated, "coco" (all names compete everywhere) or "lvis" (federated).
-    """
-
-    json: str
-    images: str
-    split: str
-    keep: str = "all"
-    protocol: str = "coco"
-
-
-def _glyphs(json_name: str, images: str, **kwargs) -> Entry:
-    return Entry(f"glyphs/annotations/{json_name}.json", f"glyphs/{images}", "lvis", **kwargs)
-
-
-BUILTIN = {
-    "glyphs_train": _glyphs("coco_train", "train", keep="base"),
-    "glyphs_train_all": Entry("glyphs/annotations/coco_train_all.json", "glyphs/train", "everything"),
-    "glyphs_nonovel_train": _glyphs("coco_nonovel_train", "nonovel_train", keep="base"),
-    "glyphs_dev": _glyphs("coco_dev", "dev"),
-    "glyphs_val": _glyphs("coco_val", "val"),
-    "glyphs_lvis_train": _glyphs("lvis_train", "train", keep="base", protocol="lvis"),
-    "glyphs_lvis_val": _glyphs("lvis_val", "val", protocol="lvis"),
-}
 
 
 def root() -> Path:
@@ -63,25 +30,26 @@ def root() -> Path:
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
-def entries() -> dict[str, Entry]:
-    """Every data set vild knows: its own and the user's."""
+def _user_entries() -> dict[str, Entry]:
     path = root() / USER_FILE
     if not path.is_file():
-        return dict(BUILTIN)
+        return {}
     try:
-        return {**BUILTIN, **{name: Entry(**e) for name, e in json.loads(path.read_text()).items()}}
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        return {name: Entry(**e) for name, e in read_json(path).items()}
+    except (TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a list of data sets ({error})") from error
+
+
+def entries() -> dict[str, Entry]:
+    """Every data set vild knows: its own and the user's."""
+    return {**BUILTIN, **_user_entries()}
 
 
 def add_entry(name: str, entry: Entry) -> Path:
     """Write a data set into the user's file; returns the file."""
     path = root() / USER_FILE
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    aside = path.with_suffix(".tmp")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    aside.write_text(json.dumps({**known, name: asdict(entry)}, indent=1))
-    aside.rename(path)
+    known = {n: asdict(e) for n, e in _user_entries().items()}
+    write_json(path, {**known, name: asdict(entry)})
     return path
 
 
@@ -95,58 +63,25 @@ def get_entry(name: str) -> Entry:
 
 
 @functools.lru_cache(maxsize=8)
-def _read_json(path: str, mtime: float) -> dict:
-    del mtime  # part of the key: a file that changed is read again
-    return json.loads(Path(path).read_text())
+def _read_checked(path: str, stamp: tuple[int, int]) -> dict:
+    del stamp  # part of the key: a file that changed is read again
+    document = read_json(path)
+    check_annotations(document, path)
+    return document
 
 
 def read_annotations(name: str) -> dict:
-    """The annotation file of a data set, parsed (shared: do not change it)."""
-    return _read_annotations(name, get_entry(name))
+    """The annotation file of a data set, parsed and checked (shared: do not change it)."""
+    return read_entry(name, get_entry(name))
 
 
-def _read_annotations(name: str, entry: Entry) -> dict:
+def read_entry(name: str, entry: Entry) -> dict:
+    """The same for a data set that need not be known yet."""
     path = root() / entry.json
     if not path.is_file():
-        hint = "; tools/make_glyphs.py makes the built-in world" if name.startswith("glyphs") else ""
+        hint = f"; {origin(entry)}" if BUILTIN.get(name) == entry else ""
         raise UserError(f"data set '{name}': {path} does not exist (DETECTRON2_DATASETS is {root()}){hint}")
-    try:
-        return _read_json(str(path), path.stat().st_mtime)
-    except json.JSONDecodeError as error:
-        raise UserError(f"data set '{name}': {path} is not JSON ({error})") from error
-
-
-def _read_split(name: str) -> dict:
-    places = [SPLIT_DIR / f"{name}.json", root() / name, Path(name)]
-    path = next((p for p in places if p.is_file()), None)
-    if path is None:
-        raise UserError(f"split '{name}' is neither one of vild/data/splits nor a file (below {root()} or from here)")
-    try:
-        split = json.loads(path.read_text())
-        base, novel = split["base"], split["novel"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f'split {path}: not of the form {{"base": [...], "novel": [...]}} ({error})') from error
-    if isinstance(base, list) and isinstance(novel, list) and (both := set(base) & set(novel)):
-        raise UserError(f"split {path}: '{min(both)}' is both base and novel")
-    return split
-
-
-def _matches(category: dict, rule: list | dict) -> bool:
-    """Does a split's rule (a list of names, or {"frequency": [...]}) take a category?"""
-    if isinstance(rule, dict):
-        return category.get("frequency") in rule["frequency"]
-    return category["name"] in rule
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a data set, in the order of their category ids."""
-
-    ids: tuple[int, ...]
-    names: tuple[str, ...]
-    splits: tuple[str, ...]
-    frequencies: tuple[str, ...]
-    synonyms: tuple[tuple[str, ...], ...]
+    return _read_checked(str(path), (path.stat().st_mtime_ns, path.stat().st_size))
 
 
 def get_classes(name: str) -> Classes:
@@ -155,22 +90,21 @@ def get_classes(name: str) -> Classes:
 
 
 def check_entry(name: str, entry: Entry) -> Classes:
-    """The classes of a data set that need not be known yet; UserError if its files do not fit."""
-    split = _read_split(entry.split)
-    chosen = []
-    for category in sorted(_read_annotations(name, entry)["categories"], key=lambda c: c["id"]):
-        for mark in ("base", "novel"):
-            if _matches(category, split[mark]):
-                chosen.append((category, mark))
-    if not chosen:
+    """The classes of a data set that need not be known yet; UserError if its files do not fit.
+
+    The file of a built-in data set must hold the split's names under their official ids. A training file may lack
+    the novel ones (COCO's ``seen_2`` does): they are classes nonetheless, so that one vocabulary serves training and
+    evaluation. A user's file may lack some names of a split.
+    """
+    split, categories = read_split(entry.split, root()), read_entry(name, entry)["categories"]
+    if BUILTIN.get(name) == entry:
+        split.check_official(categories, PARTIAL.get(name, tuple(MARKS)), root() / entry.json)
+        if entry.keep == "base":
+            categories = [*categories, *({"name": n, "id": split.ids[n]} for n in split.absent(categories))]
+    classes = make_classes(categories, split)
+    if not classes.names:
         raise UserError(f"data set '{name}': split '{entry.split}' matches none of its categories")
-    return Classes(
-        tuple(c["id"] for c, _ in chosen),
-        tuple(c["name"] for c, _ in chosen),
-        tuple(mark for _, mark in chosen),
-        tuple(c.get("frequency", "") for c, _ in chosen),
-        tuple(tuple(s for s in c.get("synonyms", ()) if s != c["name"]) for c, _ in chosen),
-    )
+    return classes
 
 
 def load_dicts(name: str) -> list[dict]:
@@ -185,7 +119,8 @@ def load_dicts(name: str) -> list[dict]:
         return _from_catalog(name)
     entry, classes, document = get_entry(name), get_classes(name), read_annotations(name)
     contiguous = {i: k for k, i in enumerate(classes.ids)}
-    kept = {i for i, s in zip(classes.ids, classes.splits, strict=True) if entry.keep == "all" or s == "base"}
+    marks = ("base",) if entry.keep == "base" else ("base", "novel")
+    kept = {i for i, s in zip(classes.ids, classes.splits, strict=True) if s in marks}
     by_image: dict[int, list[dict]] = {}
     for a in document["annotations"]:
         if a["category_id"] not in kept or a["bbox"][2] <= 0 or a["bbox"][3] <= 0:
@@ -202,8 +137,7 @@ def load_dicts(name: str) -> list[dict]:
     folder = root() / entry.images
     return [
         {
-            # LVIS v1 names no file: the last two parts of the URL are COCO's folder and file
-            "file_name": str(folder / (i.get("file_name") or "/".join(i["coco_url"].split("/")[-2:]))),
+            "file_name": str(folder / _file_name(i, entry)),
             "image_id": i["id"],
             "height": i["height"],
             "width": i["width"],
@@ -211,6 +145,14 @@ def load_dicts(name: str) -> list[dict]:
         }
         for i in document["images"]
     ]
+
+
+def _file_name(image: dict, entry: Entry) -> str:
+    """A picture's file below the picture folder. LVIS v1 names none, and what later copies of it name lacks the
+    folder (train2017, val2017) of the picture below ``coco/``: the last two parts of the URL are folder and file."""
+    if "coco_url" in image and (entry.images == "coco" or "file_name" not in image):
+        return "/".join(image["coco_url"].split("/")[-2:])
+    return image["file_name"]
 
 
 def _usable_segmentation(segmentation: dict | list | None) -> dict | list | None:
@@ -238,12 +180,17 @@ def pictures_hash(name: str) -> str:
 
 def forget() -> None:
     """Drop parsed annotation files from memory (LVIS's take gigabytes)."""
-    _read_json.cache_clear()
+    _read_checked.cache_clear()
 
 
 def register_all() -> None:
-    """Tell Detectron2's catalogs every data set that they do not know yet."""
+    """Tell Detectron2's catalogs every data set. Where Detectron2 has one of the same name (lvis_v1_val,
+    coco_2017_val ...), ours takes its place, so that every reader means the same pictures and classes."""
     for name in entries():
-        if name not in DatasetCatalog.list():
-            DatasetCatalog.register(name, lambda name=name: load_dicts(name))
-            MetadataCatalog.get(name).set(evaluator_type="vild")
+        if name in DatasetCatalog.list():
+            if MetadataCatalog.get(name).get("evaluator_type") == "vild":
+                continue
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        DatasetCatalog.register(name, lambda name=name: load_dicts(name))
+        MetadataCatalog.get(name).set(evaluator_type="vild")

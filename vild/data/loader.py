@@ -3,6 +3,7 @@ what an undisturbed one would have seen, with any number of workers."""
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 
@@ -17,6 +18,8 @@ from vild.data import datasets
 from vild.data.mapper import InferenceMapper, ViLDMapper
 from vild.errors import UserError
 from vild.teacher.store import EmbeddingStore
+
+logger = logging.getLogger(__name__)
 
 
 class SeededStream(torch.utils.data.Dataset):
@@ -100,14 +103,27 @@ def check_masks(records: list[dict], mask_format: str) -> None:
                 raise UserError(f"picture {record['file_name']}: its masks are RLE; set INPUT.MASK_FORMAT to bitmask")
 
 
-def check_store(store: EmbeddingStore, names: tuple[str, ...], records: list[dict]) -> None:
-    """UserError unless the store was made from these pictures and holds all of them."""
-    made_from = store.plan.get("pictures")
-    if made_from and made_from not in {datasets.pictures_hash(name) for name in names}:
-        raise UserError(f"store {store.folder}: it was made from other pictures than DATASETS.TRAIN {tuple(names)}")
+def check_store(store: EmbeddingStore, names: tuple[str, ...], records: list[dict], mixed: bool = False) -> None:
+    """UserError unless the store was made from these pictures and holds all of them (``mixed``: or some), each
+    under an id of its own."""
+    if made_from := store.plan.get("pictures"):
+        given = {datasets.pictures_hash(name) for name in names}
+        # a merged store has a list, and must know every set
+        if not (given <= set(made_from) if isinstance(made_from, list) else made_from in given):
+            raise UserError(f"store {store.folder}: it was made from other pictures than DATASETS.TRAIN {tuple(names)}")
+    files: dict[int, str] = {}
     for record in records:
-        if record["image_id"] not in store:
-            raise UserError(f"store {store.folder}: image_id {record['image_id']} is not in it")
+        image_id = record["image_id"]
+        if image_id in store:
+            file_name = files.setdefault(image_id, record["file_name"])
+            if file_name != record["file_name"]:
+                both = f"{file_name} and {record['file_name']}"
+                raise UserError(f"store {store.folder}: image_id {image_id} of DATASETS.TRAIN {names} is {both}")
+        elif not mixed:
+            raise UserError(f"store {store.folder}: image_id {image_id} is not in it")
+    if mixed:
+        held = sum(r["image_id"] in store for r in records)
+        logger.info("store %s has %d of %d pictures; the others' targets come live", store.folder, held, len(records))
 
 
 def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int = 0):
@@ -118,7 +134,7 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
     if cfg.MODEL.MASK_ON:
         check_masks(records, cfg.INPUT.MASK_FORMAT)
     if store is not None:
-        check_store(store, cfg.DATASETS.TRAIN, records)
+        check_store(store, cfg.DATASETS.TRAIN, records, cfg.MODEL.VILD.DISTILL_FROM == "mixed")
     datasets.forget()
     seed = max(cfg.SEED, 0)
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":

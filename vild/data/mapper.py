@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from vild.errors import UserError
-from vild.teacher.store import EmbeddingStore
+from vild.teacher.store import EmbeddingStore, Regions
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,27 @@ def read_picture(file_name: str, image_format: str = "BGR") -> np.ndarray:
         raise UserError(f"picture {file_name} cannot be read: {reason}") from error
 
 
+def visible_regions(boxes: Tensor, window: Sequence[float], min_visible: float) -> tuple[Tensor, Tensor]:
+    """Regions [N, 4] that lie in a window (xyxy) with at least ``min_visible`` of their area.
+
+    Returns:
+        boxes [K, 4] clipped to the window; their rows, int64 [K].
+    """
+    low, high = boxes.new_tensor(window).view(2, 2).repeat(1, 2)
+    clipped = torch.minimum(torch.maximum(boxes, low), high)
+    area, sides = (boxes[:, 2:] - boxes[:, :2]).prod(1), clipped[:, 2:] - clipped[:, :2]
+    # a region thinner than a pixel tells nothing, however much of it is visible
+    rows = ((sides.prod(1) >= min_visible * area) & (sides >= 1).all(1)).nonzero()[:, 0]
+    return clipped[rows], rows
+
+
+def visible_window(size: tuple[int, int], transforms: T.TransformList, image_size: tuple[int, int]) -> tuple[int, ...]:
+    """Where the picture, ``size`` (height, width) before augmentation, lies in the augmented one: xyxy. The rest is
+    padding (of large-scale jitter, say)."""
+    corners = transforms.apply_box(np.array([[0.0, 0.0, size[1], size[0]]])).reshape(2, 2)
+    return tuple(corners.round().clip(0, image_size[::-1]).astype(int).flatten().tolist())
+
+
 def transform_regions(
     boxes: Tensor, transforms: T.TransformList, image_size: tuple[int, int], min_visible: float
 ) -> tuple[Tensor, Tensor]:
@@ -35,19 +57,13 @@ def transform_regions(
     Args:
         boxes: [N, 4] xyxy in the original picture.
         image_size: (height, width) after augmentation.
-        min_visible: a region stays if at least this share of its transformed area lies inside.
+        min_visible: see :func:`visible_regions`.
 
     Returns:
         boxes [K, 4] in the augmented picture, clipped; their rows, int64 [K].
     """
     moved = torch.from_numpy(transforms.apply_box(boxes.numpy())).float()
-    area = (moved[:, 2:] - moved[:, :2]).prod(1)
-    limit = torch.tensor([image_size[1], image_size[0]] * 2)
-    clipped = torch.minimum(moved.clamp(min=0), limit)
-    sides = clipped[:, 2:] - clipped[:, :2]
-    # a region thinner than a pixel tells nothing, however much of it is visible
-    rows = ((sides.prod(1) >= min_visible * area) & (sides >= 1).all(1)).nonzero()[:, 0]
-    return clipped[rows], rows
+    return visible_regions(moved, (0, 0, image_size[1], image_size[0]), min_visible)
 
 
 def training_augmentations(cfg) -> list[T.Augmentation]:
@@ -62,15 +78,17 @@ def training_augmentations(cfg) -> list[T.Augmentation]:
 
 
 class ViLDMapper:
-    """Map a training record to ``image``, ``instances`` and, with a store, ``distill``.
+    """Map a training record to ``image``, ``window`` (:func:`visible_window`), ``instances`` and, with a store,
+    ``distill``.
 
     Args:
         augmentations: Detectron2's; they act on picture, annotations and distilled regions alike.
         image_format: of the detector's input.
         mask_format: "polygon" or "bitmask", or "" for a detector without masks.
-        store: the teacher's embeddings (None: no distillation).
+        store: the teacher's embeddings (None: no ``distill``).
+        mixed: a picture of which the store has nothing comes without ``distill`` (the model has a live teacher).
         distill_per_image: at most so many regions a picture, a random choice of those that stay.
-        min_visible: see :func:`transform_regions`.
+        min_visible: see :func:`visible_regions`.
     """
 
     def __init__(
@@ -82,6 +100,7 @@ class ViLDMapper:
         store: EmbeddingStore | None,
         distill_per_image: int,
         min_visible: float,
+        mixed: bool = False,
     ):
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -89,6 +108,7 @@ class ViLDMapper:
         self.store = store
         self.distill_per_image = distill_per_image
         self.min_visible = min_visible
+        self.mixed = mixed
 
     @classmethod
     def from_config(cls, cfg, store: EmbeddingStore | None) -> ViLDMapper:
@@ -100,6 +120,7 @@ class ViLDMapper:
             store=store,
             distill_per_image=cfg.MODEL.VILD.DISTILL_PER_IMAGE,
             min_visible=cfg.MODEL.VILD.MIN_VISIBLE,
+            mixed=cfg.MODEL.VILD.DISTILL_FROM == "mixed",
         )
 
     def __call__(self, record: dict) -> dict:
@@ -111,7 +132,7 @@ class ViLDMapper:
             )
             raise UserError(f"picture {record['file_name']} is {sizes}")
         inputs = T.AugInput(picture)
-        transforms = self.augmentations(inputs)
+        size, transforms = picture.shape[:2], self.augmentations(inputs)
         picture = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
         image_size = picture.shape[1:]
         annotations = [
@@ -126,15 +147,18 @@ class ViLDMapper:
         result = {
             **record,
             "image": torch.from_numpy(picture),
+            "window": visible_window(size, transforms, image_size),
             "instances": utils.filter_empty_instances(instances),
         }
-        if self.store is not None:
-            result["distill"] = self.distilled(record["image_id"], transforms, image_size)
+        image_id = record["image_id"]
+        if self.store is not None and (image_id in self.store or not self.mixed):
+            regions = self.store[image_id]
+            if len(regions.boxes) or not self.mixed:
+                result["distill"] = self.distilled(regions, transforms, image_size)
         return result
 
-    def distilled(self, image_id: int, transforms: T.TransformList, image_size: tuple[int, int]) -> Instances:
-        """The picture's regions from the store, augmented as it is; a random choice of them."""
-        regions = self.store[image_id]
+    def distilled(self, regions: Regions, transforms: T.TransformList, image_size: tuple[int, int]) -> Instances:
+        """A picture's regions from the store, augmented as it is; a random choice of them."""
         boxes, rows = transform_regions(regions.boxes, transforms, image_size, self.min_visible)
         if len(rows) > self.distill_per_image:
             chosen = np.sort(np.random.choice(len(rows), self.distill_per_image, replace=False))

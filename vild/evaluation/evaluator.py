@@ -1,15 +1,13 @@
-"""Detectron2 evaluators: open-vocabulary AP (LVIS or COCO protocol, through hotcoco) and proposal recall."""
+"""Detectron2 evaluators: open-vocabulary AP (LVIS or COCO protocol) and proposal recall; what they write."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
-import os
+import tempfile
+from pathlib import Path
 
-import hotcoco
-import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -17,19 +15,28 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from vild.data import datasets
-from vild.evaluation.metrics import covered, summarize
+from vild.evaluation.metrics import average_recall, best_overlaps, covered
+from vild.evaluation.protocol import Evaluation, Truth, evaluate
+from vild.evaluation.results import ResultsWriter, read_results
+from vild.files import write_json
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "vild_metrics.json"
+RESULTS_FILE = "coco_instances_results.json"
+CLASSES_FILE = "per_class.json"
+RECALL_LIMITS = (100, 300, 1000)
 
 
 class OpenVocabularyEvaluator(DatasetEvaluator):
     """AP over base, novel and all classes of a data set, by its protocol.
 
+    Detections go to disk as they come; what is scored is the results file, read back, so that tools/evaluate.py
+    finds the same numbers in it.
+
     Args:
         name: a data set of ``vild.data.datasets``.
-        output_dir: where ``coco_instances_results.json`` goes (None: nowhere).
+        output_dir: where ``coco_instances_results.json`` and ``per_class.json`` go (None: nowhere).
         masks: also evaluate masks.
     """
 
@@ -40,87 +47,86 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self):
-        self.results: list[dict] = []
+        self.writer = ResultsWriter(self.output_dir)
 
     def process(self, inputs, outputs):
         for given, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to("cpu")
-            for result in instances_to_coco_json(instances, given["image_id"]):
+            results = instances_to_coco_json(output["instances"].to("cpu"), given["image_id"])
+            for result in results:
                 result["category_id"] = self.classes.ids[result["category_id"]]
-                self.results.append(result)
+            self.writer.add(results)
 
     def evaluate(self):
         comm.synchronize()
-        gathered = comm.gather(self.results, dst=0)
-        if not comm.is_main_process():
-            return {}
-        results = list(itertools.chain.from_iterable(gathered))
-        if self.output_dir:
-            os.makedirs(self.output_dir, exist_ok=True)
-            with open(os.path.join(self.output_dir, "coco_instances_results.json"), "w") as file:
-                json.dump(results, file)
-        return evaluate_results(self.name, results, self.iou_types)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(self.output_dir or scratch) / RESULTS_FILE
+            self.writer.finish(path)
+            if not comm.is_main_process():
+                return {}
+            return evaluate_results(self.name, path, self.iou_types, self.output_dir).metrics
 
 
-def evaluate_results(name: str, results: list[dict], iou_types: tuple[str, ...]) -> dict:
-    """Score COCO-form results against a data set: {"bbox": {metric: percent}, "segm": ...}; NaN for a
-    group of which no class has ground truth."""
-    entry, classes = datasets.get_entry(name), datasets.get_classes(name)
-    truth = hotcoco.COCO(_without_other_classes(datasets.read_annotations(name), set(classes.ids)))
-    metrics = {}
-    for iou_type in iou_types:
-        if results:
-            lvis = entry.protocol == "lvis"
-            run = hotcoco.COCOeval(truth, truth.load_res(results), iou_type, lvis_style=lvis)
-            run.evaluate()
-            run.accumulate()
-            precision = np.asarray(run.eval["precision"])
-            assert precision.shape[2] == len(classes.ids)
-        else:
-            logger.warning("%s: there is not a single detection", name)
-            present = {a["category_id"] for a in datasets.read_annotations(name)["annotations"]}
-            precision = np.where([i in present for i in classes.ids], 0.0, -1.0)[None, None, :, None, None]
-        metrics[iou_type] = summarize(precision, classes.splits, classes.frequencies)
-    logger.info("%s (%s protocol, %d classes)\n%s", name, entry.protocol, len(classes.ids), as_table(metrics))
-    return metrics
+def truth_of(name: str) -> Truth:
+    """The ground truth of a data set."""
+    return Truth(datasets.read_annotations(name), datasets.get_classes(name), datasets.get_entry(name).protocol)
 
 
-def _without_other_classes(document: dict, ids: set[int]) -> dict:
-    """The annotation document restricted to the classes of the split, as COCO form wants it."""
-    return {
-        **document,
-        "categories": [c for c in document["categories"] if c["id"] in ids],
-        "annotations": [{"iscrowd": 0, **a} for a in document["annotations"] if a["category_id"] in ids],
-    }
+def evaluate_results(
+    name: str, path: str | Path, iou_types: tuple[str, ...], output_dir: str | Path | None = None
+) -> Evaluation:
+    """Score a results file against a data set, log the table, write ``per_class.json`` to ``output_dir``."""
+    truth = truth_of(name)
+    found = read_results(path, truth.sizes, {c["id"] for c in truth.document["categories"]}, "segm" in iou_types)
+    evaluation = evaluate(truth, found, iou_types, fixed=truth.protocol == "lvis")
+    logger.info("%s\n%s", heading(name, truth, evaluation), as_table(evaluation.metrics))
+    if output_dir:
+        write_json(Path(output_dir) / CLASSES_FILE, {"counts": evaluation.counts, "classes": evaluation.classes})
+    return evaluation
+
+
+def heading(name: str, truth: Truth, evaluation: Evaluation) -> str:
+    """What a table stands on: protocol, how many names were offered and scored, how much ground truth there is."""
+    counts = evaluation.counts
+    groups = ", ".join(
+        f"{counts[f'classes_{mark}']} {mark} ({counts[f'classes_{mark}_with_ground_truth']} with ground truth)"
+        for mark in ("base", "novel")
+    )
+    return (
+        f"{name}: {truth.protocol} protocol, {counts['offered']}-way; {groups}; {counts['pictures']} pictures, "
+        f"{counts['detections']} detections, at most {counts['most_detections_of_a_picture']} a picture"
+    )
 
 
 def as_table(metrics: dict[str, dict[str, float]]) -> str:
-    """Rows: box, mask; columns: metrics in percent; "-" where there is no ground truth."""
-    columns = list(next(iter(metrics.values())))
+    """Rows: metrics in percent; columns: box, mask; "-" where there is no ground truth."""
     rows = [
-        [iou_type, *("-" if math.isnan(m[c]) else f"{m[c]:.2f}" for c in columns)] for iou_type, m in metrics.items()
+        [name, *("-" if math.isnan(m[name]) else f"{m[name]:.2f}" for m in metrics.values())]
+        for name in next(iter(metrics.values()))
     ]
-    return tabulate(rows, headers=["", *columns], tablefmt="pipe", stralign="right")
+    return tabulate(rows, headers=["", *metrics], tablefmt="pipe", disable_numparse=True)
 
 
-def write_metrics(output_dir: str, results: dict[str, dict]) -> str:
-    """``inference/vild_metrics.json``: flat {"<data set>/<kind>/<metric>": percent or null}; returns its path."""
+def write_metrics(output_dir: str | Path, results: dict[str, dict]) -> Path:
+    """``inference/vild_metrics.json`` of {data set: {kind: {metric: percent}}}; returns its path."""
+    path = Path(output_dir) / "inference" / METRICS_FILE
+    write_flat(path, results)
+    return path
+
+
+def write_flat(path: Path, results: dict[str, dict]) -> None:
+    """Flat {"<data set>/<kind>/<metric>": percent, or null where there is no ground truth}."""
     flat = {
         f"{name}/{kind}/{metric}": None if math.isnan(value) else value
         for name, kinds in results.items()
         for kind, values in kinds.items()
         for metric, value in values.items()
     }
-    path = os.path.join(output_dir, "inference", METRICS_FILE)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f"{path}.tmp", "w") as file:
-        json.dump(flat, file, indent=1)
-    os.replace(f"{path}.tmp", path)
-    return path
+    write_json(path, flat)
 
 
 class ProposalRecallEvaluator(DatasetEvaluator):
-    """Share of ground-truth boxes that a picture's best proposals cover at IoU 0.5, for base and novel."""
+    """How well proposals cover the ground truth, for base and novel: AR@100, 300, 1000 over IoU 0.5 to 0.95, and the
+    share covered at IoU 0.5 by the ``per_image`` best, those that are distilled."""
 
     def __init__(self, name: str, per_image: int):
         self.name, self.per_image = name, per_image
@@ -129,33 +135,41 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self):
-        self.hits: list[tuple[int, bool]] = []
+        self.rows: list[tuple[int, tuple[float, ...]]] = []
 
     def process(self, inputs, outputs):
         for given, output in zip(inputs, outputs, strict=True):
-            proposals = output["proposals"].proposal_boxes.tensor[: self.per_image].cpu()
-            boxes, classes = self.truth[given["image_id"]]
-            self.hits += zip(classes, covered(boxes, proposals, 0.5).tolist(), strict=True)
+            self.add(given["image_id"], output["proposals"].proposal_boxes.tensor.cpu())
+
+    def add(self, image_id: int, proposals: torch.Tensor) -> None:
+        """One picture's proposals [N, 4] xyxy, the best first."""
+        boxes, classes = self.truth[image_id]
+        overlaps = [best_overlaps(boxes, proposals[:limit]).tolist() for limit in RECALL_LIMITS]
+        hits = covered(boxes, proposals[: self.per_image], 0.5).tolist()
+        self.rows += zip(classes, zip(*overlaps, hits, strict=True), strict=True)
 
     def evaluate(self):
         comm.synchronize()
-        hits = list(itertools.chain.from_iterable(comm.gather(self.hits, dst=0)))
+        rows = list(itertools.chain.from_iterable(comm.gather(self.rows, dst=0)))
         if not comm.is_main_process():
             return {}
         result = {}
         for mark in ("base", "novel"):
-            values = [hit for c, hit in hits if self.classes.splits[c] == mark]
-            key = f"recall50@{self.per_image}_{mark}"
-            result[key] = 100 * sum(values) / len(values) if values else float("nan")
+            found = torch.tensor([row for c, row in rows if self.classes.splits[c] == mark])
+            *overlaps, hits = found.reshape(-1, len(RECALL_LIMITS) + 1).T
+            for limit, column in zip(RECALL_LIMITS, overlaps, strict=True):
+                result[f"AR@{limit}_{mark}"] = average_recall(column)
+            result[f"recall50@{self.per_image}_{mark}"] = 100 * float(hits.mean())
         logger.info("%s\n%s", self.name, as_table({"proposals": result}))
         return {"proposals": result}
 
 
 def ground_truth_boxes(name: str) -> dict[int, tuple[torch.Tensor, list[int]]]:
-    """image_id to boxes float32 [G, 4] xyxy and contiguous classes."""
+    """image_id to boxes float32 [G, 4] xyxy and contiguous classes, crowds left out."""
     truth = {}
     for record in datasets.load_dicts(name):
-        boxes = torch.tensor([a["bbox"] for a in record["annotations"]], dtype=torch.float32).reshape(-1, 4)
+        things = [a for a in record["annotations"] if not a["iscrowd"]]
+        boxes = torch.tensor([a["bbox"] for a in things], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        truth[record["image_id"]] = boxes, [a["category_id"] for a in record["annotations"]]
+        truth[record["image_id"]] = boxes, [a["category_id"] for a in things]
     return truth

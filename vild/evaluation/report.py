@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tabulate import tabulate
 from vild.data import datasets
 from vild.data.mapper import read_picture
 from vild.evaluation.pictures import draw, side_by_side
+from vild.files import write_json
 from vild.predictor import OpenVocabularyDetector
 
 
@@ -33,13 +33,24 @@ def ground_truth(record: dict) -> Instances:
     """A record's annotations as ``Instances``, to be drawn."""
     boxes = torch.tensor([a["bbox"] for a in record["annotations"]], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    masks = [mask_api.decode(a["segmentation"]) for a in record["annotations"]]
-    return Instances(
+    result = Instances(
         (record["height"], record["width"]),
         pred_boxes=Boxes(boxes),
         pred_classes=torch.tensor([a["category_id"] for a in record["annotations"]], dtype=torch.int64),
-        pred_masks=torch.from_numpy(np.stack(masks)).bool(),
     )
+    if record["annotations"] and all(a.get("segmentation") for a in record["annotations"]):
+        masks = [_mask(a["segmentation"], record) for a in record["annotations"]]
+        result.pred_masks = torch.from_numpy(np.stack(masks))
+    return result
+
+
+def _mask(segmentation: list | dict, record: dict) -> np.ndarray:
+    """bool [H, W] of polygons or RLE."""
+    rle = segmentation
+    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
+        rle = mask_api.frPyObjects(segmentation, record["height"], record["width"])
+        rle = mask_api.merge(rle) if isinstance(rle, list) else rle
+    return mask_api.decode(rle).astype(bool)
 
 
 def comparison(detectors: dict[str, OpenVocabularyDetector], name: str, count: int, threshold: float) -> Image.Image:
@@ -67,7 +78,7 @@ def comparison(detectors: dict[str, OpenVocabularyDetector], name: str, count: i
 def write_report(folder: Path, document: dict, columns: Sequence[str], text: str, picture: Image.Image) -> Path:
     """``report.json``, ``report.md`` and ``report.png`` in ``folder``; returns the page's path."""
     picture.save(folder / "report.png")
-    (folder / "report.json").write_text(json.dumps(document, indent=1))
+    write_json(folder / "report.json", document)
     detectors = {k: v for k, v in document.items() if k not in ("gauges", "seconds")}
     gauges = {
         name: {k: v for k, v in values.items() if k in ("base", "novel")} for name, values in document["gauges"].items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from vild.errors import UserError
 from vild.modeling.losses import cosine_logits
 from vild.vocabulary import Vocabulary
+
+LOGITS_AT_ONCE = 2**22  # 16 MiB
 
 
 class RegionEmbedding(nn.Module):
@@ -55,9 +59,22 @@ class TextClassifier(nn.Module):
         self.base = vocabulary.mask("base").to(self.text.device)
         self.vocabulary = vocabulary
 
+    def classes(self) -> Tensor:
+        """The text embeddings and, last, the background's: unit [C + 1, D]."""
+        return torch.cat([self.text, F.normalize(self.background.float(), dim=1)])
+
     def forward(self, embeddings: Tensor) -> Tensor:
         """Unit [R, D] to logits [R, C + 1], background last."""
+        return self._logits(embeddings, self.classes())
+
+    def blocks(self, embeddings: Tensor) -> Iterator[list[Tensor]]:
+        """Unit [H, R, D] of H heads to each head's logits [r, C + 1] of successive regions, so that a large
+        vocabulary takes LOGITS_AT_ONCE floats a head and no more."""
+        classes = self.classes()
+        for block in embeddings.split(max(LOGITS_AT_ONCE // len(classes), 1), dim=1):
+            yield [self._logits(head, classes) for head in block]
+
+    def _logits(self, embeddings: Tensor, classes: Tensor) -> Tensor:
         # over a temperature of 0.01, a half-precision cosine would be off by some hundredths of a logit
         with torch.autocast(embeddings.device.type, enabled=False):
-            classes = torch.cat([self.text, F.normalize(self.background.float(), dim=1)])
             return cosine_logits(embeddings.float(), classes, self.temperature)

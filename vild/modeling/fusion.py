@@ -5,6 +5,8 @@ Shapes: R proposals of one picture, C classes of the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -29,9 +31,53 @@ def ensemble_scores(text: Tensor, image: Tensor, novel: Tensor, weight: float = 
     return text**exponent * image ** (1 - exponent)
 
 
+def variant_scores(variant: str, logits: list[Tensor], novel: Tensor, weight: float) -> Tensor:
+    """Logits [R, C + 1] (background last) of the one head or (ensemble) the text and the image head, to [R, C]."""
+    if variant == "image":
+        return image_scores(logits[0][:, :-1])
+    if variant == "ensemble":
+        return ensemble_scores(text_scores(logits[0]), image_scores(logits[1][:, :-1]), novel, weight)
+    return text_scores(logits[0])
+
+
+def best_pairs(blocks: Iterable[Tensor], score_threshold: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best ``limit`` (proposal, class) pairs above the threshold, without the whole [R, C] in memory.
+
+    Args:
+        blocks: scores of successive proposals, [r, C] each, at least one.
+
+    Returns:
+        scores [K] falling, proposals int64 [K], classes int64 [K].
+    """
+    best, first, least = [], 0, None
+    for block in blocks:
+        if least is None:  # the smallest score that still enters
+            least = torch.nextafter(block.new_tensor(score_threshold), block.new_tensor(float("inf")))
+        least = torch.fmax(least, _kth_at_least(block, limit))  # not NaN's
+        rows, classes = (block >= least).nonzero(as_tuple=True)
+        best.append((block[rows, classes], rows + first, classes))
+        first += len(block)
+        pairs = tuple(torch.cat(x) for x in zip(*best, strict=True))
+        score, order = pairs[0].topk(min(limit, len(pairs[0])))
+        best = [(score, pairs[1][order], pairs[2][order])]
+        if len(score) == limit:
+            least = torch.maximum(least, score[-1])
+    return best[0]
+
+
+def _kth_at_least(scores: Tensor, k: int, share: int = 16) -> Tensor:
+    """A lower bound of the k-th best of [R, C]: the k-th best of the maxima of groups of ``share`` classes, since k
+    groups have one score each that is no smaller. -inf where there are fewer groups."""
+    groups = scores.shape[1] // share
+    if len(scores) * groups < k:
+        return scores.new_tensor(float("-inf"))
+    maxima = scores[:, : groups * share].unflatten(1, (share, groups)).amax(1)
+    return maxima.flatten().topk(k, sorted=False).values.min()
+
+
 def best_detections(
     boxes: Tensor,
-    scores: Tensor,
+    scores: Tensor | Iterable[Tensor],
     score_threshold: float,
     nms_threshold: float,
     per_image: int,
@@ -44,15 +90,19 @@ def best_detections(
 
     Args:
         boxes: [R, 4] xyxy.
-        scores: [R, C].
+        scores: [R, C], or blocks of its rows (see :func:`best_pairs`).
 
     Returns:
         boxes [K, 4], scores [K], classes int64 [K], proposal indices int64 [K], by falling score.
     """
-    flat = scores.flatten()
-    order = (flat > score_threshold).nonzero()[:, 0]
-    if len(order) > pre_nms:
-        order = order[flat[order].topk(pre_nms).indices]
-    rows, classes = order // scores.shape[1], order % scores.shape[1]
-    keep = batched_nms(boxes[rows].float(), flat[order].float(), classes, nms_threshold)[:per_image]
-    return boxes[rows[keep]], flat[order[keep]], classes[keep], rows[keep]
+    blocks = (scores,) if isinstance(scores, Tensor) else scores
+    score, rows, classes = best_pairs(blocks, score_threshold, pre_nms)
+    # a pair is suppressed by better ones only: once the best so many leave enough, those behind change nothing
+    count = 3 * per_image
+    while True:
+        # torchvision moves the classes apart by class times side: past 2^24 pixels (20,000 names) float32 blurs boxes
+        apart = boxes[rows[:count]].double()
+        keep = batched_nms(apart, score[:count].double(), classes[:count], nms_threshold)[:per_image]
+        if len(keep) == per_image or count >= len(score):
+            return boxes[rows[keep]], score[keep], classes[keep], rows[keep]
+        count *= 4

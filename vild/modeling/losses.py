@@ -12,7 +12,7 @@ from torch import Tensor
 
 def cosine_logits(embeddings: Tensor, text: Tensor, temperature: float) -> Tensor:
     """cos(region, text) / temperature, for unit [R, D] and unit [C, D]: [R, C] (eq. 2)."""
-    return embeddings @ text.T / temperature
+    return (embeddings @ text.T).div_(temperature)
 
 
 def text_loss(logits: Tensor, labels: Tensor, trained: Tensor) -> Tensor:

@@ -1,15 +1,29 @@
-"""Detectron2's GeneralizedRCNN, which also hands the distilled regions to the RoI heads."""
+"""Detectron2's GeneralizedRCNN, which also hands the distilled regions to the RoI heads: those that came with a
+picture, else those of a live teacher."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Instances
+from torch import Tensor
 
 from vild.vocabulary import Vocabulary
 
 
 @META_ARCH_REGISTRY.register()
 class ViLDRCNN(GeneralizedRCNN):
-    """In training every input may carry ``distill``: Instances with ``proposal_boxes`` and ``embeddings``."""
+    """In training every input may carry ``distill``: Instances with ``proposal_boxes`` and ``embeddings``. For
+    those that do not, a live teacher is asked."""
+
+    # no part of the module: neither saved, nor moved, nor trained with it
+    live_teacher: Callable[[Tensor, tuple[int, ...], Instances], Instances] | None = None
+
+    def set_live_teacher(self, targets: Callable[[Tensor, tuple[int, ...], Instances], Instances]) -> None:
+        """Take the targets of pictures without ``distill`` from ``targets(image, window, proposals)``: the input's
+        uint8 ``image`` [3, H, W], its ``window`` and the RPN's proposals to what ``distill`` would hold."""
+        self.live_teacher = targets
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -26,10 +40,17 @@ class ViLDRCNN(GeneralizedRCNN):
             return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
-        distill = None
-        if "distill" in batched_inputs[0]:
-            distill = [x["distill"].to(self.device) for x in batched_inputs]
         features = self.backbone(images.tensor)
         proposals, proposal_losses = self.proposal_generator(images, features, targets)
+        distill = None
+        if self.roi_heads.variant != "text":
+            distill = [self._distilled(x, p) for x, p in zip(batched_inputs, proposals, strict=True)]
         _, detector_losses = self.roi_heads(images, features, proposals, targets, distill)
         return {**detector_losses, **proposal_losses}
+
+    def _distilled(self, x: dict, proposals: Instances) -> Instances:
+        """One picture's distilled regions, on the detector's device."""
+        if "distill" in x:
+            return x["distill"].to(self.device)
+        assert self.live_teacher is not None, "neither distilled regions nor a live teacher"
+        return self.live_teacher(x["image"].to(self.device), x["window"], proposals)

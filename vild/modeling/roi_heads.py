@@ -14,6 +14,8 @@ Shapes: R sampled RoIs, M distilled RoIs, C classes, D embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_box_head
@@ -45,6 +47,7 @@ class ViLDROIHeads(StandardROIHeads):
         classifier: TextClassifier,
         bbox_pred: nn.Linear,
         box2box_transform: Box2BoxTransform,
+        box_loss_beta: float,
         distill_weight: float,
         ensemble_weight: float,
         score_threshold: float,
@@ -58,6 +61,7 @@ class ViLDROIHeads(StandardROIHeads):
             embedding: the only head's region embedding; in the ensemble the text head's.
             image_embedding: the image head's, in the ensemble; else None.
             bbox_pred: features of ``embedding`` to 4 class-agnostic deltas.
+            box_loss_beta: where the box loss turns from L2 into L1; 0 is L1.
             kwargs: :class:`StandardROIHeads`'s; its ``box_head`` is the one inside ``embedding``.
         """
         super().__init__(box_head=None, box_predictor=None, **kwargs)
@@ -69,6 +73,7 @@ class ViLDROIHeads(StandardROIHeads):
         self.classifier = classifier
         self.bbox_pred = bbox_pred
         self.box2box_transform = box2box_transform
+        self.box_loss_beta = box_loss_beta
         self.distill_weight = distill_weight
         self.ensemble_weight = ensemble_weight
         self.score_threshold = score_threshold
@@ -103,6 +108,7 @@ class ViLDROIHeads(StandardROIHeads):
             classifier=TextClassifier(vocabulary, vild.TEMPERATURE),
             bbox_pred=bbox_pred,
             box2box_transform=Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
+            box_loss_beta=cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA,
             distill_weight=vild.DISTILL_WEIGHT,
             ensemble_weight=vild.ENSEMBLE_WEIGHT,
             score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
@@ -176,7 +182,7 @@ class ViLDROIHeads(StandardROIHeads):
         return result
 
     def _box_loss(self, deltas: Tensor, labels: Tensor, proposals: list[Instances]) -> Tensor:
-        """L1 on the deltas of the foreground RoIs, over the number of all RoIs (Detectron2's convention)."""
+        """(Smooth) L1 on the deltas of the foreground RoIs, over the number of all RoIs (Detectron2's convention)."""
         foreground = ((labels >= 0) & (labels < self.num_classes)).nonzero()[:, 0]
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         matched = torch.cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
@@ -187,7 +193,7 @@ class ViLDROIHeads(StandardROIHeads):
             [matched[foreground]],
             ...,
             "smooth_l1",
-            0.0,
+            self.box_loss_beta,
         )
         return loss / max(len(labels), 1)
 
@@ -201,21 +207,19 @@ class ViLDROIHeads(StandardROIHeads):
 
     def scores(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled RoI features to scores [R, C] of the variant and box deltas [R, 4]."""
+        embeddings, deltas = self._embed(pooled)
+        return torch.cat(list(self._score_blocks(embeddings))), deltas
+
+    def _embed(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Region embeddings [H, R, D] of the one head or (ensemble) the text and the image head, and box deltas."""
         embeddings, box_features = self.embedding(pooled)
-        logits = self.classifier(embeddings)
-        if self.variant == "image":
-            scores = fusion.image_scores(logits[:, :-1])
-        elif self.variant == "ensemble":
-            image_logits = self.classifier(self.image_embedding(pooled)[0])[:, :-1]
-            scores = fusion.ensemble_scores(
-                fusion.text_scores(logits),
-                fusion.image_scores(image_logits),
-                ~self.classifier.base,
-                self.ensemble_weight,
-            )
-        else:
-            scores = fusion.text_scores(logits)
-        return scores, self.bbox_pred(box_features)
+        heads = [embeddings] if self.image_embedding is None else [embeddings, self.image_embedding(pooled)[0]]
+        return torch.stack(heads), self.bbox_pred(box_features)
+
+    def _score_blocks(self, embeddings: Tensor) -> Iterator[Tensor]:
+        """Scores [r, C] of successive regions: not all at once, to bound memory."""
+        for logits in self.classifier.blocks(embeddings):
+            yield fusion.variant_scores(self.variant, logits, ~self.classifier.base, self.ensemble_weight)
 
     def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """Unit embeddings [sum of N, D] of given boxes: the image head's where there is one (diagnostics)."""
@@ -224,17 +228,17 @@ class ViLDROIHeads(StandardROIHeads):
 
     def _forward_box(self, features, proposals: list[Instances]) -> list[Instances]:
         """Detections at test, called by :meth:`StandardROIHeads.forward`."""
-        scores, deltas = self.scores(self._pool(features, [p.proposal_boxes for p in proposals]))
+        embeddings, deltas = self._embed(self._pool(features, [p.proposal_boxes for p in proposals]))
         rois = torch.cat([p.proposal_boxes.tensor for p in proposals])
         boxes = self.box2box_transform.apply_deltas(deltas.float(), rois)
         counts = [len(p) for p in proposals]
         results = []
-        for p, b, s in zip(proposals, boxes.split(counts), scores.split(counts), strict=True):
+        for p, b, e in zip(proposals, boxes.split(counts), embeddings.split(counts, dim=1), strict=True):
             clipped = Boxes(b)
             clipped.clip(p.image_size)
             kept, score, classes, _ = fusion.best_detections(
                 clipped.tensor,
-                s[:, : self.shown],
+                (block[:, : self.shown] for block in self._score_blocks(e)),
                 self.score_threshold,
                 self.nms_threshold,
                 self.per_image,

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vild.errors import UserError
-from vild.teacher.crops import crop_regions, fuse_scales
+from vild.teacher.crops import crop_batch, fuse_scales, normalise, place
 
 RANDOM = "random"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher:
@@ -26,14 +27,28 @@ class Teacher:
         pretrained: a tag open_clip knows, a file of weights, or "random" (fixed seed; for trying things).
             Ignored for ``local-dir:``.
         device: where the model lives.
+        crop: how a region becomes its input, one of crops.MODES (see ``crops.place``).
+        precision: of the image tower's arithmetic (autocast), one of PRECISIONS. Text is always encoded in fp32.
+        compile: compile the image tower (minutes at the start; pays over millions of crops on a GPU).
 
     Raises:
-        UserError: unknown name or tag, weights out of reach, or a QuickGELU mismatch (open_clip only warns).
+        UserError: unknown name, tag or mode, weights out of reach, or a QuickGELU mismatch (open_clip only warns).
     """
 
-    def __init__(self, name: str, pretrained: str = "", device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        name: str,
+        pretrained: str = "",
+        device: str | torch.device = "cpu",
+        crop: str = "squash",
+        precision: str = "fp32",
+        compile: bool = False,
+    ):
+        place(1, 1, (1, 1), crop)  # an unknown mode shall not wait for the weights
         self.name, self.pretrained, self.device = name, pretrained, torch.device(device)
+        self.crop, self.precision = crop, precision
         self.model = _create(name, pretrained).to(self.device).eval().requires_grad_(False)
+        self._encode_image = torch.compile(self.model.encode_image) if compile else self.model.encode_image
         self.tokenizer = open_clip.get_tokenizer(name)
         preprocess = open_clip.get_model_preprocess_cfg(self.model)
         size = preprocess["size"]
@@ -53,7 +68,7 @@ class Teacher:
                 "mean": list(self.mean),
                 "std": list(self.std),
                 "interpolation": self.interpolation,
-                "crop": "squash",
+                "crop": crop,
             },
         }
 
@@ -62,7 +77,10 @@ class Teacher:
         """Normalised float [N, 3, *size] to unit float32 [N, D]."""
         if len(images) == 0:
             return torch.zeros((0, self.width), device=self.device)
-        return F.normalize(self.model.encode_image(images.to(self.device)).float(), dim=1)
+        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+            features = self._encode_image(images)
+        return F.normalize(features.float(), dim=1)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], batch: int = 256) -> Tensor:
@@ -73,12 +91,16 @@ class Teacher:
             parts.append(F.normalize(self.model.encode_text(tokens).float(), dim=1))
         return torch.cat(parts)
 
+    def cut(self, pictures: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """The crops of several pictures' boxes, uint8 [sum of N_i, S, 3, *size] (see ``crop_batch``)."""
+        return crop_batch(pictures, boxes, self.size, self.mean, self.interpolation, mode=self.crop)
+
     def encode_regions(self, picture: Tensor, boxes: Tensor) -> Tensor:
         """The distillation target of each box: 1x + 1.5x crops, fused. uint8 RGB [3, H, W], [N, 4] to [N, D]."""
         if len(boxes) == 0:
             return torch.zeros((0, self.width), device=self.device)
-        crops = crop_regions(picture, boxes, self.size, self.mean, self.std, self.interpolation)
-        embeddings = self.encode_image(crops.flatten(0, 1))
+        crops = self.cut([picture], [boxes])
+        embeddings = self.encode_image(normalise(crops.flatten(0, 1), self.mean, self.std))
         return fuse_scales(embeddings.view(*crops.shape[:2], -1))
 
 
@@ -130,8 +152,24 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def same_teacher(a: dict, b: dict) -> bool:
-    """Do two fingerprints stand for one embedding space? Where the weights lie does not matter."""
-    return all(a.get(key) == b.get(key) for key in ("weights", "width", "preprocess"))
+    """Do two fingerprints stand for one embedding space? Where the weights lie does not matter, nor how regions are
+    cropped: texts know of no crop, so one vocabulary serves them all."""
+    return _without_crop(a) == _without_crop(b)
+
+
+def same_regions(a: dict, b: dict) -> bool:
+    """Do two fingerprints give a region the same embedding? As ``same_teacher``, and cropped alike."""
+    return same_teacher(a, b) and crop_of(a) == crop_of(b)
+
+
+def _without_crop(fingerprint: dict) -> tuple:
+    preprocess = {k: v for k, v in fingerprint.get("preprocess", {}).items() if k != "crop"}
+    return fingerprint.get("weights"), fingerprint.get("width"), preprocess
+
+
+def crop_of(fingerprint: dict) -> str:
+    """The crop mode of a fingerprint (see ``crops.place``)."""
+    return fingerprint.get("preprocess", {}).get("crop", "squash")
 
 
 def check_same_teacher(a: dict, where_a: str, b: dict, where_b: str) -> None:
@@ -145,7 +183,8 @@ def describe(fingerprint: dict) -> str:
     if not fingerprint:
         return "unknown (imported)"
     name = " ".join(filter(None, (fingerprint["name"], fingerprint["pretrained"])))
-    return f"{name} (width {fingerprint['width']}, weights {fingerprint['weights']})"
+    other = "" if crop_of(fingerprint) == "squash" else f", {crop_of(fingerprint)} crops"
+    return f"{name} (width {fingerprint['width']}, weights {fingerprint['weights']}{other})"
 
 
 def save_local(model: nn.Module, model_cfg: dict, folder: Path) -> None:

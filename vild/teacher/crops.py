@@ -1,19 +1,24 @@
-"""From a picture and boxes to the teacher's input. Pure tensor functions.
+"""From pictures and boxes to the teacher's input. Pure tensor functions.
 
 The paper's crops (section 3.3): a proposal at 1x and the same centre at 1.5x, cut from the original picture,
-clipped at its border, resized to the teacher's input size without keeping the aspect ratio ("squash": a centre
-crop would cut the ends off long boxes), normalised. Boxes are xyxy in absolute float pixels of that picture.
+clipped at its border, resized to the teacher's input size, normalised. Boxes are xyxy in absolute float pixels of
+their picture. A crop is what ``PIL.Image.crop(window).resize(...)`` gives (vild/teacher/resize.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vild.errors import UserError
+from vild.teacher.resize import Job, for_each, resize_windows
+
 SCALES = (1.0, 1.5)
+MODES = ("squash", "center", "pad")
 
 
 def enlarge(boxes: Tensor, scale: float) -> Tensor:
@@ -32,16 +37,79 @@ def to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
     return torch.cat([low, high], dim=1)
 
 
-def resize(crop: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """uint8 [3, h, w] to uint8 [3, *size], antialiased, as Pillow does it.
+def place(height: int, width: int, size: tuple[int, int], mode: str) -> tuple[int, int, int, int]:
+    """What a window of that height and width is resized to, and where the canvas begins in it (negative: padding).
 
-    Equal within one grey level, but for a few pixels in a thousand (two levels) where Pillow resizes the rows
-    before the columns and rounds in between.
+    "squash": to the canvas itself, aspect ratio lost. The paper's, and the default: the whole box is seen, and
+    nothing but the box.
+    "center": the shorter edge to the canvas, then its centre: open_clip's own preprocessing, what CLIP saw in
+    training. Objects keep their shape, but the ends of a long box are cut off.
+    "pad": the longer edge to the canvas, centred on the teacher's mean colour (zero after normalising). Shape and
+    ends are kept, at fewer pixels and with bars that CLIP has rarely seen.
+
+    Returns:
+        height, width, top, left
     """
-    exact = crop.device.type == "cpu"  # CUDA resizes floats only
-    image = crop[None] if exact else crop[None].float()
-    image = F.interpolate(image, size, mode=interpolation, align_corners=False, antialias=True)[0]
-    return image if exact else image.round().clamp(0, 255).to(torch.uint8)
+    if mode not in MODES:
+        raise UserError(f"crop mode '{mode}' is none of {', '.join(MODES)}")
+    if mode == "squash":
+        return *size, 0, 0
+    if mode == "center" and size[0] == size[1]:  # torchvision's Resize, which open_clip takes there, rounds down
+        short = min(height, width)
+        h, w = size[0] * height // short, size[0] * width // short
+    else:
+        ratio = (min if mode == "center" else max)(height / size[0], width / size[1])
+        h, w = max(1, round(height / ratio)), max(1, round(width / ratio))
+    if mode == "center":
+        return h, w, round((h - size[0]) / 2), round((w - size[1]) / 2)
+    return h, w, -((size[0] - h) // 2), -((size[1] - w) // 2)
+
+
+def crop_batch(
+    pictures: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    size: tuple[int, int],
+    mean: Sequence[float],
+    interpolation: str = "bicubic",
+    scales: Sequence[float] = SCALES,
+    mode: str = "squash",
+) -> Tensor:
+    """The crops of every box of several pictures at every scale, in the order of the pictures and their boxes.
+
+    Args:
+        pictures: uint8 [3, H_i, W_i], RGB, on one device (any); the crops are made there.
+        boxes: float [N_i, 4] of each.
+        size, mean, interpolation: the teacher's (``mean`` in 0..1 colours the padding of "pad").
+        mode: one of MODES, see ``place``.
+
+    Returns:
+        uint8 [sum of N_i, len(scales), 3, *size]
+    """
+    jobs = []
+    for number, (picture, of_picture) in enumerate(zip(pictures, boxes, strict=True)):
+        of_picture = of_picture.cpu().float()
+        windows = [to_pixels(enlarge(of_picture, scale), *picture.shape[1:]) for scale in scales]
+        for x0, y0, x1, y1 in torch.stack(windows, 1).flatten(0, 1).tolist():
+            jobs.append(Job(number, x0, y0, x1, y1, *place(y1 - y0, x1 - x0, size, mode)))
+    fill = [round(255 * value) for value in mean]
+    return resize_windows(pictures, jobs, size, interpolation, fill).view(-1, len(scales), 3, *size)
+
+
+def normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [..., 3, h, w] to the teacher's float32 input of the same shape, on the crops' device."""
+    mean, std = (torch.tensor(v, dtype=torch.float32, device=crops.device).view(3, 1, 1) * 255 for v in (mean, std))
+    if crops.device.type != "cpu":
+        return torch.sub(crops, mean).div_(std)
+    out = torch.empty(crops.shape)
+    source, target = (x.reshape(-1, *crops.shape[-3:]).numpy() for x in (crops, out))  # target is out's memory
+    mean, std = mean.numpy(), std.numpy()
+
+    def work(n: int) -> None:  # a crop at a time stays in the cache between the two
+        np.subtract(source[n], mean, out=target[n])
+        np.divide(target[n], std, out=target[n])
+
+    for_each(work, range(len(source)))
+    return out
 
 
 def crop_regions(
@@ -52,26 +120,10 @@ def crop_regions(
     std: Sequence[float],
     interpolation: str = "bicubic",
     scales: Sequence[float] = SCALES,
+    mode: str = "squash",
 ) -> Tensor:
-    """The teacher's input for every box at every scale.
-
-    Args:
-        picture: uint8 [3, H, W], RGB, on any device; the crops are made there.
-        boxes: float [N, 4].
-        size, mean, std, interpolation: the teacher's preprocessing.
-
-    Returns:
-        float32 [N, len(scales), 3, *size], normalised.
-    """
-    height, width = picture.shape[1:]
-    crops = torch.empty((len(scales), len(boxes), 3, *size), dtype=torch.uint8, device=picture.device)
-    picture = picture[None].contiguous(memory_format=torch.channels_last)[0]  # the fast layout for resizing
-    for s, scale in enumerate(scales):
-        windows = to_pixels(enlarge(boxes.float(), scale), height, width).tolist()
-        for n, (x0, y0, x1, y1) in enumerate(windows):
-            crops[s, n] = resize(picture[:, y0:y1, x0:x1], size, interpolation)
-    mean, std = (torch.tensor(v, device=picture.device).view(3, 1, 1) * 255 for v in (mean, std))
-    return ((crops.float() - mean) / std).transpose(0, 1)
+    """One picture's crops as the teacher's input: float32 [N, len(scales), 3, *size], normalised."""
+    return normalise(crop_batch([picture], [boxes], size, mean, interpolation, scales, mode), mean, std)
 
 
 def fuse_scales(embeddings: Tensor) -> Tensor:

@@ -2,30 +2,30 @@
 
 A folder with ``manifest.json`` and ``shard-00000.safetensors`` ... Each shard holds, for some pictures,
 ``image_ids`` int64 [I], ``offsets`` int64 [I + 1], ``boxes`` float32 [N, 4] (xyxy, absolute pixels of the
-original picture), ``embeddings`` float16 [N, D] and ``scores`` float32 [N]. Rows offsets[i]:offsets[i + 1]
-belong to picture i. A shard appears by rename, whole or not at all; the manifest is complete once it lists
-every shard with its checksum. No pickle.
+original picture), ``embeddings`` float16 [N, D], or int8 with ``scales`` float32 [N], and ``scores`` float32 [N].
+Rows offsets[i]:offsets[i + 1] belong to picture i. A shard appears by rename, whole or not at all; the manifest is
+complete once it lists every shard with its checksum. No pickle.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vild.errors import UserError
-from vild.teacher.clip import describe, same_teacher
+from vild.teacher.clip import describe, same_regions, same_teacher
+from vild.teacher.manifest import MANIFEST, hash_ids, read_manifest, unfinished, write_manifest
+from vild.teacher.shards import Head, MappedShard, hash_shard, pack, read_head, unpack
 
-MANIFEST = "manifest.json"
+MAPPED_SHARDS = 1024  # at once, in a process; when more are asked for, all are mapped anew
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,6 @@ class Regions:
     scores: Tensor
 
 
-def _write_json(path: Path, document: dict) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(document, indent=1))
-    os.replace(aside, path)
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else (hashlib.sha256(file.read()).hexdigest())
-        )
-
-
 class StoreWriter:
     """Write a store shard by shard; a run that was killed goes on after its last whole shard.
 
@@ -60,22 +45,31 @@ class StoreWriter:
         plan: what must be equal for a run to go on: teacher fingerprint, crop rule, hash of the proposals.
         image_ids: all pictures, in the order in which they are written.
         shard_pictures: pictures a shard.
+        provenance: where the proposals are from; no part of the plan, which has their hash.
+        dtype: of the embeddings, "float16" or "int8".
 
     Raises:
         UserError: the folder holds a store of another plan.
     """
 
-    def __init__(self, folder: str | Path, plan: dict, image_ids: list[int], shard_pictures: int = 200):
+    def __init__(
+        self,
+        folder: str | Path,
+        plan: dict,
+        image_ids: list[int],
+        shard_pictures: int = 200,
+        provenance: dict | None = None,
+        dtype: str = "float16",
+    ):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        ids_hash = hashlib.sha256(np.asarray(image_ids, np.int64).tobytes()).hexdigest()[:16]
-        self.plan = {**plan, "dtype": "float16", "images": len(image_ids), "image_ids_sha": ids_hash}
+        self.plan = {**plan, "dtype": dtype, "images": len(image_ids), "image_ids_sha": hash_ids(image_ids)}
         self.plan["shard_pictures"] = shard_pictures
-        manifest = self.folder / MANIFEST
-        if manifest.exists():
-            known = json.loads(manifest.read_text())["plan"]
+        self.provenance = provenance
+        if (self.folder / MANIFEST).exists():
+            known = read_manifest(self.folder)["plan"]
             differ = [k for k in {**known, **self.plan} if known.get(k) != self.plan.get(k)]
-            if "fingerprint" in differ and same_teacher(known["fingerprint"], self.plan["fingerprint"]):
+            if "fingerprint" in differ and same_regions(known["fingerprint"], self.plan["fingerprint"]):
                 differ.remove("fingerprint")  # the same weights from another place
                 self.plan["fingerprint"] = known["fingerprint"]
             if differ:
@@ -85,7 +79,7 @@ class StoreWriter:
                     old, new = describe(old), describe(new)
                 raise UserError(f"store {self.folder}: it was begun with {key} = {old}, now it is {new}")
         else:
-            _write_json(manifest, {"plan": self.plan, "complete": False, "shards": []})
+            write_manifest(self.folder, unfinished(self.plan, provenance))
         self.chunks = [image_ids[i : i + shard_pictures] for i in range(0, len(image_ids), shard_pictures)]
 
     def shard_path(self, index: int) -> Path:
@@ -98,74 +92,91 @@ class StoreWriter:
                 yield index, ids
 
     def write_shard(self, index: int, regions: Callable[[int], Regions]) -> None:
-        """Compute ``regions(image_id)`` for every picture of the shard and write it."""
+        """Compute ``regions(image_id)`` for every picture of the shard and write it.
+
+        Raises:
+            UserError: embeddings that are not finite, with the picture.
+        """
         ids = self.chunks[index]
         rows = [regions(i) for i in ids]
+        for image_id, r in zip(ids, rows, strict=True):
+            if not torch.isfinite(r.embeddings).all():
+                raise UserError(f"store {self.folder}: the teacher's embeddings of image_id {image_id} are not finite")
         counts = torch.tensor([len(r.boxes) for r in rows])
         tensors = {
             "image_ids": torch.tensor(ids, dtype=torch.int64),
             "offsets": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
             "boxes": torch.cat([r.boxes for r in rows]).float().contiguous(),
-            "embeddings": torch.cat([r.embeddings for r in rows]).half().cpu().contiguous(),
+            **pack(torch.cat([r.embeddings for r in rows]).cpu(), self.plan["dtype"]),
             "scores": torch.cat([r.scores for r in rows]).float().contiguous(),
         }
         aside = self.shard_path(index).with_suffix(".tmp")
         save_file(tensors, aside)
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the name without the bytes
         os.replace(aside, self.shard_path(index))
 
     def finish(self) -> dict:
         """Write the complete manifest, with checksums and counts; returns it."""
-        shards, total = [], 0
-        for index in range(len(self.chunks)):
-            path = self.shard_path(index)
-            with safe_open(path, "pt") as file:
-                count = file.get_slice("boxes").get_shape()[0]
-            total += count
-            shards.append({"file": path.name, "regions": count, "sha256": _checksum(path)})
-        manifest = {"plan": self.plan, "complete": True, "regions": total, "shards": shards}
-        _write_json(self.folder / MANIFEST, manifest)
+        paths = [self.shard_path(index) for index in range(len(self.chunks))]
+        counts = [int(read_head(path, self.plan["dtype"]).offsets[-1]) for path in paths]
+        with ThreadPoolExecutor() as pool:
+            sums = list(pool.map(hash_shard, paths))
+        shards = [
+            {"file": path.name, "regions": count, "sha256": checksum}
+            for path, count, checksum in zip(paths, counts, sums, strict=True)
+        ]
+        manifest = {"plan": self.plan, "provenance": self.provenance}
+        manifest |= {"complete": True, "regions": sum(counts), "shards": shards}
+        write_manifest(self.folder, manifest)
         return manifest
 
 
 class EmbeddingStore:
-    """Random access by picture. Files are mapped, not read; safe to use from data loader workers.
+    """Random access by picture. Files are mapped, not read; no lock, no open file: safe to use from data loader
+    workers, forked or spawned.
+
+    Opening one reads the head of every shard, nothing else; checksums are for ``tools/inspect_store.py --verify``.
 
     Raises:
-        UserError: the folder is no store, or an unfinished one.
+        UserError: the folder is no store, an unfinished one, or one with a missing or truncated shard.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            raise UserError(f"store {folder}: {path} does not exist; tools/build_teacher_store.py makes a store")
-        manifest = json.loads(path.read_text())
+        manifest = read_manifest(self.folder)
         if not manifest["complete"]:
             raise UserError(f"store {folder}: it is unfinished; run tools/build_teacher_store.py again")
         self.plan = manifest["plan"]
+        self.provenance: dict | None = manifest.get("provenance")  # stores of earlier versions have none
         self.fingerprint: dict = self.plan["fingerprint"]
-        self.files = [self.folder / s["file"] for s in manifest["shards"]]
-        self._where: dict[int, tuple[int, int, int]] = {}
-        for index, file_name in enumerate(self.files):
-            if not file_name.is_file():
-                raise UserError(f"store {folder}: {file_name.name} is listed in {MANIFEST} but missing")
-            try:
-                with safe_open(file_name, "np") as file:
-                    ids, offsets = file.get_tensor("image_ids").tolist(), file.get_tensor("offsets").tolist()
-            except SafetensorError as error:
+        self._heads: list[Head] = []
+        for shard in manifest["shards"]:
+            path = self.folder / shard["file"]
+            if not path.is_file():
+                raise UserError(f"store {folder}: {path.name} is listed in {MANIFEST} but missing")
+            head = read_head(path, self.plan["dtype"])
+            if head.offsets[-1] != shard["regions"]:
                 raise UserError(
-                    f"store {folder}: {file_name.name} is broken ({error}); remove it and build again"
-                ) from error
-            for i, image_id in enumerate(ids):
-                self._where[image_id] = (index, offsets[i], offsets[i + 1])
-        self._open: dict[tuple[int, int], object] = {}
+                    f"store {folder}: {path.name} has {head.offsets[-1]} regions, {MANIFEST} says {shard['regions']}"
+                )
+            self._heads.append(head)
+        # four numbers a picture, sorted by id: a dict of LVIS's 100,170 pictures would be copied into every worker
+        nothing = np.zeros(0, np.int64)
+        ids = np.concatenate([nothing, *(h.image_ids for h in self._heads)])
+        order = ids.argsort(kind="stable")
+        self.image_ids = ids[order]  # int64, rising
+        self._shards = np.repeat(np.arange(len(self._heads)), [len(h.image_ids) for h in self._heads])[order]
+        self._starts = np.concatenate([nothing, *(h.offsets[:-1] for h in self._heads)])[order]
+        self._stops = np.concatenate([nothing, *(h.offsets[1:] for h in self._heads)])[order]
+        self._maps: dict[int, MappedShard] = {}
 
     def __len__(self) -> int:
         """Number of pictures."""
-        return len(self._where)
+        return len(self.image_ids)
 
     def __contains__(self, image_id: int) -> bool:
-        return image_id in self._where
+        return self._find(image_id) is not None
 
     def __getitem__(self, image_id: int) -> Regions:
         """A picture's regions, in the order of its proposals.
@@ -173,21 +184,47 @@ class EmbeddingStore:
         Raises:
             UserError: the store does not know the picture.
         """
-        if image_id not in self._where:
+        boxes, embeddings, scales, scores = self._views(image_id)
+        return Regions(boxes.clone(), unpack(embeddings, scales), scores.clone())
+
+    def read(self, image_id: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """A picture's record as it is stored: boxes, embeddings float16 or int8 [N, D], scales [N] (None for float16),
+        scores."""
+        return tuple(None if t is None else t.clone() for t in self._views(image_id))
+
+    def _views(self, image_id: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """:meth:`read` without the copies; a view sent to another process would take the whole file with it."""
+        row = self._find(image_id)
+        if row is None:
             raise UserError(f"store {self.folder}: image_id {image_id} is not in it; it was built for other data")
-        index, start, stop = self._where[image_id]
-        key = (os.getpid(), index)  # a handle per process: forked workers must not share one
-        if key not in self._open:
-            self._open[key] = safe_open(self.files[index], "pt")
-        read = self._open[key].get_slice
-        return Regions(
-            read("boxes")[start:stop],
-            torch.nn.functional.normalize(read("embeddings")[start:stop].float(), dim=1),
-            read("scores")[start:stop],
-        )
+        return self._map(int(self._shards[row])).rows(int(self._starts[row]), int(self._stops[row]))
+
+    def boxes(self) -> Iterator[tuple[int, Tensor]]:
+        """Every picture's id and boxes [N, 4], without reading the embeddings."""
+        for head in self._heads:
+            boxes = MappedShard(head).tensors["boxes"].clone()
+            bounds = head.offsets.tolist()
+            for image_id, start, stop in zip(head.image_ids.tolist(), bounds[:-1], bounds[1:], strict=True):
+                yield image_id, boxes[start:stop]
+
+    def ids_in_file_order(self) -> list[int]:
+        """Every picture's id, as the shards have them."""
+        return [i for head in self._heads for i in head.image_ids.tolist()]
+
+    def _find(self, image_id: int) -> int | None:
+        row = int(self.image_ids.searchsorted(image_id))
+        return row if row < len(self.image_ids) and self.image_ids[row] == image_id else None
+
+    def _map(self, index: int) -> MappedShard:
+        found = self._maps.get(index)
+        if found is None:
+            if len(self._maps) >= MAPPED_SHARDS:
+                self._maps.clear()
+            found = self._maps[index] = MappedShard(self._heads[index])
+        return found
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_maps": {}}
 
     def check_teacher(self, fingerprint: dict, where: str) -> None:
         """UserError unless ``fingerprint`` (that of ``where``) is this store's teacher."""

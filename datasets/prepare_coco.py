@@ -1,0 +1,23 @@
+#!/usr/bin/env python3
+"""Make COCO's open-vocabulary files (48 base, 17 novel names) from coco/annotations/instances_{train,val}2017.json:
+coco/zero-shot/instances_{train,val}2017_{seen,unseen,all}_2[_oriorder].json, as many as the data sets need. A file
+that is already there is checked.
+
+    DETECTRON2_DATASETS=/data datasets/prepare_coco.py
+"""
+
+import argparse
+
+from vild.data import datasets, prepare
+from vild.errors import one_line_errors
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--unofficial", action="store_true", help="the files are others than COCO 2017's own")
+    prepare.prepare(prepare.COCO, datasets.root(), "coco_48_17", not parser.parse_args().unofficial)
+
+
+if __name__ == "__main__":
+    main()

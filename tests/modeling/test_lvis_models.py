@@ -1,0 +1,69 @@
+"""A training step of the LVIS configs' models at full width, on small pictures."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from tests.conftest import REPOSITORY
+from vild.engine import is_proposal_network, load_config
+from vild.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def lvis_vocabulary(tmp_path_factory):
+    """As many names as LVIS has, the last 337 novel, of random embeddings."""
+    embeddings = torch.randn(1203, 512, generator=torch.Generator().manual_seed(0))
+    names = tuple(f"name {n}" for n in range(1203))
+    path = tmp_path_factory.mktemp("lvis") / "vocabulary.safetensors"
+    unit = torch.nn.functional.normalize(embeddings, dim=1)
+    Vocabulary(names, unit, ("base",) * 866 + ("novel",) * 337).save(path)
+    return path
+
+
+def pictures(side=64):
+    """Two pictures of noise with an object each and five distilled regions."""
+    generator, inputs = torch.Generator().manual_seed(0), []
+    for label in (3, 800):
+        box = torch.tensor([[10.0, 12.0, 50.0, 58.0]])
+        mask = torch.zeros(1, side, side, dtype=torch.bool)
+        mask[:, 12:58, 10:50] = True
+        labels, masks = torch.tensor([label]), BitMasks(mask)
+        objects = Instances((side, side), gt_boxes=Boxes(box), gt_classes=labels, gt_masks=masks)
+        corner = torch.rand(5, 2, generator=generator) * 30
+        embeddings = torch.nn.functional.normalize(torch.randn(5, 512, generator=generator), dim=1)
+        regions = Boxes(torch.cat([corner, corner + 30], 1))
+        inputs.append(
+            {
+                "image": torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8),
+                "instances": objects,
+                "distill": Instances((side, side), proposal_boxes=regions, embeddings=embeddings),
+                "height": side,
+                "width": side,
+            }
+        )
+    return inputs
+
+
+@pytest.mark.parametrize(
+    "name", ["text", "image", "vild", "ensemble", "vild_R152", "ensemble_mobilenetv3_20ep", "proposals"]
+)
+def test_a_model_of_lvis_size_trains(name, lvis_vocabulary):
+    small = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16, "MODEL.DEVICE", "cpu"]
+    path = REPOSITORY / "configs/LVIS" / f"{name}.yaml"
+    cfg = load_config(str(path), ["MODEL.VILD.VOCABULARY", str(lvis_vocabulary), *small])
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    with EventStorage():
+        losses = model(pictures())
+    expected = {"loss_rpn_cls", "loss_rpn_loc"}
+    if not is_proposal_network(cfg):
+        variant = cfg.MODEL.VILD.VARIANT
+        expected |= {"loss_box_reg", "loss_mask"}
+        expected |= {"loss_text"} if variant != "image" else set()
+        expected |= {"loss_image"} if variant != "text" else set()
+    assert set(losses) == expected and all(x.isfinite() for x in losses.values())
+    sum(losses.values()).backward()
+    trained = [(n, p.grad) for n, p in model.named_parameters() if p.requires_grad]
+    assert [n for n, g in trained if g is None or not g.isfinite().all()] == []

@@ -1,0 +1,59 @@
+"""The same commands on several processes, however these are started: by --num-gpus, torchrun or srun."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from vild.errors import UserError
+from vild.launch import Place, place
+
+
+def test_place_of_torchrun_and_srun():
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert place(torchrun) == Place(5, 8, 1, 4)
+    srun = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
+    assert place(srun | {"MASTER_ADDR": "node0"}) == Place(5, 8, 1, 4)
+    with pytest.raises(UserError, match="MASTER_ADDR is not set"):
+        place(srun)
+    with pytest.raises(UserError, match="8 tasks do not spread evenly over 3 nodes"):
+        place(srun | {"SLURM_STEP_NUM_NODES": "3"})
+    # a batch script knows the job's tasks, but is no step of many
+    assert place({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
+    assert place({}) is None
+
+
+def files_of(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("how", ["num-gpus", "torchrun", "srun"])
+def test_two_processes_write_the_same_store_as_one(world, proposals_file, teacher_folder, tmp_path, how):
+    def command(output):
+        return [str(REPOSITORY / "tools" / "build_teacher_store.py"), "--dataset", "glyphs_train", "--proposals",
+                str(proposals_file), "--teacher", f"local-dir:{teacher_folder}", "--shard-pictures", "8",
+                "--num-workers", "0", "--output", str(tmp_path / output)]  # fmt: skip
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    port = str(29600 + os.getpid() % 300)
+    if how == "num-gpus":
+        starts = [([sys.executable, *command("two"), "--num-gpus", "2"], {})]
+    elif how == "torchrun":
+        starts = [([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port,
+                    *command("two")], {})]  # fmt: skip
+    else:
+        common = {"SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": port}
+        ranks = [common | {"SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)} for r in range(2)]
+        starts = [([sys.executable, *command("two")], rank) for rank in ranks]
+    running = [
+        subprocess.Popen(c, env=environment | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for c, more in starts
+    ]
+    for process in running:
+        told, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+    done = subprocess.run([sys.executable, *command("one")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one") and len(files_of(tmp_path / "one")) == 6

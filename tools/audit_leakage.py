@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Has a training file, a proposal file, a store, a vocabulary or a network seen novel annotations, and how is it known?
+
+    tools/audit_leakage.py --dataset lvis_v1_train_norare --full lvis_v1_train --proposals p.safetensors \\
+        --store store --weights output/model_final.pth --vocabulary v.safetensors \\
+        --teacher ViT-B-32-quickgelu --pretrained openai --output audit.json
+
+Evidence is "measured" against the full annotations or the teacher, or "recorded" by the tools that made a file. Exit
+status: 0 all is clean, 1 a LEAK, 3 no leak was found but something cannot be told (not clean!), 2 a mistaken command.
+"""
+
+import argparse
+import sys
+
+from tabulate import tabulate
+
+from vild.checkpoint import read_network_record
+from vild.data.leakage import Benchmark, TrainingSet, judge_training_set, judge_vocabulary
+from vild.data.pasted_boxes import judge_boxes, measure_boxes
+from vild.data.provenance import CLEAN, LEAK, UNKNOWN, judge_network, judge_proposals, worst
+from vild.errors import one_line_errors
+from vild.files import write_json
+from vild.prompts import PROMPT_SETS
+from vild.teacher.clip import Teacher, check_same_teacher, describe
+from vild.teacher.proposals import hash_file, load_proposals, read_labels, read_provenance
+from vild.teacher.store import EmbeddingStore
+from vild.vocabulary import Vocabulary, encode_names
+
+STATUS = {CLEAN: 0, LEAK: 1, UNKNOWN: 3}
+
+
+def audit_boxes(found, benchmark):
+    if benchmark.truth is None:
+        return UNKNOWN, "nothing to measure against: give --full"
+    return judge_boxes(measure_boxes(found, benchmark.truth))
+
+
+def audit_proposals(path, benchmark):
+    yield "measured", *audit_boxes(((i, boxes) for i, (boxes, _) in load_proposals(path).items()), benchmark)
+    labels = read_labels(path)
+    if len(labels) > 1:  # one and the same label says nothing
+        yield "measured", UNKNOWN, f"carries {len(labels)} class labels (vild reads none); whose, cannot be measured"
+    yield "recorded", *judge_proposals(read_provenance(path), benchmark.novel, benchmark.known)
+
+
+def audit_store(folder, proposals, benchmark):
+    store = EmbeddingStore(folder)
+    yield "measured", *audit_boxes(store.boxes(), benchmark)
+    record, made_from = store.provenance, store.plan.get("proposals")
+    if record is None and proposals and hash_file(proposals) == made_from:
+        record = read_provenance(proposals)  # the store is older than its records, or the record was lost
+    verdict, evidence = judge_proposals(record, benchmark.novel, benchmark.known)
+    yield "recorded", verdict, f"made from proposals {made_from}: {evidence}"
+
+
+def audit_vocabulary(path, teacher, benchmark):
+    vocabulary = Vocabulary.load(path)
+    origin = f"prompts '{vocabulary.prompts}' of teacher {describe(vocabulary.fingerprint)}"
+    if teacher is None:
+        yield "recorded", UNKNOWN, f"says it is {origin}; --teacher measures it"
+        return
+    if vocabulary.fingerprint:
+        check_same_teacher(vocabulary.fingerprint, f"vocabulary {path}", teacher.fingerprint, "--teacher")
+    sets = PROMPT_SETS if vocabulary.prompts not in PROMPT_SETS else {vocabulary.prompts: None}
+    synonyms = vocabulary.synonyms or ((),) * len(vocabulary)
+    expected = {
+        prompts: encode_names(teacher.encode_text, vocabulary.names, synonyms, PROMPT_SETS[prompts]).cpu()
+        for prompts in sets
+    }
+    yield "measured", *judge_vocabulary(vocabulary, expected, benchmark)
+
+
+def findings(args):
+    """(artefact, kind of evidence, verdict, evidence) of everything that was asked for."""
+    benchmark = Benchmark.read(args.dataset, args.split, args.full)
+    training = TrainingSet.read(args.dataset, args.split, benchmark.novel)
+    yield f"training set {args.dataset}", "measured", *judge_training_set(training, benchmark)
+    if args.proposals:
+        yield from ((f"proposals {args.proposals}", *f) for f in audit_proposals(args.proposals, benchmark))
+    if args.store:
+        yield from ((f"store {args.store}", *f) for f in audit_store(args.store, args.proposals, benchmark))
+    if args.weights:
+        record = read_network_record(args.weights)
+        yield f"weights {args.weights}", "recorded", *judge_network(record, benchmark.novel, benchmark.known)
+    if args.vocabulary:
+        teacher = Teacher(args.teacher, args.pretrained) if args.teacher else None
+        rows = audit_vocabulary(args.vocabulary, teacher, benchmark)
+        yield from ((f"vocabulary {args.vocabulary}", *f) for f in rows)
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="the training data set; or a file, of which all is read")
+    parser.add_argument("--full", help="data set or file with ALL annotations of the same pictures, to measure against")
+    parser.add_argument("--split", default="", help="which names are novel (default: as --dataset has it)")
+    parser.add_argument("--proposals")
+    parser.add_argument("--store")
+    parser.add_argument("--weights", help="a checkpoint")
+    parser.add_argument("--vocabulary", help=".safetensors, or a checkpoint with one inside")
+    parser.add_argument("--teacher", help="to recompute the vocabulary: open_clip name, or local-dir:FOLDER")
+    parser.add_argument("--pretrained", default="", help="open_clip tag or file of weights, or 'random'")
+    parser.add_argument("--output", help="write the findings as JSON, too")
+    args = parser.parse_args()
+    rows = list(findings(args))
+    overall = worst([row[2] for row in rows])
+    if args.output:
+        keys = ("artefact", "how", "verdict", "evidence")
+        write_json(args.output, {"verdict": overall, "findings": [dict(zip(keys, r, strict=True)) for r in rows]})
+    print(tabulate([(a, f"{v} ({h})", e) for a, h, v, e in rows], ["artefact", "verdict", "evidence"],
+                   tablefmt="grid", maxcolwidths=[30, 14, 70]))  # fmt: skip
+    print(f"verdict: {overall}")
+    sys.exit(STATUS[overall])
+
+
+if __name__ == "__main__":
+    main()

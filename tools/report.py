@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Report of an evaluated run: its numbers beside the published ones, diagnostics, per-class AP, pictures.
+
+    tools/report.py --run output/lvis/ensemble [--gauges output/lvis/ensemble/gauges.json]
+
+Reads RUN/inference as tools/train_net.py writes it, and what tools/gauges.py wrote; writes report.md, report.html and
+pictures into OUTPUT (RUN/report).
+"""
+
+import argparse
+from pathlib import Path
+
+from vild.data.annotations import read_json
+from vild.errors import one_line_errors
+from vild.evaluation.page import write_page
+from vild.evaluation.run_report import diagnostics, read_run, run_blocks
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of a training or evaluation")
+    parser.add_argument("--gauges", type=Path, help="what tools/gauges.py wrote for it")
+    parser.add_argument("--threshold", type=float, default=0.3, help="score of the detections that are drawn")
+    parser.add_argument("--output", type=Path, help="default: RUN/report")
+    args = parser.parse_args()
+    metrics, folder = read_run(args.run), args.output or args.run / "report"
+    gauges = read_json(args.gauges) if args.gauges else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = []
+    for name, values in metrics.items():
+        blocks += run_blocks(args.run, name, values, len(metrics) == 1, folder, args.threshold)
+    if gauges:
+        blocks += diagnostics(gauges)
+    print(f"the report: {write_page(folder, f'Report of {args.run}', blocks)}, and report.html beside it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Annotation files, read and checked: what is wrong with a file is told before anything is made from it.
+
+Both forms are COCO's (``images``, ``annotations``, ``categories``); LVIS's pictures also list category ids. Boxes
+are xywh in pixels. Official files hold boxes that stick out of their picture (Objects365) or have no width or height
+(COCO); both pass, and readers drop the latter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from math import inf
+from pathlib import Path
+
+from vild.errors import UserError
+
+LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+def read_json(path: str | Path):
+    """A JSON file, parsed; UserError in one line if it is missing, cut off or not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not an annotation file (nested too deeply)") from error
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise UserError(f"{path} is not JSON, or cut off ({error})") from error
+
+
+def is_lvis_form(document: dict) -> bool:
+    """Is a checked document in LVIS's form: categories with a frequency, pictures with negative categories?"""
+    return all("frequency" in c for c in document["categories"]) and all(
+        "neg_category_ids" in i for i in document["images"]
+    )
+
+
+def check_annotations(document: dict, where: str | Path) -> None:
+    """UserError naming ``where`` (the file), record and field at the first thing that is wrong with a document.
+
+    LVIS's training file (1.27 million annotations) takes some seconds: the loops only ask whether a record is sound,
+    and what is wrong with one is worked out when there is one.
+    """
+    if not isinstance(document, dict):
+        raise UserError(f"{where}: holds a {type(document).__name__}, not an object with images and annotations")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document.get(key), list):
+            raise UserError(f"{where}: {_found(document, key)}; it must be a list")
+    categories = _check(document, "categories", where, _category_fault)
+    _unique((c["name"] for c in document["categories"]), "categories", "name", where)
+    images = _check(document, "images", where, lambda i: _image_fault(i, categories))
+    sizes = {i: (record["width"], record["height"]) for i, record in images.items()}
+    _check(
+        document,
+        "annotations",
+        where,
+        lambda a: None if _is_sound(a, sizes, categories) else _annotation_fault(a, sizes, categories),
+    )
+
+
+def _check(document: dict, key: str, where: str | Path, fault: Callable[[dict], str | None]) -> dict[int, dict]:
+    """The records of a list by id; UserError at the first that ``fault`` finds fault with."""
+    for n, record in enumerate(document[key]):
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: {key}[{n}] is {_short(record)}, not an object")
+        found = fault(record) if type(record.get("id")) is int else f"{_found(record, 'id')}; it must be an integer"
+        if found:
+            raise UserError(f"{where}: {key}[{n}] (id {_short(record.get('id'))}): {found}")
+    by_id = {record["id"]: record for record in document[key]}
+    if len(by_id) < len(document[key]):
+        _unique((record["id"] for record in document[key]), key, "id", where)
+    return by_id
+
+
+def _unique(values: Iterable, key: str, field: str, where: str | Path) -> None:
+    seen: dict = {}
+    for n, value in enumerate(values):
+        if value in seen:
+            raise UserError(f"{where}: {key}[{n}] has the {field} {_short(value)} of {key}[{seen[value]}]")
+        seen[value] = n
+
+
+def _category_fault(category: dict) -> str | None:
+    if not isinstance(category.get("name"), str) or not category["name"]:
+        return f"{_found(category, 'name')}; it must be a text"
+    if category.get("frequency", "f") not in ("f", "c", "r"):
+        return f'{_found(category, "frequency")}; it must be "f", "c" or "r"'
+    if not _is_list_of(category.get("synonyms", []), str):
+        return f"{_found(category, 'synonyms')}; it must be a list of texts"
+    return None
+
+
+def _image_fault(image: dict, categories: dict[int, dict]) -> str | None:
+    for key in ("width", "height"):
+        if type(image.get(key)) is not int or image[key] <= 0:
+            return f"{_found(image, key)}; it must be a positive integer"
+    key = "coco_url" if "file_name" not in image and "coco_url" in image else "file_name"
+    if not isinstance(image.get(key), str):
+        return f"{_found(image, key)}; a text must name the picture's file"
+    for key in LVIS_LISTS:
+        if key in image:
+            if not _is_list_of(image[key], int):
+                return f"{_found(image, key)}; it must be a list of category ids"
+            if unknown := [c for c in image[key] if c not in categories]:
+                return f"{key} holds {unknown[0]}, which is not the id of a category"
+    return None
+
+
+def _is_sound(a: dict, sizes: dict[int, tuple[int, int]], categories: dict[int, dict]) -> bool:
+    """Is an annotation right in everything? Exceptions and comparisons with NaN count as no."""
+    try:
+        x, y, w, h = a["bbox"]
+        width, height = sizes[a["image_id"]]
+        return (
+            -inf < x + y + w + h < inf
+            and w >= 0
+            and h >= 0
+            and ((x < width and y < height and x + w > 0 and y + h > 0) or w == 0 or h == 0)
+            and a["category_id"] in categories
+            and type(a["image_id"]) is type(a["category_id"]) is int
+            and a.get("iscrowd", 0) in (0, 1)
+            and -inf < a.get("area", 0) < inf
+            and _segmentation_is_sound(a.get("segmentation"))
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+
+
+def _segmentation_is_sound(segmentation) -> bool:
+    """None, polygons (lists of finite numbers) or RLE. May raise TypeError for one that is not."""
+    if isinstance(segmentation, dict):
+        height, width = segmentation["size"]
+        counts = segmentation["counts"]
+        return type(height) is type(width) is int and (isinstance(counts, str) or _is_list_of(counts, int))
+    # sum() asks every number of a polygon at C speed
+    return segmentation is None or (
+        type(segmentation) is list and all(type(p) is list and -inf < sum(p) < inf for p in segmentation)
+    )
+
+
+def _annotation_fault(a: dict, sizes: dict[int, tuple[int, int]], categories: dict[int, dict]) -> str:
+    """What is wrong with an annotation that is not sound."""
+    for key, known, what in (("image_id", sizes, "picture"), ("category_id", categories, "category")):
+        if type(a.get(key)) is not int:
+            return f"{_found(a, key)}; it must be an integer"
+        if a[key] not in known:
+            return f"{key} {a[key]} is not the id of a {what}"
+    box = a.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)):
+        return f"{_found(a, 'bbox')}; it must be four numbers (x, y, width, height)"
+    x, y, w, h = box
+    if not -inf < x + y + w + h < inf:
+        return f"bbox is {_short(box)}: not finite"
+    if w < 0 or h < 0:
+        return f"bbox is {_short(box)}: negative width or height"
+    width, height = sizes[a["image_id"]]
+    if w and h and not (x < width and y < height and x + w > 0 and y + h > 0):
+        return f"bbox is {_short(box)}: wholly outside its picture of {width} x {height}"
+    if a.get("iscrowd", 0) not in (0, 1):
+        return f"{_found(a, 'iscrowd')}; it must be 0 or 1"
+    if type(a.get("area", 0)) not in (int, float) or not -inf < a.get("area", 0) < inf:
+        return f"{_found(a, 'area')}; it must be a finite number"
+    return f"{_found(a, 'segmentation')}; it must be a list of polygons or RLE (size and counts)"
+
+
+def _is_list_of(values, kind: type) -> bool:
+    return type(values) is list and all(type(v) is kind for v in values)
+
+
+def _found(record: dict, key: str) -> str:
+    return f"{key} is {_short(record[key])}" if key in record else f"{key} is missing"
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

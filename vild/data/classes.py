@@ -1,0 +1,112 @@
+"""Which classes a data set has and which of them are base or novel: an annotation file's categories seen through
+a split file (``vild/data/splits/*.json``; the form is told in datasets/README.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vild.data.annotations import read_json
+from vild.errors import UserError
+
+SPLIT_DIR = Path(__file__).parent / "splits"
+MARKS = {"base": "base", "novel": "novel", "offered": ""}  # list of a split file: mark of a class
+ALL = "all"  # in place of a list: every category
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set, in the order of their category ids. ``splits``: "base", "novel" or "" (offered to
+    the detector, but neither trained nor scored)."""
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+    splits: tuple[str, ...]
+    frequencies: tuple[str, ...]
+    synonyms: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split file. Each of ``rules`` ("base", "novel", "offered") is a tuple of names, a set of frequencies or ALL;
+    ``ids``: the official category ids of the names, where the split is of one data set."""
+
+    path: Path
+    rules: dict[str, tuple[str, ...] | frozenset[str] | str]
+    ids: dict[str, int] = field(default_factory=dict)
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """The names that a list gives one by one; none for a rule."""
+        rule = self.rules[key]
+        return rule if isinstance(rule, tuple) else ()
+
+    def mark(self, category: dict) -> str | None:
+        """The mark of a category; None for one that the split leaves out."""
+        for key, rule in self.rules.items():
+            if rule == ALL or category.get("frequency" if isinstance(rule, frozenset) else "name") in rule:
+                return MARKS[key]
+        return None
+
+    def absent(self, categories: list[dict], keys: tuple[str, ...] = tuple(MARKS)) -> list[str]:
+        """The split's names that are not among the categories."""
+        present = {c["name"] for c in categories}
+        return [n for key in keys for n in self.names(key) if n not in present]
+
+    def check_official(self, categories: list[dict], keys: tuple[str, ...], where: str | Path) -> None:
+        """UserError unless the categories hold all names of the lists ``keys``, each under its official id."""
+        if missing := self.absent(categories, keys):
+            raise UserError(
+                f"{where}: not the official file: {len(missing)} names of split {self.path.stem} are not among its "
+                f"categories, the first is '{missing[0]}'"
+            )
+        for c in categories:
+            if c["id"] != self.ids.get(c["name"], c["id"]):
+                raise UserError(
+                    f"{where}: not the official file: category '{c['name']}' has the id {c['id']}, not "
+                    f"{self.ids[c['name']]} as in split {self.path.stem}"
+                )
+
+
+def read_split(name: str, root: Path) -> Split:
+    """A split by its name (one of vild's) or by its path (below ``root``, or from here)."""
+    places = [SPLIT_DIR / f"{name}.json", root / name, Path(name)]
+    path = next((p for p in places if p.is_file()), None)
+    if path is None:
+        raise UserError(f"split '{name}' is neither one of vild/data/splits nor a file (below {root} or from here)")
+    content = read_json(path)
+    try:
+        rules = {key: _rule(content[key]) for key in ("base", "novel")} | {"offered": _rule(content.get("offered", []))}
+        ids = {str(n): int(i) for n, i in content.get("ids", {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f'split {path}: not of the form {{"base": [...], "novel": [...]}} ({error})') from error
+    split = Split(path, rules, ids)
+    seen: dict[str, str] = {}
+    for key in MARKS:
+        for n in split.names(key):
+            if n in seen:
+                both = f"is both {seen[n]} and {key}" if seen[n] != key else f"stands twice in {key}"
+                raise UserError(f"split {path}: '{n}' {both}")
+            seen[n] = key
+    return split
+
+
+def _rule(value: list | dict | str) -> tuple[str, ...] | frozenset[str] | str:
+    """Names, {"frequency": ["f", ...]}, or "all", checked."""
+    if value == ALL:
+        return ALL
+    values = value["frequency"] if isinstance(value, dict) else value
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise ValueError(f"{str(values)[:40]} is not a list of texts")
+    return frozenset(values) if isinstance(value, dict) else tuple(values)
+
+
+def make_classes(categories: list[dict], split: Split) -> Classes:
+    """The categories that a split takes, in the order of their ids."""
+    chosen = [(c, mark) for c in sorted(categories, key=lambda c: c["id"]) if (mark := split.mark(c)) is not None]
+    return Classes(
+        tuple(c["id"] for c, _ in chosen),
+        tuple(c["name"] for c, _ in chosen),
+        tuple(mark for _, mark in chosen),
+        tuple(c.get("frequency", "") for c, _ in chosen),
+        tuple(tuple(s for s in c.get("synonyms", ()) if s != c["name"]) for c, _ in chosen),
+    )

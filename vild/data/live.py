@@ -1,0 +1,55 @@
+"""Distillation targets from the teacher at work, while the detector trains: no store needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from vild.data.mapper import visible_regions
+from vild.errors import UserError
+
+
+class LiveTargets:
+    """Of a picture's proposals the best, with the teacher's embeddings: what the mapper gives out of a store.
+
+    Args:
+        encode: the teacher's uint8 RGB [3, H, W], boxes [N, 4] to unit [N, D]
+            (:meth:`vild.teacher.clip.Teacher.encode_regions`).
+        image_format: of the detector's input, "BGR" or "RGB".
+        per_image: at most so many regions a picture.
+        min_visible: see :func:`vild.data.mapper.visible_regions`.
+    """
+
+    def __init__(
+        self, encode: Callable[[Tensor, Tensor], Tensor], *, image_format: str, per_image: int, min_visible: float
+    ):
+        if image_format not in ("BGR", "RGB"):
+            raise UserError(f"INPUT.FORMAT: the teacher cannot look at '{image_format}' pictures; use BGR or RGB")
+        self.encode = encode
+        self.image_format = image_format
+        self.per_image = per_image
+        self.min_visible = min_visible
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, window: tuple[int, ...], proposals: Instances) -> Instances:
+        """One picture's ``proposal_boxes`` and ``embeddings``.
+
+        Args:
+            image: uint8 [3, H, W], as augmented, not normalised.
+            window: where in it the picture lies (xyxy), the rest being padding, into which no crop may reach.
+            proposals: ``proposal_boxes``, the best first.
+        """
+        boxes, _ = visible_regions(proposals.proposal_boxes.tensor.float(), window, self.min_visible)
+        boxes = boxes[: self.per_image]
+        x0, y0, x1, y1 = window
+        picture = image[:, y0:y1, x0:x1]
+        if self.image_format == "BGR":
+            picture = picture.flip(0)
+        # the detector's mixed precision is not the teacher's, which here computes as it does for a store
+        with torch.autocast(image.device.type, enabled=False):
+            embeddings = self.encode(picture, boxes - boxes.new_tensor([x0, y0, x0, y0]))
+        # a clone, as autograd refuses tensors that were made in inference mode
+        return Instances(proposals.image_size, proposal_boxes=Boxes(boxes), embeddings=embeddings.clone())

@@ -1,0 +1,141 @@
+"""Is ground truth among the proposals? Boxes compared with the full annotations of the same pictures.
+
+A detector's boxes lie around the true ones with an error of pixels in four coordinates; ground truth that was
+pasted in lies on them to the precision of the file. A novel box is *met* when a proposal equals it to ``EXACT`` in
+every coordinate. By chance that happens to about (EXACT / NEAR)^4 = 1e-8 of the boxes met to ``NEAR``, as an error that
+is smooth over NEAR fills a cube of four dimensions evenly; so one hit among thousands tells. Two things make chance
+hits likely and are allowed for: coordinates clipped to the picture's edge are equal without knowledge (only boxes clear
+of the edges are measured), and files with rounded coordinates have a grid to meet on (EXACT grows to half a grid step,
+NEAR to two). Ground truth shaken by a pixel or more cannot be told from a good detector's boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Boxes, pairwise_iou
+from torch import Tensor
+
+from vild.data.datasets import Classes
+from vild.data.provenance import CLEAN, LEAK, UNKNOWN
+
+EXACT, NEAR = 0.01, 1.0  # pixels
+CHANCE = 1e-3  # hits that chance explains with a smaller probability than this are a leak
+GRIDS = (1.0, 0.5, 0.25, 0.2, 0.1, 0.05)  # roundings that files come with, in pixels; finer ones are below EXACT
+SAME_COUNT = 5  # pictures from which on it means something that nearly all hold as many proposals as annotated boxes
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One picture's annotated boxes, float64 [*, 4] xyxy, and its size in pixels."""
+
+    base: Tensor
+    novel: Tensor
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Met:
+    """How closely proposals meet some annotated boxes: the least over proposals of the greatest difference of a
+    coordinate, float64 [G] pixels (inf: the picture has no proposal), and the greatest IoU [G]."""
+
+    distance: Tensor
+    iou: Tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``grid``: the step all proposals are rounded to (0: none). ``same_count``: of ``pictures`` with novel boxes,
+    those that have as many proposals as novel boxes, or as all boxes. ``varied``: not always the same number."""
+
+    novel: Met
+    base: Met
+    grid: float
+    same_count: int
+    pictures: int
+    varied: bool
+
+
+def truth_by_picture(document: dict, classes: Classes) -> dict[int, Truth]:
+    """The boxes of an annotation file (COCO or LVIS form), crowds and empty boxes left out."""
+    base_ids, novel_ids = (
+        {i for i, s in zip(classes.ids, classes.splits, strict=True) if s == mark} for mark in ("base", "novel")
+    )
+    rows: dict[int, tuple[list, list]] = {i["id"]: ([], []) for i in document["images"]}
+    for a in document["annotations"]:
+        x, y, w, h = a["bbox"]
+        if a["category_id"] in base_ids | novel_ids and w > 0 and h > 0 and not a.get("iscrowd", 0):
+            rows[a["image_id"]][a["category_id"] in novel_ids].append([x, y, x + w, y + h])
+    return {
+        i["id"]: Truth(*(torch.tensor(r).double().reshape(-1, 4) for r in rows[i["id"]]), i["height"], i["width"])
+        for i in document["images"]
+    }
+
+
+def distances(truth: Tensor, found: Tensor) -> Tensor:
+    """For each true box [G, 4] the distance (see :class:`Met`) of the nearest of the found [P, 4]: [G]."""
+    if len(found) == 0:
+        return torch.full((len(truth),), math.inf, dtype=torch.float64)
+    return (truth[:, None] - found.double()[None]).abs().amax(2).amin(1)
+
+
+def measure_boxes(found: Iterable[tuple[int, Tensor]], truth: dict[int, Truth], edges: bool = False) -> Measured:
+    """Compare boxes [N, 4] by picture with the full annotations.
+
+    Novel boxes that equal a base box tell nothing and are left out; so are boxes at the picture's edges, unless
+    ``edges`` (for boxes that nobody clips: annotations).
+    """
+    rows: dict[str, list] = {"novel": [], "base": []}
+    grids, same_count, counts = set(GRIDS), 0, []
+    for image_id, boxes in found:
+        if image_id not in truth:
+            continue
+        t = truth[image_id]
+        if len(t.novel):
+            counts.append(len(boxes))
+            same_count += len(boxes) in (len(t.novel), len(t.novel) + len(t.base))
+        limit = torch.tensor([t.width, t.height] * 2) - 1
+        for mark, mine in (("novel", t.novel[distances(t.novel, t.base) > EXACT]), ("base", t.base)):
+            clear = mine if edges else mine[((mine >= 1) & (mine <= limit)).all(1)]
+            iou = pairwise_iou(Boxes(clear.float()), Boxes(boxes.float()))
+            rows[mark].append((distances(clear, boxes), iou.amax(1) if len(boxes) else iou.sum(1)))
+        grids = {g for g in grids if ((boxes / g - (boxes / g).round()).abs() * g < 1e-3).all()}
+    nothing = (torch.zeros(0), torch.zeros(0))
+    met = {mark: Met(*(torch.cat(c) for c in zip(nothing, *row, strict=True))) for mark, row in rows.items()}
+    return Measured(met["novel"], met["base"], max(grids, default=0.0), same_count, len(counts), len(set(counts)) > 1)
+
+
+def chance_of(hits: int, expected: float) -> float:
+    """Upper bound of the probability of ``hits`` or more where ``expected`` is the mean (Poisson)."""
+    if hits <= expected:
+        return 1.0
+    return math.exp(hits - expected - hits * math.log(hits / expected)) if expected > 0 else 0.0  # Chernoff
+
+
+def judge_boxes(m: Measured) -> tuple[str, str]:
+    """Verdict and evidence on proposals: is ground truth of novel objects among them?"""
+    total = len(m.novel.distance)
+    if m.pictures == 0:
+        return UNKNOWN, "none of its pictures holds an annotated novel object"
+    exact, near = max(EXACT, m.grid / 2), max(NEAR, 2 * m.grid)
+    hits, around = (int((m.novel.distance <= limit).sum()) for limit in (exact, near))
+    of_base = int((m.base.distance <= exact).sum())
+    expected = around * (exact / near) ** 4
+    chance = chance_of(hits, expected)
+    iou_novel, iou_base = (int((met.iou >= 0.99).sum()) for met in (m.novel, m.base))
+    evidence = (
+        f"{hits} of {total} novel boxes clear of the edges met to {exact:g} px (base: {of_base} of "
+        f"{len(m.base.distance)}), where noise gives {expected:.2g} (of {around} met to {near:g} px): probability "
+        f"{chance:.1g}, a leak below {CHANCE:g}; IoU >= 0.99: {iou_novel} novel, {iou_base} base; "
+        f"as many boxes as annotated in {m.same_count} of {m.pictures} pictures with novel objects"
+    )
+    if m.grid:
+        evidence += f"; coordinates rounded to {m.grid:g} px"
+    counted = m.varied and m.pictures >= SAME_COUNT and m.same_count >= 0.95 * m.pictures
+    if chance < CHANCE or counted:
+        return LEAK, evidence
+    return (CLEAN if total else UNKNOWN), evidence

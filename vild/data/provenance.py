@@ -1,0 +1,108 @@
+"""What a network has been trained on, written by the tools and read back by the leakage audit.
+
+Three nested records of plain values. They are statements, not proofs: a file says what the tool that wrote it knew.
+
+* training, in a checkpoint under ``trained_on``: {"data_sets": [data set], "stores": [{"proposals": hash,
+  "provenance": proposals or None}], "starts": [network]}; lists, as a resumed run may have been given others.
+* network: {"file", "sha", "trained_on": training or None}.
+* proposals, in their file's metadata and in a store's manifest: {"data_set", "pictures", "network": network}; in that
+  of a merged store {"merged": [proposals or None of each part]}.
+
+Annotations are counted by *name*, so that any split can be asked later which of them were novel.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+from vild.data import datasets
+from vild.prompts import clean_name
+from vild.teacher.proposals import hash_file
+from vild.teacher.store import EmbeddingStore
+
+CLEAN, LEAK, UNKNOWN = "clean", "LEAK", "cannot tell"
+IMAGENET = "detectron2://ImageNetPretrained/"  # Detectron2's classification backbones: labels, no boxes
+
+
+def worst(verdicts: Collection[str]) -> str:
+    """LEAK before "cannot tell" before clean."""
+    return next(v for v in (LEAK, UNKNOWN, CLEAN) if v in {*verdicts, CLEAN})
+
+
+def data_set_record(name: str) -> dict:
+    """What a training on a data set is given: its file's hash and the annotations of each name."""
+    entry, classes = datasets.get_entry(name), datasets.get_classes(name)
+    counts = Counter(a["category_id"] for r in datasets.load_dicts(name) for a in r["annotations"])
+    return {
+        "name": name,
+        "file": entry.json,
+        "sha": hash_file(datasets.root() / entry.json),
+        "split": entry.split,
+        "keep": entry.keep,
+        "annotations": {classes.names[k]: counts[k] for k in sorted(counts)},
+    }
+
+
+def training_record(names: Collection[str], store: EmbeddingStore | None) -> dict:
+    """The record of a training from scratch on data sets and, where it reads one, a store. (Distilled from a live
+    teacher, the regions are the network's own: what they may have seen is what it has.)"""
+    stores = [{"proposals": store.plan.get("proposals"), "provenance": store.provenance}] if store else []
+    return {"data_sets": [data_set_record(n) for n in names], "stores": stores, "starts": []}
+
+
+def network_record(path: str, local_path: str, trained_on: dict | None) -> dict:
+    """The record of a file of weights; ``path`` may be a URL whose copy lies at ``local_path``."""
+    return {"file": path if "://" in path else Path(path).name, "sha": hash_file(local_path), "trained_on": trained_on}
+
+
+def merge(earlier: dict, later: dict) -> dict:
+    """The record of a training that was resumed: everything that either part was given, once."""
+    return {key: earlier[key] + [r for r in later[key] if r not in earlier[key]] for key in earlier}
+
+
+def judge_network(network: dict, novel: Collection[str], known: Collection[str]) -> tuple[str, str]:
+    """Verdict and evidence on a network record.
+
+    Args:
+        novel: the names whose annotations it must not have been given.
+        known: every name of the benchmark. Other names may be other words for novel things.
+    """
+    if network["file"].startswith(IMAGENET):
+        return CLEAN, f"{network['file']} is an image classifier"
+    if network["trained_on"] is None:
+        return UNKNOWN, f"{network['file']} ({network['sha']}) has no record of its training"
+    verdicts, sentences = [], []
+    for judged in [
+        *(_judge_data_set(d, novel, known) for d in network["trained_on"]["data_sets"]),
+        *(judge_proposals(s["provenance"], novel, known, "its store's") for s in network["trained_on"]["stores"]),
+        *(judge_network(start, novel, known) for start in network["trained_on"]["starts"]),
+    ]:
+        verdicts.append(judged[0])
+        sentences.append(judged[1])
+    return worst(verdicts), f"{network['file']} ({network['sha']}): {'; '.join(sentences) or 'trained on nothing'}"
+
+
+def judge_proposals(
+    record: dict | None, novel: Collection[str], known: Collection[str], whose: str = "the"
+) -> tuple[str, str]:
+    """Verdict and evidence on a proposals record (None: the file has none)."""
+    if record is None:
+        return UNKNOWN, f"{whose} proposals carry no record of the network they are from"
+    if "merged" in record:
+        verdicts, sentences = zip(*(judge_proposals(r, novel, known, whose) for r in record["merged"]), strict=True)
+        return worst(verdicts), "; ".join(sentences)
+    verdict, sentence = judge_network(record["network"], novel, known)
+    return verdict, f"{whose} proposals on '{record['data_set']}' are from {sentence}"
+
+
+def _judge_data_set(record: dict, novel: Collection[str], known: Collection[str]) -> tuple[str, str]:
+    novel, known = {clean_name(n) for n in novel}, {clean_name(n) for n in known}
+    counts = {clean_name(name): count for name, count in record["annotations"].items()}
+    what = f"'{record['name']}' ({record['file']} {record['sha']}, split {record['split']}, keep {record['keep']})"
+    if seen := sorted(counts.keys() & novel):
+        return LEAK, f"{sum(counts[n] for n in seen)} annotations of novel names ('{seen[0]}', ...) read from {what}"
+    if strange := sorted(counts.keys() - known):
+        return UNKNOWN, f"{what} has {len(strange)} names that the benchmark does not know ('{strange[0]}', ...)"
+    return CLEAN, f"{sum(counts.values())} annotations of {len(counts)} names, 0 novel, read from {what}"

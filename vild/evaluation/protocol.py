@@ -1,0 +1,164 @@
+"""Score detections against ground truth, by COCO's or LVIS's rules (through hotcoco, which matches and accumulates
+as pycocotools and lvis-api do)."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, replace
+
+import hotcoco
+import numpy as np
+
+from vild.data.classes import Classes
+from vild.evaluation.metrics import class_ap, fixed_summary, summarize
+from vild.evaluation.results import Detections, best_per_class
+
+PICTURES_AT_ONCE = 500
+LVIS_PER_PICTURE = 300
+FIXED_PER_CLASS = 10_000
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What detections are scored against.
+
+    Attributes:
+        document: annotation file, LVIS or COCO form (shared: not changed).
+        classes: the classes that are offered, in order; those marked neither base nor novel are not scored where
+            others are marked.
+        protocol: "coco" (all classes compete everywhere; 100 detections a picture and class) or "lvis" (federated:
+            only where a class is known to be or not to be; 300 detections a picture).
+    """
+
+    document: dict
+    classes: Classes
+    protocol: str
+
+    @functools.cached_property
+    def sizes(self) -> dict[int, tuple[int, int]]:
+        """image_id to (height, width)."""
+        return {i["id"]: (i["height"], i["width"]) for i in self.document["images"]}
+
+    def only_annotated_pictures(self) -> Truth:
+        """Without the pictures that hold no annotation of the base and novel classes (as in the COCO 48/17 files)."""
+        marked = {i for i, s in zip(self.classes.ids, self.classes.splits, strict=True) if s}
+        kept = {a["image_id"] for a in self.document["annotations"] if a["category_id"] in marked}
+        images = [i for i in self.document["images"] if i["id"] in kept]
+        return replace(self, document={**self.document, "images": images})
+
+
+@dataclass
+class Evaluation:
+    """Metrics {"bbox": {metric: percent}, "segm": ...} (NaN only for a group of which no class has ground truth),
+    counts {name: number}, and a row a class."""
+
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    classes: list[dict] = field(default_factory=list)
+
+
+def evaluate(truth: Truth, detections: Detections, iou_types: tuple[str, ...], fixed: bool = False) -> Evaluation:
+    """Score detections.
+
+    Args:
+        detections: of any categories and pictures; what is not in the truth is left out.
+        fixed: also AP-fixed (Dave et al., arXiv 2102.01066): at most 10,000 detections a class over the whole set
+            and no limit a picture. Another protocol, in columns of its own.
+    """
+    classes = truth.classes
+    detections = detections.take(
+        np.isin(detections.category_ids, classes.ids) & np.isin(detections.image_ids, list(truth.sizes))
+    )
+    by_image: dict[int, list[dict]] = {}
+    ids = set(classes.ids)
+    for a in truth.document["annotations"]:
+        if a["category_id"] in ids:
+            by_image.setdefault(a["image_id"], []).append(_annotation(a, truth.protocol))
+    result = Evaluation(counts=_counts(truth, by_image, detections), classes=_class_rows(classes, by_image, detections))
+    best = best_per_class(detections, FIXED_PER_CLASS) if fixed else None
+    for iou_type in iou_types:
+        precision = _precision(truth, by_image, detections, iou_type)
+        metrics = summarize(precision, classes.splits, classes.frequencies)
+        if best is not None:
+            unlimited = max(1, len(best))
+            metrics |= fixed_summary(
+                _precision(truth, by_image, best, iou_type, unlimited), classes.splits, classes.frequencies
+            )
+        result.metrics[iou_type] = metrics
+        for row, ap, ap50 in zip(result.classes, *class_ap(precision), strict=True):
+            row[f"{iou_type}/AP"], row[f"{iou_type}/AP50"] = (None if np.isnan(v) else float(v) for v in (ap, ap50))
+    return result
+
+
+def _annotation(annotation: dict, protocol: str) -> dict:
+    """As the protocol reads it: LVIS knows no crowds; an area that is not given is the box's."""
+    crowd = 0 if protocol == "lvis" else annotation.get("iscrowd", 0)
+    area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
+    return {**annotation, "iscrowd": crowd, "area": area}
+
+
+def _precision(truth: Truth, by_image: dict, detections: Detections, iou_type: str, limit: int = 0) -> np.ndarray:
+    """[T, R, K, A] as COCOeval accumulates it; the pictures are matched a few hundred at a time."""
+    lvis = truth.protocol == "lvis"
+    params = hotcoco.Params(iou_type)
+    if limit:
+        params.max_dets = [limit]
+    elif lvis:
+        params.max_dets = [LVIS_PER_PICTURE]
+    categories = [{"id": i, "name": n, "frequency": f or "f"} for i, n, f in
+                  zip(truth.classes.ids, truth.classes.names, truth.classes.frequencies, strict=True)]  # fmt: skip
+    run = hotcoco.StreamingEval(categories, iou_type, lvis_style=lvis, params=params)
+    images = sorted(truth.document["images"], key=lambda i: i["id"])
+    for start in range(0, len(images), PICTURES_AT_ONCE):
+        some = images[start : start + PICTURES_AT_ONCE]
+        annotations = [a for i in some for a in by_image.get(i["id"], ())]
+        first, last = np.searchsorted(detections.image_ids, [some[0]["id"], some[-1]["id"] + 1])
+        run.update(some, annotations, _records(detections, slice(first, last), truth.sizes, iou_type))
+    whole = run.finalize()
+    whole.accumulate()
+    precision = np.asarray(whole.eval["precision"])
+    assert precision.shape[2] == len(categories)
+    return precision[..., -1]
+
+
+def _records(detections: Detections, part: slice, sizes: dict, iou_type: str) -> np.ndarray | list[dict]:
+    """Some detections as hotcoco reads them. Masks go without their boxes, so that small, medium and large are told
+    by the mask's area, as Detectron2's evaluators do."""
+    image_ids, category_ids, scores = (
+        column[part] for column in (detections.image_ids, detections.category_ids, detections.scores)
+    )
+    if iou_type == "bbox":
+        return np.column_stack([image_ids, detections.boxes[part], scores, category_ids]).astype(np.float64)
+    rows = zip(image_ids.tolist(), category_ids.tolist(), scores.tolist(), detections.masks[part], strict=True)
+    return [
+        {"image_id": i, "category_id": c, "score": s, "segmentation": {"size": list(sizes[i]), "counts": m}}
+        for i, c, s, m in rows
+    ]
+
+
+def _counts(truth: Truth, by_image: dict, detections: Detections) -> dict[str, int]:
+    """How much there is to score: without it a mean says little."""
+    classes = truth.classes
+    present = {a["category_id"] for rows in by_image.values() for a in rows if not a["iscrowd"]}
+    counts = {"pictures": len(truth.document["images"]), "offered": len(classes.ids), "detections": len(detections)}
+    for mark in ("base", "novel"):
+        members = [i for i, s in zip(classes.ids, classes.splits, strict=True) if s == mark]
+        counts[f"classes_{mark}"] = len(members)
+        counts[f"classes_{mark}_with_ground_truth"] = len(present & set(members))
+    per_picture = np.unique(detections.image_ids, return_counts=True)[1]
+    counts["most_detections_of_a_picture"] = int(per_picture.max(initial=0))
+    return counts
+
+
+def _class_rows(classes: Classes, by_image: dict, detections: Detections) -> list[dict]:
+    boxes, pictures = dict.fromkeys(classes.ids, 0), {i: set() for i in classes.ids}
+    for image_id, rows in by_image.items():
+        for a in rows:
+            boxes[a["category_id"]] += 1
+            pictures[a["category_id"]].add(image_id)
+    found = dict(zip(*(v.tolist() for v in np.unique(detections.category_ids, return_counts=True)), strict=True))
+    return [
+        {"id": i, "name": n, "split": s, "frequency": f, "pictures": len(pictures[i]), "boxes": boxes[i],
+         "detections": found.get(i, 0)}
+        for i, n, s, f in zip(classes.ids, classes.names, classes.splits, classes.frequencies, strict=True)
+    ]  # fmt: skip

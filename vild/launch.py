@@ -1,0 +1,79 @@
+"""Start a tool on every process: by Detectron2's launcher, or where torchrun or SLURM's srun has started them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from detectron2 import engine
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+
+from vild.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all: rank of ``world``, and local rank of the ``local_world`` on its machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def place(environment: Mapping[str, str]) -> Place | None:
+    """What torchrun or srun says about this process; None where neither has started it.
+
+    srun says how many tasks its step has (a batch script of one task is not a step of many), torchrun everything.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return Place(*(int(environment[k]) for k in keys))
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
+        world = int(environment["SLURM_STEP_NUM_TASKS"])
+        if world % nodes:
+            raise UserError(f"srun: {world} tasks do not spread evenly over {nodes} nodes (--ntasks-per-node)")
+        if nodes > 1 and "MASTER_ADDR" not in environment:
+            raise UserError("srun: MASTER_ADDR is not set; export the name of the first node (scontrol show hostnames)")
+        return Place(int(environment["SLURM_PROCID"]), world, int(environment["SLURM_LOCALID"]), world // nodes)
+    return None
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Detectron2's flags, for tools that take no config."""
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, a GPU each where there are")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--dist-url", default="auto", help="tcp://ADDRESS:PORT of the first machine, if several work")
+
+
+def launch(main: Callable, args) -> None:
+    """Run ``main(args)`` on every process. ``args`` is of Detectron2's ``default_argument_parser``; its --num-gpus,
+    --num-machines, --machine-rank and --dist-url count unless torchrun or srun has started the processes. Without a
+    GPU, --num-gpus is the number of processes."""
+    here = place(os.environ)
+    if here is None:
+        engine.launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here.local_rank)
+    address = f"tcp://{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', 29500)}"
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        init_method="env://" if "TORCHELASTIC_RUN_ID" in os.environ else address,
+        rank=here.rank,
+        world_size=here.world,
+        timeout=DEFAULT_TIMEOUT,
+    )
+    comm.create_local_process_group(here.local_world)
+    comm.synchronize()
+    try:
+        main(args)
+    finally:
+        dist.destroy_process_group()
