@@ -170,9 +170,7 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
         if live_teacher is not None:
             getattr(self.model, "module", self.model).set_live_teacher(live_teacher)
-        self.checkpointer = VildCheckpointer(
-            self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record
-        )
+        self.checkpointer = VildCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record)
         for hook in self._hooks:  # Detectron2 has bound the hook to its own checkpointer
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vild.errors import UserError
+from vild.files import write_tensors
 from vild.prompts import PROMPT_SETS, clean_name, fill
 
 SPLITS = ("base", "novel", "")
@@ -139,10 +139,7 @@ class Vocabulary:
         """Write the file, whole or not at all."""
         state = self.state()
         embeddings = state.pop("embeddings").contiguous()
-        aside = Path(f"{path}.tmp")
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"embeddings": embeddings}, aside, metadata={"vild": json.dumps(state)})
-        aside.rename(path)
+        write_tensors(path, {"embeddings": embeddings}, {"vild": json.dumps(state)})
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:

@@ -37,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
-    teacher = Teacher(
-        args.teacher, args.pretrained, args.device, precision=args.precision, compile=args.compile
-    )
+    teacher = Teacher(args.teacher, args.pretrained, args.device, precision=args.precision, compile=args.compile)
     with tempfile.TemporaryDirectory() as folder:
         files = _files(args.images, Path(folder), args.pictures)
         rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from vild.data import glyphs
 from vild.errors import UserError
+from vild.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,8 @@ def _write_json(path: Path, info: dict, images: list[dict], annotations: list[di
         annotations = [{**a, "iscrowd": 0} for a in annotations]
     annotations = [{"id": i, **a} for i, a in enumerate(annotations, 1)]
     document = {"info": info, "images": images, "annotations": annotations, "categories": _categories()}
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(document))
-    aside.rename(path)
+    with written_whole(path) as aside:
+        aside.write_text(json.dumps(document))
 
 
 def write_world(

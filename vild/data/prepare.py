@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from vild.data.annotations import check_annotations, read_json
 from vild.data.classes import MARKS, Split, read_split
 from vild.errors import UserError
+from vild.files import written_whole
 
 KINDS = ("images", "annotations", "categories")
 
@@ -213,9 +213,7 @@ def _check_same(d: Derived, found: Summary, made: Summary, root: Path) -> None:
 
 def write_json(path: Path, document: dict) -> None:
     """Write a document whole or not at all, a record a line (json.dump is slow, json.dumps doubles the memory)."""
-    aside = path.with_suffix(".tmp")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    with open(aside, "w") as file:
+    with written_whole(path) as aside, open(aside, "w") as file:
         for n, (key, value) in enumerate(document.items()):
             file.write(f"{',' if n else '{'}\n{json.dumps(key)}: ")
             if isinstance(value, list):
@@ -226,4 +224,3 @@ def write_json(path: Path, document: dict) -> None:
             else:
                 file.write(json.dumps(value))
         file.write("}\n")
-    os.replace(aside, path)

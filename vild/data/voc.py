@@ -47,9 +47,7 @@ def read_voc(folder: Path, image_set: str) -> dict:
         image_id = len(document["images"]) + 1
         document["images"].append({"id": image_id, "file_name": f"{stem}.jpg", **picture})
         for annotation in annotations:
-            document["annotations"].append(
-                {"id": len(document["annotations"]) + 1, "image_id": image_id, **annotation}
-            )
+            document["annotations"].append({"id": len(document["annotations"]) + 1, "image_id": image_id, **annotation})
     return document
 
 

@@ -12,6 +12,7 @@ import re
 import tempfile
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from detectron2.utils import comm
 from pycocotools import mask as mask_api
 
 from vild.errors import UserError
+from vild.files import written_whole
 
 _CHUNK = 1 << 24  # characters read at once
 _RECORD = 1 << 26  # a longer record is a broken file
@@ -174,8 +176,7 @@ class ResultsWriter:
         """Bring every rank's records together in one results file, whole or not at all. All ranks must call it."""
         self._lines.seek(0)
         main = comm.is_main_process()
-        aside = Path(f"{path}.tmp")
-        with open(aside if main else os.devnull, "w", encoding="utf-8") as file:
+        with written_whole(path) if main else nullcontext(os.devnull) as aside, open(aside, "w") as file:
             file.write("[")
             separator = "\n"
             while True:
@@ -187,5 +188,3 @@ class ResultsWriter:
                     separator = ",\n"
             file.write("\n]\n")
         self._lines.close()
-        if main:
-            os.replace(aside, path)

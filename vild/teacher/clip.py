@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vild.errors import UserError
+from vild.files import write_json, write_tensors
 from vild.teacher.crops import crop_batch, fuse_scales, normalise, place
 
 RANDOM = "random"
@@ -189,12 +189,7 @@ def describe(fingerprint: dict) -> str:
 
 def save_local(model: nn.Module, model_cfg: dict, folder: Path) -> None:
     """Write a model as open_clip's ``local-dir:`` folder, the config last so that it marks a whole folder."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(state, folder / "open_clip_model.safetensors")
+    write_tensors(folder / "open_clip_model.safetensors", state)
     preprocess = open_clip.get_model_preprocess_cfg(model)
-    aside = folder / "open_clip_config.json.tmp"
-    aside.write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}, indent=1))
-    aside.rename(folder / "open_clip_config.json")
+    write_json(folder / "open_clip_config.json", {"model_cfg": model_cfg, "preprocess_cfg": preprocess})

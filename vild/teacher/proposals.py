@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.ops import boxes as box_ops
 
 from vild.errors import UserError
+from vild.files import write_tensors
 
 Proposals = dict[int, tuple[Tensor, Tensor]]  # image_id: boxes [N, 4] xyxy, scores [N]
 
@@ -24,16 +25,13 @@ def save_proposals(path: str | Path, proposals: Proposals, provenance: dict | No
     """Write the file, whole or not at all, pictures by rising id."""
     ids = sorted(proposals)
     counts = torch.tensor([len(proposals[i][0]) for i in ids])
-    aside = Path(f"{path}.tmp")
-    aside.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         "image_ids": torch.tensor(ids, dtype=torch.int64),
         "offsets": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
         "boxes": torch.cat([proposals[i][0] for i in ids]).float().contiguous(),
         "scores": torch.cat([proposals[i][1] for i in ids]).float().contiguous(),
     }
-    save_file(tensors, aside, metadata={"provenance": json.dumps(provenance)} if provenance else None)
-    aside.rename(path)
+    write_tensors(path, tensors, {"provenance": json.dumps(provenance)} if provenance else None)
 
 
 def load_proposals(path: str | Path) -> Proposals:

@@ -9,7 +9,6 @@ complete once it lists every shard with its checksum. No pickle.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vild.errors import UserError
+from vild.files import write_tensors
 from vild.teacher.clip import describe, same_regions, same_teacher
 from vild.teacher.manifest import MANIFEST, hash_ids, read_manifest, unfinished, write_manifest
 from vild.teacher.shards import Head, MappedShard, hash_shard, pack, read_head, unpack
@@ -110,11 +109,7 @@ class StoreWriter:
             **pack(torch.cat([r.embeddings for r in rows]).cpu(), self.plan["dtype"]),
             "scores": torch.cat([r.scores for r in rows]).float().contiguous(),
         }
-        aside = self.shard_path(index).with_suffix(".tmp")
-        save_file(tensors, aside)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the name without the bytes
-        os.replace(aside, self.shard_path(index))
+        write_tensors(self.shard_path(index), tensors)
 
     def finish(self) -> dict:
         """Write the complete manifest, with checksums and counts; returns it."""
