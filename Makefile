@@ -24,6 +24,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt tools/install_detectron2.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt 'setuptools<82' wheel
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@# gradio asks for Pillow < 13; it runs with 13, with which our crops are compared to the last bit
+	$(BIN)/python -m pip install --quiet gradio==6.31.0 'pillow<13'
+	$(BIN)/python -m pip install --quiet --no-deps pillow==13.0.0
 	@# lvis-api, what our LVIS figures are compared with; its dependencies (opencv-python, Cython) are not needed
 	$(BIN)/python -m pip install --quiet --no-deps lvis==0.5.3
 	$(BIN)/python tools/install_detectron2.py

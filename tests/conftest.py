@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model as build_detector
 
+from vild.checkpoint import VildCheckpointer
 from vild.data import datasets
 from vild.data.glyph_world import write_world
-from vild.data.mapper import read_picture
+from vild.data.pictures import read_picture
 from vild.engine import load_config
 from vild.evaluation.evaluator import ground_truth_boxes
+from vild.predictor import OpenVocabularyDetector
 from vild.teacher.clip import Teacher, save_local
 from vild.teacher.glyph_clip import MODEL_CFG, build_model
 from vild.teacher.proposals import hash_file, load_proposals, save_proposals
@@ -24,6 +27,12 @@ from vild.vocabulary import Vocabulary
 REPOSITORY = Path(__file__).parent.parent
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def text_cache(tmp_path_factory) -> None:
+    """Nobody's own cache is read or written."""
+    os.environ["VILD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -120,3 +129,19 @@ def make_cfg(vocabulary_file, store_folder, teacher_folder, tmp_path):
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint_file(world, vocabulary_file, teacher_folder, tmp_path_factory) -> Path:
+    """An untrained detector of the built-in world's size."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    overrides = ["MODEL.VILD.VOCABULARY", str(vocabulary_file), "MODEL.VILD.VARIANT", "vild"]
+    torch.manual_seed(0)
+    model = build_detector(load_config(str(REPOSITORY / "configs" / "Glyphs" / "vild.yaml"), overrides))
+    VildCheckpointer(model, str(folder)).save("model")
+    return folder / "model.pth"
+
+
+@pytest.fixture
+def detector(make_cfg, checkpoint_file) -> OpenVocabularyDetector:
+    return OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file)))

@@ -62,7 +62,7 @@ def test_demo_tells_a_mistake_in_one_line(world, weights, teacher_folder, tmp_pa
     picture = next((world / "glyphs" / "val").glob("*.jpg"))
     done = tool(
         "demo.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--input", change.get("--input", picture),
-        "--vocabulary", change.get("--vocabulary", "sun"), "--output", tmp_path / "out",
+        "--vocabulary", change.get("--vocabulary", f"in no cache {len(message)}"), "--output", tmp_path / "out",
         "--opts", "MODEL.WEIGHTS", change.get("weights", weights), "MODEL.VILD.TEACHER.PRETRAINED", "random",
         "MODEL.VILD.TEACHER.NAME", change.get("teacher", f"local-dir:{teacher_folder}"),
     )  # fmt: skip

@@ -14,7 +14,6 @@ from tests.conftest import REPOSITORY
 from vild.checkpoint import VildCheckpointer
 from vild.engine import Trainer, check_classes, load_config
 from vild.errors import UserError
-from vild.predictor import OpenVocabularyDetector
 from vild.vocabulary import Vocabulary
 
 TINY = [
@@ -207,24 +206,3 @@ def test_detectron2_conventions(make_cfg):
     assert cfg.MODEL.DEVICE in ("cpu", "cuda") and cfg.SOLVER.AMP.ENABLED is False
     for path in (REPOSITORY / "configs").rglob("*.yaml"):
         load_config(str(path))
-
-
-def test_the_predictor_takes_any_words(make_cfg, teacher, vocabulary, tmp_path):
-    cfg = make_cfg("vild")
-    model = Trainer.build_model(cfg)
-    VildCheckpointer(model, str(tmp_path)).save("model")
-    detector = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(tmp_path / "model.pth")))
-    picture = torch.randint(0, 255, (100, 150, 3), dtype=torch.uint8).numpy()
-    found = detector(picture)
-    assert detector.names == vocabulary.names and found.image_size == (100, 150)
-    detector.set_words(["umbrella", "a thing nobody drew"])
-    found = detector(picture)
-    assert detector.names == ("umbrella", "a thing nobody drew")
-    assert set(found.pred_classes.tolist()) <= {0, 1} and len(found) > 30  # the context takes no places
-    present = detector.model.vocabulary
-    assert present.splits[:2] == ("novel", "novel") and set(present.splits[2:]) == {"base"}
-    detector.set_words(["Sunshine", "chess_rook"])  # a synonym and another spelling of base names
-    present = detector.model.vocabulary
-    assert present.splits[:2] == ("base", "base") and not {"sun", "chess rook"} & set(present.names)
-    with pytest.raises(UserError, match="empty"):
-        detector.set_words([])

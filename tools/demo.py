@@ -11,11 +11,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vild.data.mapper import read_picture
+from vild.data.pictures import read_picture
 from vild.engine import load_config
 from vild.errors import UserError, one_line_errors
 from vild.evaluation.pictures import draw
 from vild.predictor import OpenVocabularyDetector
+from vild.vocabulary import Vocabulary
+from vild.words import read_words
 
 
 @one_line_errors
@@ -34,9 +36,9 @@ def main():
 
     detector = OpenVocabularyDetector(load_config(args.config_file, args.opts))
     if args.vocabulary is not None:
-        text = args.vocabulary
-        words = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(",")
-        detector.set_words([w for w in words if w.strip()])
+        words = read_words(args.vocabulary)
+        synonyms = None if isinstance(words, Vocabulary) else words.synonyms
+        detector = detector.with_vocabulary(getattr(words, "names", words), synonyms=synonyms)
     stems = [Path(name).stem for name in args.input]
     if len(set(stems)) < len(stems):
         raise UserError("--input: two pictures have the same name; their results would overwrite each other")

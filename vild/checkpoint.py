@@ -3,13 +3,17 @@ network was trained on."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from vild.data.provenance import merge, network_record
 from vild.errors import UserError
+from vild.files import write_tensors
 from vild.teacher.clip import check_same_teacher
 
 
@@ -44,12 +48,47 @@ class _TrainedOn:
         self.record = merge(state, self.record)
 
 
+def save_weights(path: str | Path, model: nn.Module, trained_on: dict | None = None) -> None:
+    """A ViLDRCNN as one ``.safetensors``, which ``MODEL.WEIGHTS`` takes as it takes a ``.pth``.
+
+    It is a vocabulary file (``Vocabulary.load`` reads it) with the network's tensors beside, under ``model.``; variant
+    and training record are in the metadata.
+    """
+    tensors = {f"model.{key}": value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state = {**model.vocabulary.state(), "variant": model.roi_heads.variant}
+    tensors["embeddings"] = state.pop("embeddings").contiguous()
+    rest = {} if trained_on is None else {"trained_on": json.dumps(trained_on)}
+    write_tensors(path, tensors, {"vild": json.dumps(state), **rest})
+
+
+def load_weights(path: str | Path) -> dict:
+    """A file of :func:`save_weights`, in the form of Detectron2's checkpoints.
+
+    Raises:
+        UserError: another file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state, rest = json.loads(file.metadata()["vild"]), file.metadata().get("trained_on")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            state["embeddings"] = tensors.pop("embeddings")
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"checkpoint {path} is not one of vild's ({error})") from error
+    checkpoint = {"model": {key.removeprefix("model."): value for key, value in tensors.items()}, "vocabulary": state}
+    return checkpoint if rest is None else {**checkpoint, "trained_on": json.loads(rest)}
+
+
 def read_network_record(path: str) -> dict:
     """The network record of a local file of weights, of any origin."""
     if not Path(path).is_file():
         raise UserError(f"weights: {path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True) if path.endswith(".pth") else {}
+        if path.endswith(".safetensors"):
+            state = load_weights(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True) if path.endswith(".pth") else {}
+    except UserError:
+        raise
     except Exception as error:  # a broken file can fail anywhere in the unpickler
         raise UserError(f"weights: {path} cannot be read ({type(error).__name__})") from error
     return network_record(path, path, state.get("trained_on"))
@@ -70,6 +109,9 @@ class VildCheckpointer(DetectionCheckpointer):
         bare = getattr(model, "module", model)  # below DistributedDataParallel
         if hasattr(bare, "vocabulary"):
             self.add_checkpointable("vocabulary", _VocabularyOf(bare, "the checkpoint"))
+
+    def _load_file(self, filename):
+        return load_weights(filename) if str(filename).endswith(".safetensors") else super()._load_file(filename)
 
     def load(self, path, checkpointables=None):
         if path and "://" not in path and not Path(path).is_file():

@@ -19,9 +19,11 @@ from torch import Tensor
 from vild.errors import UserError
 from vild.files import write_tensors
 from vild.prompts import PROMPT_SETS, clean_name, fill
+from vild.text_cache import TextCache
 
 SPLITS = ("base", "novel", "")
 NAMES_AT_ONCE = 64
+LONGEST_NAME = 200  # characters; CLIP reads 77 tokens and drops the rest
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,24 @@ class Vocabulary:
         prompts: str = "vild",
         splits: Sequence[str] | None = None,
         synonyms: Sequence[Sequence[str]] | None = None,
+        cache: TextCache | None = None,
     ) -> Vocabulary:
-        """Encode names with a :class:`~vild.teacher.clip.Teacher` (paper, section 3.2 and appendix)."""
+        """Encode names with a :class:`~vild.teacher.clip.Teacher` (paper, section 3.2 and appendix), or take their
+        embeddings from a cache of that teacher's.
+
+        Raises:
+            UserError: no name, a name twice or too long, or an unknown prompt set.
+        """
         names = tuple(n.strip() for n in names if n.strip())
         synonyms = tuple(tuple(s) for s in synonyms) if synonyms else ((),) * len(names)
         if not names:
             raise UserError("vocabulary: it is empty; give at least one name")
         if prompts not in PROMPT_SETS:
             raise UserError(f"vocabulary: prompt set '{prompts}' is not one of {', '.join(PROMPT_SETS)}")
-        embeddings = encode_names(teacher.encode_text, names, synonyms, PROMPT_SETS[prompts])
+        for name in (n for group in (names, *synonyms) for n in group):
+            if len(name) > LONGEST_NAME:
+                raise UserError(f"vocabulary: '{name[:30]}...' has {len(name):,} characters, more than {LONGEST_NAME}")
+        embeddings = encode_names(teacher.encode_text, names, synonyms, PROMPT_SETS[prompts], cache)
         splits = tuple(splits) if splits else ("",) * len(names)
         return cls(names, embeddings.cpu(), splits, synonyms, prompts, teacher.fingerprint)
 
@@ -191,13 +202,24 @@ def encode_names(
     names: Sequence[str],
     synonyms: Sequence[Sequence[str]],
     templates: list[str],
+    cache: TextCache | None = None,
 ) -> Tensor:
     """Unit embeddings [C, D]: encode, L2, mean over templates, L2, mean over synonyms, L2."""
     spellings = [list(dict.fromkeys([name, *others])) for name, others in zip(names, synonyms, strict=True)]
     flat = [spelling for group in spellings for spelling in group]
+
+    def embed(some: list[str]) -> Tensor:
+        return _encode_spellings(encode_text, some, templates)
+
+    rows = cache.get(flat, templates, embed) if cache else embed(flat)
+    if len(flat) == len(names):
+        return F.normalize(rows, dim=1).float()
+    return F.normalize(torch.stack([g.mean(0) for g in rows.split([len(g) for g in spellings])]), dim=1).float()
+
+
+def _encode_spellings(encode_text: Callable[[list[str]], Tensor], spellings: list[str], templates: list[str]) -> Tensor:
     means = []
-    for start in range(0, len(flat), NAMES_AT_ONCE):  # enough texts to fill a batch, not all [C * T, D] at once
-        texts = [text for name in flat[start : start + NAMES_AT_ONCE] for text in fill(templates, name)]
+    for start in range(0, len(spellings), NAMES_AT_ONCE):  # enough texts to fill a batch, not all [C * T, D] at once
+        texts = [text for name in spellings[start : start + NAMES_AT_ONCE] for text in fill(templates, name)]
         means.append(F.normalize(encode_text(texts).unflatten(0, (-1, len(templates))).mean(1), dim=1))
-    groups = torch.cat(means).split([len(group) for group in spellings])
-    return F.normalize(torch.stack([group.mean(0) for group in groups]), dim=1).float()
+    return torch.cat(means)

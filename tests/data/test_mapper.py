@@ -6,7 +6,8 @@ import torch
 from detectron2.data import transforms as T
 
 from vild.data import datasets
-from vild.data.mapper import ViLDMapper, read_picture, transform_regions
+from vild.data.mapper import ViLDMapper, transform_regions
+from vild.data.pictures import read_picture
 from vild.engine import open_store
 from vild.errors import UserError
 from vild.teacher.store import EmbeddingStore

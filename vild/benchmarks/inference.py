@@ -11,7 +11,6 @@ The aims: ``times_baseline`` at most 1.05 with 1,203 names, 1.3 with 20,000."""
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -100,7 +99,7 @@ def build_plain(config_file: Path, ours: nn.Module, scale: float, args: argparse
     for mine, theirs in renamed.items():
         state = {key.replace(mine, theirs): value for key, value in state.items()}
     projection, heads = ours.roi_heads.embedding.projection, ours.roi_heads
-    classes = heads.classifier.classes().detach() * scale / heads.classifier.temperature
+    classes = heads.classifier.matrix(heads.classifier.text).detach() * scale / heads.classifier.temperature
     state["roi_heads.box_predictor.cls_score.weight"] = classes @ projection.weight.detach()
     state["roi_heads.box_predictor.cls_score.bias"] = classes @ projection.bias.detach()
     plain.load_state_dict({k: state[k] for k in plain.state_dict()})
@@ -145,7 +144,7 @@ def detect(detector: nn.Module, picture: Tensor) -> list[dict]:
 
 
 def interleaved(functions: Sequence[Callable[[], object]], repeats: int, device: str = "cpu") -> list[float]:
-    """Median seconds of each function, called in turn, so that a noisy machine disturbs all alike; warmed up once."""
+    """Least seconds of each function, called in turn and warmed up once: what else the machine does only adds to it."""
     seconds: list[list[float]] = [[] for _ in functions]
     for turn in range(repeats + 1):
         for function, measured in zip(functions, seconds, strict=True):
@@ -155,7 +154,7 @@ def interleaved(functions: Sequence[Callable[[], object]], repeats: int, device:
             synchronise(device)
             if turn:
                 measured.append(time.perf_counter() - start)
-    return [statistics.median(s) for s in seconds]
+    return [min(s) for s in seconds]
 
 
 def synchronise(device: str) -> None:

@@ -13,19 +13,11 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from vild.data.pictures import read_picture
 from vild.errors import UserError
 from vild.teacher.store import EmbeddingStore, Regions
 
 logger = logging.getLogger(__name__)
-
-
-def read_picture(file_name: str, image_format: str = "BGR") -> np.ndarray:
-    """uint8 [H, W, 3]; UserError if the file cannot be read."""
-    try:
-        return utils.read_image(file_name, format=image_format)
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"picture {file_name} cannot be read: {reason}") from error
 
 
 def visible_regions(boxes: Tensor, window: Sequence[float], min_visible: float) -> tuple[Tensor, Tensor]:

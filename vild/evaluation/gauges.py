@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vild.data import datasets
 from vild.data.classes import Classes
-from vild.data.mapper import read_picture
+from vild.data.pictures import read_picture
 from vild.evaluation.evaluator import (
     RESULTS_FILE,
     ProposalRecallEvaluator,

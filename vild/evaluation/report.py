@@ -13,7 +13,7 @@ from pycocotools import mask as mask_api
 from tabulate import tabulate
 
 from vild.data import datasets
-from vild.data.mapper import read_picture
+from vild.data.pictures import read_picture
 from vild.evaluation.pictures import draw, side_by_side
 from vild.files import write_json
 from vild.predictor import OpenVocabularyDetector

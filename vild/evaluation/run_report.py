@@ -15,7 +15,7 @@ from tabulate import tabulate
 from torchvision.ops import box_convert, box_iou
 
 from vild.data import datasets
-from vild.data.mapper import read_picture
+from vild.data.pictures import read_picture
 from vild.errors import UserError
 from vild.evaluation.evaluator import CLASSES_FILE, METRICS_FILE, RESULTS_FILE
 from vild.evaluation.page import Block, Heading, Paragraph, Picture, Table

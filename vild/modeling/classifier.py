@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,25 @@ class RegionEmbedding(nn.Module):
         return F.normalize(self.projection(features).float(), dim=1), features
 
 
+@dataclass(frozen=True)
+class Offered:
+    """What one call of the detector looks for. It never changes, so calls with different ones can run side by side.
+
+    Attributes:
+        text: unit float32 [C, D], on the detector's device.
+        base: bool [C].
+        shown: only the first so many are detected; the others take part in the softmax.
+        thresholds: float32 [shown], the score above which each is reported; None: the config's SCORE_THRESH_TEST.
+        least: the smallest of them.
+    """
+
+    text: Tensor
+    base: Tensor
+    shown: int
+    thresholds: Tensor | None = None
+    least: float | None = None
+
+
 class TextClassifier(nn.Module):
     """Cosine to the vocabulary's text embeddings over a temperature, and a learned background (paper, eq. 2).
 
@@ -51,26 +71,40 @@ class TextClassifier(nn.Module):
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Swap the classes. UserError if the embedding width differs."""
-        if vocabulary.width != self.vocabulary.width:
-            raise UserError(
-                f"vocabulary: its embeddings are {vocabulary.width} wide, the detector's {self.vocabulary.width}"
-            )
-        self.text = vocabulary.embeddings.to(self.text.device)
-        self.base = vocabulary.mask("base").to(self.text.device)
-        self.vocabulary = vocabulary
+        offered = self.offer([vocabulary])
+        self.text, self.base, self.vocabulary = offered.text, offered.base, vocabulary
 
-    def classes(self) -> Tensor:
-        """The text embeddings and, last, the background's: unit [C + 1, D]."""
-        return torch.cat([self.text, F.normalize(self.background.float(), dim=1)])
+    def offer(self, vocabularies: Sequence[Vocabulary], thresholds: Sequence[float] | None = None) -> Offered:
+        """Vocabularies for one call, of which the first is detected. UserError if the embedding width differs."""
+        for width in (v.width for v in vocabularies):
+            if width != self.vocabulary.width:
+                raise UserError(f"vocabulary: its embeddings are {width} wide, the detector's {self.vocabulary.width}")
+        device = self.text.device
+        return Offered(
+            torch.cat([v.embeddings for v in vocabularies]).to(device),
+            torch.cat([v.mask("base") for v in vocabularies]).to(device),
+            len(vocabularies[0]),
+            None if thresholds is None else torch.tensor(thresholds, dtype=torch.float32, device=device),
+            None if thresholds is None else min(thresholds),
+        )
+
+    @property
+    def offered(self) -> Offered:
+        """The present vocabulary."""
+        return Offered(self.text, self.base, len(self.text))
+
+    def matrix(self, text: Tensor) -> Tensor:
+        """Text embeddings [C, D] and, last, the background's: unit [C + 1, D]."""
+        return torch.cat([text, F.normalize(self.background.float(), dim=1)])
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Unit [R, D] to logits [R, C + 1], background last."""
-        return self._logits(embeddings, self.classes())
+        """Unit [R, D] to logits [R, C + 1] over the present vocabulary, background last."""
+        return self._logits(embeddings, self.matrix(self.text))
 
-    def blocks(self, embeddings: Tensor) -> Iterator[list[Tensor]]:
-        """Unit [H, R, D] of H heads to each head's logits [r, C + 1] of successive regions, so that a large
-        vocabulary takes LOGITS_AT_ONCE floats a head and no more."""
-        classes = self.classes()
+    def blocks(self, embeddings: Tensor, text: Tensor) -> Iterator[list[Tensor]]:
+        """Unit [H, R, D] of H heads and text embeddings [C, D] to each head's logits [r, C + 1] of successive regions,
+        so that a large vocabulary takes LOGITS_AT_ONCE floats a head and no more."""
+        classes = self.matrix(text)
         for block in embeddings.split(max(LOGITS_AT_ONCE // len(classes), 1), dim=1):
             yield [self._logits(head, classes) for head in block]
 

@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
 from torch import Tensor
 
+from vild.modeling.classifier import Offered
 from vild.vocabulary import Vocabulary
 
 
@@ -30,9 +31,18 @@ class ViLDRCNN(GeneralizedRCNN):
         """The classes the detector knows at present."""
         return self.roi_heads.classifier.vocabulary
 
-    def set_vocabulary(self, vocabulary: Vocabulary, shown: int | None = None) -> None:
-        """Swap the classes; no weight changes. Only the first ``shown`` are detected (None: all)."""
-        self.roi_heads.set_vocabulary(vocabulary, shown)
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Swap the classes; no weight changes."""
+        self.roi_heads.set_vocabulary(vocabulary)
+
+    def detect(self, batched_inputs: list[dict], offered: Offered) -> list[Instances]:
+        """What :meth:`inference` gives, of these classes; the detector's own stay as they are (for calls from several
+        threads)."""
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        proposals, _ = self.proposal_generator(images, features, None)
+        results = self.roi_heads.detect(features, proposals, offered)
+        return [r["instances"] for r in GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)]
 
     def forward(self, batched_inputs: list[dict]):
         """As :meth:`GeneralizedRCNN.forward`."""

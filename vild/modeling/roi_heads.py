@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vild.errors import UserError
 from vild.modeling import fusion, losses
-from vild.modeling.classifier import RegionEmbedding, TextClassifier
+from vild.modeling.classifier import Offered, RegionEmbedding, TextClassifier
 from vild.vocabulary import Vocabulary
 
 VARIANTS = ("text", "image", "vild", "ensemble")
@@ -80,7 +80,6 @@ class ViLDROIHeads(StandardROIHeads):
         self.nms_threshold = nms_threshold
         self.per_image = per_image
         self.pre_nms_topk = pre_nms_topk
-        self.shown: int | None = None
         if variant == "image":  # it has no background class
             self.classifier.background.requires_grad_(False)
 
@@ -130,12 +129,10 @@ class ViLDROIHeads(StandardROIHeads):
         keep = ("box_in_features", "box_pooler")
         return {**{k: settings[k] for k in keep}, "pooled_shape": shape}
 
-    def set_vocabulary(self, vocabulary: Vocabulary, shown: int | None = None) -> None:
-        """Swap the classes; no weight changes. Only the first ``shown`` are detected (None: all), the others take
-        part in the softmax."""
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Swap the classes; no weight changes."""
         self.classifier.set_vocabulary(vocabulary)
         self.num_classes = len(vocabulary)
-        self.shown = shown
 
     def forward(self, images, features, proposals, targets=None, distill=None):
         """As :meth:`StandardROIHeads.forward`.
@@ -155,20 +152,24 @@ class ViLDROIHeads(StandardROIHeads):
 
     def _box_losses(self, features, proposals: list[Instances], distill: list[Instances] | None):
         """The classification, distillation and box losses, by name, weighted."""
-        pooled = self._pool(features, [p.proposal_boxes for p in proposals])
         labels = torch.cat([p.gt_classes for p in proposals])
+        boxes = [p.proposal_boxes for p in proposals]
+        distilled = None
         if self.variant == "text":
-            embeddings, box_features = self.embedding(pooled)
-            distilled = None
+            embeddings, box_features = self.embedding(self._pool(features, boxes))
         else:
-            pooled_distill = self._pool(features, [d.proposal_boxes for d in distill])
+            # one pooling of both: in the backward pass each writes gradients as large as the feature maps
+            boxes = [Boxes.cat([sampled, d.proposal_boxes]) for sampled, d in zip(boxes, distill, strict=True)]
+            pooled = self._pool(features, boxes)
+            parts = [torch.arange(sum(map(len, pair))) >= len(pair[0]) for pair in zip(proposals, distill, strict=True)]
+            is_distilled = torch.cat(parts).to(pooled.device)
             if self.variant == "ensemble":
-                embeddings, box_features = self.embedding(pooled)
-                distilled, _ = self.image_embedding(pooled_distill)
+                embeddings, box_features = self.embedding(pooled[~is_distilled])
+                distilled, _ = self.image_embedding(pooled[is_distilled])
             else:  # one head, one batch (and one set of batch statistics)
-                both, box_features = self.embedding(torch.cat([pooled, pooled_distill]))
-                embeddings, distilled = both.split([len(pooled), len(pooled_distill)])
-                box_features = box_features[: len(pooled)]
+                both, box_features = self.embedding(pooled)
+                embeddings, distilled = both[~is_distilled], both[is_distilled]
+                box_features = box_features[~is_distilled]
 
         result = {"loss_box_reg": self._box_loss(self.bbox_pred(box_features), labels, proposals)}
         if self.variant != "image":
@@ -208,7 +209,7 @@ class ViLDROIHeads(StandardROIHeads):
     def scores(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled RoI features to scores [R, C] of the variant and box deltas [R, 4]."""
         embeddings, deltas = self._embed(pooled)
-        return torch.cat(list(self._score_blocks(embeddings))), deltas
+        return torch.cat(list(self._score_blocks(embeddings, self.classifier.offered))), deltas
 
     def _embed(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Region embeddings [H, R, D] of the one head or (ensemble) the text and the image head, and box deltas."""
@@ -216,18 +217,27 @@ class ViLDROIHeads(StandardROIHeads):
         heads = [embeddings] if self.image_embedding is None else [embeddings, self.image_embedding(pooled)[0]]
         return torch.stack(heads), self.bbox_pred(box_features)
 
-    def _score_blocks(self, embeddings: Tensor) -> Iterator[Tensor]:
-        """Scores [r, C] of successive regions: not all at once, to bound memory."""
-        for logits in self.classifier.blocks(embeddings):
-            yield fusion.variant_scores(self.variant, logits, ~self.classifier.base, self.ensemble_weight)
+    def _score_blocks(self, embeddings: Tensor, offered: Offered) -> Iterator[Tensor]:
+        """Scores [r, shown] of successive regions: not all at once, to bound memory. Those below their class's own
+        threshold are -1."""
+        for logits in self.classifier.blocks(embeddings, offered.text):
+            scores = fusion.variant_scores(self.variant, logits, ~offered.base, self.ensemble_weight)
+            scores = scores[:, : offered.shown]
+            yield scores if offered.thresholds is None else scores.masked_fill(scores <= offered.thresholds, -1)
 
     def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """Unit embeddings [sum of N, D] of given boxes: the image head's where there is one (diagnostics)."""
         pooled = self._pool(features, boxes)
         return (self.image_embedding or self.embedding)(pooled)[0]
 
-    def _forward_box(self, features, proposals: list[Instances]) -> list[Instances]:
-        """Detections at test, called by :meth:`StandardROIHeads.forward`."""
+    def detect(self, features, proposals: list[Instances], offered: Offered) -> list[Instances]:
+        """Detections of these classes, boxes and masks: what :meth:`forward` gives of the present vocabulary."""
+        return self.forward_with_given_boxes(features, self._forward_box(features, proposals, offered))
+
+    def _forward_box(self, features, proposals: list[Instances], offered: Offered | None = None) -> list[Instances]:
+        """Detections at test without masks; :meth:`StandardROIHeads.forward` calls it too."""
+        offered = offered or self.classifier.offered
+        threshold = self.score_threshold if offered.least is None else offered.least
         embeddings, deltas = self._embed(self._pool(features, [p.proposal_boxes for p in proposals]))
         rois = torch.cat([p.proposal_boxes.tensor for p in proposals])
         boxes = self.box2box_transform.apply_deltas(deltas.float(), rois)
@@ -236,13 +246,13 @@ class ViLDROIHeads(StandardROIHeads):
         for p, b, e in zip(proposals, boxes.split(counts), embeddings.split(counts, dim=1), strict=True):
             clipped = Boxes(b)
             clipped.clip(p.image_size)
-            kept, score, classes, _ = fusion.best_detections(
+            kept, score, found, _ = fusion.best_detections(
                 clipped.tensor,
-                (block[:, : self.shown] for block in self._score_blocks(e)),
-                self.score_threshold,
+                self._score_blocks(e, offered),
+                threshold,
                 self.nms_threshold,
                 self.per_image,
                 self.pre_nms_topk,
             )
-            results.append(Instances(p.image_size, pred_boxes=Boxes(kept), scores=score, pred_classes=classes))
+            results.append(Instances(p.image_size, pred_boxes=Boxes(kept), scores=score, pred_classes=found))
         return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -90,6 +91,13 @@ class Teacher:
             tokens = self.tokenizer(list(texts[start : start + batch])).to(self.device)
             parts.append(F.normalize(self.model.encode_text(tokens).float(), dim=1))
         return torch.cat(parts)
+
+    def save(self, folder: Path) -> None:
+        """Write the model as open_clip's ``local-dir:`` folder: the same teacher, by its fingerprint."""
+        if self.name.startswith(open_clip.factory.LOCAL_DIR_PREFIX):
+            shutil.copytree(self.name.removeprefix(open_clip.factory.LOCAL_DIR_PREFIX), folder, dirs_exist_ok=True)
+        else:
+            save_local(self.model, open_clip.get_model_config(self.name), folder)
 
     def cut(self, pictures: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """The crops of several pictures' boxes, uint8 [sum of N_i, S, 3, *size] (see ``crop_batch``)."""

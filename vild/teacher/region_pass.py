@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vild.data.mapper import read_picture
+from vild.data.pictures import read_picture
 from vild.teacher.clip import Teacher
 from vild.teacher.crops import SCALES, fuse_scales, normalise
 from vild.teacher.store import Regions, StoreWriter

@@ -1,0 +1,65 @@
+"""What a detector found in a picture: Detectron2's ``Instances``, which also knows the names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.structures import Instances
+from pycocotools import mask as mask_api
+
+
+class Detections(Instances):
+    """By falling score: ``pred_boxes`` (xyxy, pixels of the picture), ``scores``, ``pred_classes`` (indices into
+    ``names``) and, where the detector has masks, ``pred_masks`` bool [N, H, W]. On the CPU."""
+
+    def __init__(self, image_size: tuple[int, int], names: Sequence[str], splits: Sequence[str], **fields):
+        super().__init__(image_size, **fields)
+        self._names, self._splits = tuple(names), tuple(splits)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the vocabulary, by class."""
+        return self._names
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Of the vocabulary, by class: "base" (met in training), "novel" or ""."""
+        return self._splits
+
+    def __getitem__(self, item) -> Detections:
+        return Detections(self.image_size, self.names, self.splits, **super().__getitem__(item).get_fields())
+
+    def to(self, *args, **kwargs) -> Detections:
+        """As :meth:`Instances.to`."""
+        return Detections(self.image_size, self.names, self.splits, **super().to(*args, **kwargs).get_fields())
+
+    def labels(self) -> list[str]:
+        """The name of each detection."""
+        return [self.names[c] for c in self.pred_classes.tolist()]
+
+    def to_dict(self) -> dict:
+        """Plain values, as JSON takes them: boxes are xyxy in pixels, masks COCO's compressed run lengths."""
+        records = []
+        for i, (box, score, name) in enumerate(
+            zip(self.pred_boxes.tensor.tolist(), self.scores.tolist(), self.labels(), strict=True)
+        ):
+            record = {"name": name, "split": self.splits[int(self.pred_classes[i])], "score": score, "box": box}
+            if self.has("pred_masks"):
+                code = mask_api.encode(np.asfortranarray(self.pred_masks[i].numpy(), dtype=np.uint8))
+                record["mask"] = {"size": list(code["size"]), "counts": code["counts"].decode()}
+            records.append(record)
+        height, width = self.image_size
+        return {"height": height, "width": width, "detections": records}
+
+    def to_supervision(self):
+        """``supervision.Detections`` (package ``supervision``); names under ``data["class_name"]``."""
+        import supervision
+
+        return supervision.Detections(
+            xyxy=self.pred_boxes.tensor.numpy().reshape(-1, 4),
+            mask=self.pred_masks.numpy() if self.has("pred_masks") and len(self) else None,
+            confidence=self.scores.numpy(),
+            class_id=self.pred_classes.numpy(),
+            data={"class_name": np.array(self.labels(), dtype=str)},
+        )
