@@ -129,7 +129,7 @@ def test_a_training_step_without_a_store_reaches_every_parameter(make_cfg, varia
     live, inputs = open_live_teacher(cfg, None), inputs_of(cfg)
     assert open_store(cfg) is None and not any("distill" in x for x in inputs)
     losses = losses_of(model := build(cfg, live), inputs)
-    assert losses["loss_image"] > 0
+    assert losses["loss_l1"] > 0
     sum(losses.values()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
@@ -137,7 +137,7 @@ def test_a_training_step_without_a_store_reaches_every_parameter(make_cfg, varia
 def test_the_text_variant_asks_no_teacher(make_cfg):
     cfg = make_cfg("text", FROM, "teacher")
     assert open_live_teacher(cfg, None) is None and open_store(cfg) is None
-    assert "loss_image" not in losses_of(build(cfg, never), inputs_of(cfg))
+    assert "loss_l1" not in losses_of(build(cfg, never), inputs_of(cfg))
 
 
 def test_the_teacher_is_no_part_of_the_detector(make_cfg):
@@ -190,8 +190,8 @@ def test_mixed_takes_from_the_store_what_it_has(make_cfg, teacher, proposals_fil
         distilled.append(rows)
         return image_loss(embeddings, rows)
 
-    monkeypatch.setattr("vild.modeling.losses.image_loss", loss)
-    assert losses_of(build(mixed, targets), inputs)["loss_image"].isfinite()
+    monkeypatch.setattr("vild.modeling.objectives.feature.image_loss", loss)
+    assert losses_of(build(mixed, targets), inputs)["loss_l1"].isfinite()
     assert [torch.equal(a, x["image"]) for (a, _), x in zip(asked, inputs[2:], strict=True)] == [True, True]
     # one mean over the regions of both sources
     of_both = [*(x["distill"] for x in inputs[:2]), *(d for _, d in asked)]

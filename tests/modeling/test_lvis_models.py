@@ -62,7 +62,7 @@ def test_a_model_of_lvis_size_trains(name, lvis_vocabulary):
         variant = cfg.MODEL.VILD.VARIANT
         expected |= {"loss_box_reg", "loss_mask"}
         expected |= {"loss_text"} if variant != "image" else set()
-        expected |= {"loss_image"} if variant != "text" else set()
+        expected |= {"loss_l1"} if variant != "text" else set()
     assert set(losses) == expected and all(x.isfinite() for x in losses.values())
     sum(losses.values()).backward()
     trained = [(n, p.grad) for n, p in model.named_parameters() if p.requires_grad]

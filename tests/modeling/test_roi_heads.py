@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -36,7 +38,7 @@ def test_a_training_step_reaches_every_parameter(make_cfg, variant):
         losses = model(inputs_of(cfg))
     expected = {"loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
     expected |= {"loss_text"} if variant != "image" else set()
-    expected |= {"loss_image"} if variant != "text" else set()
+    expected |= {"loss_l1"} if variant != "text" else set()
     assert set(losses) == expected
     sum(losses.values()).backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -66,7 +68,7 @@ def test_image_loss_is_weighted(make_cfg):
         model = build(cfg).train()
         torch.manual_seed(1)
         with EventStorage():
-            values.append(model(inputs_of(cfg))["loss_image"].item())
+            values.append(model(inputs_of(cfg))["loss_l1"].item())
     assert values[1] == pytest.approx(2 * values[0], rel=1e-5)
 
 
@@ -159,3 +161,31 @@ def test_only_class_agnostic_heads(make_cfg):
         build(make_cfg("vild", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False))
     with pytest.raises(UserError, match=r"VARIANT: 'vlid'.*ensemble"):
         build(make_cfg("vild", "MODEL.VILD.VARIANT", "vlid"))
+
+
+def test_objectives_of_the_config_are_added_and_logged(make_cfg, vocabulary_file):
+    objectives = [
+        {"NAME": "l1", "WEIGHT": 0.25},
+        {"NAME": "soft_targets", "TEMPERATURE": 2, "OVER": str(vocabulary_file)},
+        {"NAME": "hard_targets", "WEIGHT": {"FROM": 0, "TO": 1}},
+    ]
+    cfg = make_cfg("vild", "MODEL.VILD.OBJECTIVES", str(objectives), "INPUT.RANDOM_FLIP", "none")
+    plain = make_cfg("vild", "INPUT.RANDOM_FLIP", "none")
+    values = []
+    for each, step in [(cfg, 0), (cfg, cfg.SOLVER.MAX_ITER), (plain, 0)]:
+        model = build(each).train()
+        torch.manual_seed(1)
+        with EventStorage(step):
+            values.append({k: v.item() for k, v in model(inputs_of(cfg)).items()})
+    first, last, paper = values
+    assert first["loss_l1"] == pytest.approx(paper["loss_l1"] / 4) and first["loss_soft_targets"] > 0
+    assert first["loss_hard_targets"] == 0 < last["loss_hard_targets"]
+    assert first.keys() - paper.keys() == {"loss_soft_targets", "loss_hard_targets"}
+
+
+def test_concepts_of_another_teacher_are_refused(make_cfg, vocabulary, tmp_path):
+    other = replace(vocabulary, fingerprint={**vocabulary.fingerprint, "weights": "other"})
+    other.save(tmp_path / "other.safetensors")
+    objectives = [{"NAME": "soft_targets", "OVER": str(tmp_path / "other.safetensors")}]
+    with pytest.raises(UserError, match=r"other\.safetensors is of teacher"):
+        build(make_cfg("vild", "MODEL.VILD.OBJECTIVES", str(objectives)))

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from vild.errors import UserError
 from vild.modeling import fusion, losses
 from vild.modeling.classifier import Offered, RegionEmbedding, TextClassifier
+from vild.modeling.objectives import Objective, Regions, parse_objectives, word_lists
+from vild.teacher.clip import check_same_teacher
 from vild.vocabulary import Vocabulary
 
 VARIANTS = ("text", "image", "vild", "ensemble")
@@ -48,7 +50,10 @@ class ViLDROIHeads(StandardROIHeads):
         bbox_pred: nn.Linear,
         box2box_transform: Box2BoxTransform,
         box_loss_beta: float,
+        objectives: list[Objective],
         distill_weight: float,
+        iterations: int,
+        concepts: dict[str, Tensor],
         ensemble_weight: float,
         score_threshold: float,
         nms_threshold: float,
@@ -61,6 +66,9 @@ class ViLDROIHeads(StandardROIHeads):
             embedding: the only head's region embedding; in the ensemble the text head's.
             image_embedding: the image head's, in the ensemble; else None.
             bbox_pred: features of ``embedding`` to 4 class-agnostic deltas.
+            objectives: what the distilled regions learn, together weighted by ``distill_weight``.
+            iterations: of the whole training, for their schedules.
+            concepts: text embeddings [K, D] of their word lists, by file.
             box_loss_beta: where the box loss turns from L2 into L1; 0 is L1.
             kwargs: :class:`StandardROIHeads`'s; its ``box_head`` is the one inside ``embedding``.
         """
@@ -74,7 +82,8 @@ class ViLDROIHeads(StandardROIHeads):
         self.bbox_pred = bbox_pred
         self.box2box_transform = box2box_transform
         self.box_loss_beta = box_loss_beta
-        self.distill_weight = distill_weight
+        self.objectives, self.distill_weight, self.iterations = objectives, distill_weight, iterations
+        self.concepts = concepts
         self.ensemble_weight = ensemble_weight
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
@@ -88,7 +97,7 @@ class ViLDROIHeads(StandardROIHeads):
         if not (cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG and cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK):
             raise UserError("ViLD's boxes and masks are class-agnostic: set both CLS_AGNOSTIC_* keys to True")
         vild = cfg.MODEL.VILD
-        vocabulary = Vocabulary.load(vild.VOCABULARY)
+        vocabulary, objectives = Vocabulary.load(vild.VOCABULARY), parse_objectives(vild.OBJECTIVES)
         settings = super().from_config(cfg, input_shape)
         shape = settings.pop("pooled_shape")
 
@@ -108,7 +117,10 @@ class ViLDROIHeads(StandardROIHeads):
             bbox_pred=bbox_pred,
             box2box_transform=Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
             box_loss_beta=cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA,
+            objectives=objectives,
             distill_weight=vild.DISTILL_WEIGHT,
+            iterations=cfg.SOLVER.MAX_ITER,
+            concepts={path: _concepts(path, vocabulary) for path in word_lists(objectives)},
             ensemble_weight=vild.ENSEMBLE_WEIGHT,
             score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
@@ -177,10 +189,23 @@ class ViLDROIHeads(StandardROIHeads):
             result["loss_text"] = losses.text_loss(logits, labels, self.classifier.base)
             self._log_accuracy(logits, labels)
         if distilled is not None:
-            targets = torch.cat([d.embeddings for d in distill])
-            result["loss_image"] = self.distill_weight * losses.image_loss(distilled, targets)
-            get_event_storage().put_scalar("vild/num_distilled", len(targets))
+            result |= self._distill_losses(distilled, distill)
         return result
+
+    def _distill_losses(self, embeddings: Tensor, distill: list[Instances]) -> dict[str, Tensor]:
+        """Every objective's loss by name, weighted. ``embeddings``: unit [sum of M, D]."""
+        storage, text = get_event_storage(), self.classifier.text[self.classifier.base]
+        concepts = {path: rows.to(text.device) for path, rows in self.concepts.items()}
+        regions = Regions(
+            embeddings,
+            torch.cat([d.embeddings for d in distill]),
+            tuple(map(len, distill)),
+            {"base": text, "background": self.classifier.matrix(text), **concepts},
+            self.classifier.temperature,
+        )
+        storage.put_scalar("vild/num_distilled", len(embeddings))
+        progress = min(storage.iter / self.iterations, 1.0)
+        return {f"loss_{o.name}": self.distill_weight * o(regions, progress) for o in self.objectives}
 
     def _box_loss(self, deltas: Tensor, labels: Tensor, proposals: list[Instances]) -> Tensor:
         """(Smooth) L1 on the deltas of the foreground RoIs, over the number of all RoIs (Detectron2's convention)."""
@@ -256,3 +281,10 @@ class ViLDROIHeads(StandardROIHeads):
             )
             results.append(Instances(p.image_size, pred_boxes=Boxes(kept), scores=score, pred_classes=found))
         return results
+
+
+def _concepts(path: str, vocabulary: Vocabulary) -> Tensor:
+    """The text embeddings [K, D] of an objective's word list; UserError if they are of another teacher."""
+    words = Vocabulary.load(path)
+    check_same_teacher(words.fingerprint, f"vocabulary {path}", vocabulary.fingerprint, "the config's vocabulary")
+    return words.embeddings

@@ -1,0 +1,221 @@
+"""Every objective against independent NumPy, its gradient against finite differences, and by property."""
+
+import numpy as np
+import pytest
+import torch
+
+from vild.errors import UserError
+from vild.modeling.objectives import OBJECTIVES, Regions, parse_objectives, word_lists
+from vild.modeling.objectives.schedule import parse_schedule
+
+D, TAU = 8, 0.1
+COUNTS = (4, 3, 0, 1)
+RNG = np.random.default_rng(0)
+
+
+def unit(*shape):
+    values = RNG.normal(size=shape)
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+STUDENT, TEACHER, WORDS, BACKGROUND = unit(sum(COUNTS), D), unit(sum(COUNTS), D), unit(5, D), unit(1, D)
+LISTS = {"base": WORDS, "background": np.concatenate([WORDS, BACKGROUND]), "concepts.safetensors": unit(30, D)}
+
+
+def regions(student=STUDENT, teacher=TEACHER, counts=COUNTS, dtype=torch.float64, temperature=TAU):
+    tensor = lambda x: torch.as_tensor(np.asarray(x), dtype=dtype)  # noqa: E731
+    words = {key: tensor(rows) for key, rows in LISTS.items()}
+    return Regions(tensor(student).requires_grad_(), tensor(teacher), counts, words, temperature)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def smooth_l1(a, b, beta=1.0):
+    d = np.abs(a - b)
+    return np.where(d < beta, d**2 / 2 / beta, d - beta / 2)
+
+
+def split(rows):
+    return np.split(rows, np.cumsum(COUNTS)[:-1])
+
+
+def reference_soft(student, teacher, over, t):
+    p, q = (softmax(x @ LISTS[over].T / TAU / t) for x in (teacher, student))
+    return t**2 * (p * (np.log(p) - np.log(q))).sum(1).mean()
+
+
+def reference_hard(student, teacher, over, confidence):
+    p, q = (softmax(x @ LISTS[over].T / TAU) for x in (teacher, student))
+    best = p.argmax(1)
+    rows = np.arange(len(p))
+    return -(np.log(q[rows, best]) * (p[rows, best] > confidence)).mean()
+
+
+def reference_distances(student, teacher):
+    values = []
+    for s, t in zip(split(student), split(teacher), strict=True):
+        pairs = [(i, j) for i in range(len(s)) for j in range(i)]
+        if pairs:
+            a, b = (np.array([np.linalg.norm(x[i] - x[j]) for i, j in pairs]) for x in (s, t))
+            values.append(smooth_l1(a / a.mean(), b / b.mean()).mean())
+    return np.mean(values)
+
+
+def reference_angles(student, teacher):
+    def angle(x, i, j, k):
+        u, v = x[i] - x[j], x[k] - x[j]
+        return u @ v / np.linalg.norm(u) / np.linalg.norm(v)
+
+    values = []
+    for s, t in zip(split(student), split(teacher), strict=True):
+        n = len(s)
+        triples = [(i, j, k) for i in range(n) for j in range(n) for k in range(n) if len({i, j, k}) == 3]
+        if triples:
+            values.append(np.mean([smooth_l1(angle(s, *ijk), angle(t, *ijk)) for ijk in triples]))
+    return np.mean(values)
+
+
+CASES = {
+    "l1": ({}, lambda s, t: np.abs(s - t).sum(1).mean()),
+    "smooth_l1": ({"beta": 0.2}, lambda s, t: smooth_l1(s, t, 0.2).sum(1).mean()),
+    "squared": ({}, lambda s, t: ((s - t) ** 2).sum(1).mean()),
+    "cosine": ({}, lambda s, t: 1 - (s * t).sum(1).mean()),
+    "soft_targets": ({"temperature": 3.0}, lambda s, t: reference_soft(s, t, "base", 3.0)),
+    "soft_targets background": ({"over": "background"}, lambda s, t: reference_soft(s, t, "background", 1.0)),
+    "soft_targets concepts": (
+        {"over": "concepts.safetensors"},
+        lambda s, t: reference_soft(s, t, "concepts.safetensors", 1.0),
+    ),
+    "hard_targets": ({"confidence": 0.6}, lambda s, t: reference_hard(s, t, "base", 0.6)),
+    "distances": ({}, reference_distances),
+    "angles": ({}, reference_angles),
+    "contrast": ({"temperature": 0.2}, lambda s, t: -np.log(softmax(s @ t.T / 0.2).diagonal()).mean()),
+}
+
+
+def test_every_objective_has_a_reference():
+    assert {case.split()[0] for case in CASES} == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_against_numpy(case):
+    parameters, reference = CASES[case]
+    mine = OBJECTIVES[case.split()[0]](regions(), **parameters)
+    np.testing.assert_allclose(mine.item(), reference(STUDENT, TEACHER), rtol=2e-5)  # some compute in float32
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_by_finite_differences(case):
+    parameters, reference = CASES[case]
+    x = regions()
+    OBJECTIVES[case.split()[0]](x, **parameters).backward()
+    step, direction = 1e-6, RNG.normal(size=STUDENT.shape)
+    slope = (reference(STUDENT + step * direction, TEACHER) - reference(STUDENT - step * direction, TEACHER)) / step / 2
+    np.testing.assert_allclose((x.student.grad.numpy() * direction).sum(), slope, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_order_of_a_pictures_regions_does_not_matter(case):
+    parameters, _ = CASES[case]
+    order = [2, 0, 3, 1, 6, 5, 4, 7]
+    a, b = (
+        OBJECTIVES[case.split()[0]](regions(s, t), **parameters).item()
+        for s, t in [(STUDENT, TEACHER), (STUDENT[order], TEACHER[order])]
+    )
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_region_is_zero_with_a_gradient(case):
+    parameters, _ = CASES[case]
+    x = regions(np.zeros((0, D)), np.zeros((0, D)), (0, 0))
+    value = OBJECTIVES[case.split()[0]](x, **parameters)
+    value.backward()
+    assert value.item() == 0 and x.student.grad is not None
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_half_precision_at_temperature_one_hundredth(case):
+    parameters, _ = CASES[case]
+    x = regions(dtype=torch.bfloat16, temperature=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = OBJECTIVES[case.split()[0]](x, **parameters)
+    value.backward()
+    assert value.isfinite() and x.student.grad.isfinite().all() and x.student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("case", set(CASES) - {"hard_targets", "contrast"})
+def test_a_student_like_its_teacher_costs_nothing(case):
+    parameters, _ = CASES[case]
+    x = regions(TEACHER, TEACHER)
+    value = OBJECTIVES[case.split()[0]](x, **parameters)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_soft_targets_at_a_high_temperature_match_logits():
+    """T^2 KL tends to half the mean squared difference of centred logits (Hinton et al. 2015, section 2.1)."""
+    a, b = (x @ WORDS.T / TAU for x in (STUDENT, TEACHER))
+    centred = (a - a.mean(1, keepdims=True)) - (b - b.mean(1, keepdims=True))
+    limit = (centred**2).mean(1).mean() / 2
+    assert OBJECTIVES["soft_targets"](regions(), temperature=1e3).item() == pytest.approx(limit, rel=1e-2)
+
+
+def test_hard_targets_of_an_unsure_teacher_teach_nothing():
+    x = regions()
+    value = OBJECTIVES["hard_targets"](x, confidence=1.0)
+    value.backward()
+    assert value.item() == 0 and not x.student.grad.any()
+
+
+def test_relations_do_not_see_where_the_regions_lie():
+    rotation = np.linalg.qr(RNG.normal(size=(D, D)))[0]
+    for name in ("distances", "angles"):
+        assert OBJECTIVES[name](regions(TEACHER @ rotation, TEACHER)).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_many_regions_are_thinned():
+    x = regions(unit(300, D), unit(300, D), (300,))
+    assert OBJECTIVES["angles"](x).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [("linear", [2, 2, 1, 0, 0]), ("cosine", [2, 2, 1, 0, 0]), ("step", [2, 2, 2, 0, 0])]
+)
+def test_schedules(shape, expected):
+    schedule = parse_schedule({"FROM": 2, "TO": 0.0, "SHAPE": shape, "BETWEEN": [0.25, 0.75]}, "key")
+    assert [schedule(p) for p in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(expected)
+    assert parse_schedule(3, "key")(0.7) == 3
+
+
+def test_the_mixture_moves_from_soft_to_hard():
+    soft, hard = parse_objectives([
+        {"NAME": "soft_targets", "WEIGHT": {"FROM": 1, "TO": 0}, "TEMPERATURE": {"FROM": 4, "TO": 1}},
+        {"NAME": "hard_targets", "WEIGHT": {"FROM": 0, "TO": 1}, "OVER": "words.safetensors"},
+    ])  # fmt: skip
+    x = regions()
+    assert soft(x, 0.0).item() == pytest.approx(OBJECTIVES["soft_targets"](x, temperature=4.0).item())
+    assert soft(x, 0.5).item() == pytest.approx(OBJECTIVES["soft_targets"](x, temperature=2.5).item() / 2)
+    assert soft(x, 1.0).item() == 0 and word_lists([soft, hard]) == ["words.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["l1"], "has no NAME"),
+        ([{"NAME": "l3"}], "'l3' is not one of l1"),
+        ([{"NAME": "l1"}, {"NAME": "l1", "WEIGHT": 2}], "twice"),
+        ([{"NAME": "l1", "TEMPERATURE": 2}], "'TEMPERATURE' is not one of WEIGHT"),
+        ([{"NAME": "l1", "WEIGHT": "much"}], "WEIGHT: much is not a number"),
+        ([{"NAME": "l1", "WEIGHT": {"FROM": 1}}], "is not a number or"),
+        ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "BETWEEN": [1, 0]}}], "is not a number or"),
+        ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "SHAPE": "round"}}], "is not a number or"),
+    ],
+)
+def test_mistakes_are_one_line(entries, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_objectives(entries)
+    assert "\n" not in str(caught.value) and "MODEL.VILD.OBJECTIVES" in str(caught.value)

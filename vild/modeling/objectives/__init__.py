@@ -1,0 +1,83 @@
+"""What a region can learn from the teacher: one small function an objective, chosen and weighted by config.
+
+``MODEL.VILD.OBJECTIVES`` is a list of {NAME, WEIGHT, parameters ...}; their sum, times ``DISTILL_WEIGHT``, is the
+distillation loss; each is logged as ``loss_<NAME>``. Any number may be a schedule (``schedule.py``). ViLD's own is
+``[{"NAME": "l1"}]``. How to add one: CONTRIBUTING.md.
+
+Functions take :class:`Regions` and keyword parameters and give a scalar, the mean over regions (or pairs); no region
+gives 0 with a gradient.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vild.errors import UserError
+from vild.modeling.objectives import contrast, feature, relation, targets
+from vild.modeling.objectives.regions import Regions
+from vild.modeling.objectives.schedule import Schedule, parse_schedule
+
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {
+    "l1": feature.l1,
+    "smooth_l1": feature.smooth_l1,
+    "squared": feature.squared,
+    "cosine": feature.cosine,
+    "soft_targets": targets.soft_targets,
+    "hard_targets": targets.hard_targets,
+    "distances": relation.distances,
+    "angles": relation.angles,
+    "contrast": contrast.contrast,
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One entry of ``MODEL.VILD.OBJECTIVES``; parameters and weight by progress, 0 to 1."""
+
+    name: str
+    weight: Schedule
+    parameters: dict[str, Schedule | str]
+
+    def __call__(self, regions: Regions, progress: float) -> Tensor:
+        values = {key: v if isinstance(v, str) else v(progress) for key, v in self.parameters.items()}
+        return self.weight(progress) * OBJECTIVES[self.name](regions, **values)
+
+
+def parse_objectives(entries: Sequence[dict]) -> list[Objective]:
+    """The config's list, checked.
+
+    Raises:
+        UserError: an unknown name or parameter, a name twice, or a value that is neither a number nor a schedule.
+    """
+    found = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("NAME"), str):
+            raise UserError(f"MODEL.VILD.OBJECTIVES: {entry} has no NAME")
+        name, rest = entry["NAME"], {k: v for k, v in entry.items() if k not in ("NAME", "WEIGHT")}
+        where = f"MODEL.VILD.OBJECTIVES, {name}"
+        if name not in OBJECTIVES:
+            raise UserError(f"MODEL.VILD.OBJECTIVES: '{name}' is not one of {', '.join(OBJECTIVES)}")
+        if name in (o.name for o in found):
+            raise UserError(f"{where}: it stands there twice")
+        known = {p.upper(): p for p in inspect.signature(OBJECTIVES[name]).parameters if p != "regions"}
+        for key in rest:
+            if key not in known:
+                raise UserError(f"{where}: '{key}' is not one of WEIGHT, {', '.join(known)}")
+        parameters = {
+            known[k]: v if isinstance(v, str) else parse_schedule(v, f"{where}, {k}") for k, v in rest.items()
+        }
+        found.append(Objective(name, parse_schedule(entry.get("WEIGHT", 1.0), f"{where}, WEIGHT"), parameters))
+    return found
+
+
+def word_lists(objectives: Sequence[Objective]) -> list[str]:
+    """What ``OVER`` names besides the training vocabulary: vocabulary files."""
+    lists = {str(o.parameters.get("over", "base")) for o in objectives}
+    return sorted(lists - {"base", "background"})
+
+
+__all__ = ["OBJECTIVES", "Objective", "Regions", "parse_objectives", "word_lists"]

@@ -1,0 +1,30 @@
+"""Each region nearest to its own teacher embedding, among all of the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils import comm
+from torch import Tensor
+
+from vild.modeling.losses import cosine_logits
+from vild.modeling.objectives.regions import Regions
+
+
+def contrast(regions: Regions, *, temperature: float = 0.07) -> Tensor:
+    """InfoNCE from student to teacher (van den Oord et al. 2018, eq. 4): the negatives are the other regions' teacher
+    embeddings, of all pictures and of all ranks."""
+    teacher, first = _of_all_ranks(regions.teacher.float())
+    if not len(regions.student):
+        return regions.nothing()
+    with torch.autocast(regions.student.device.type, enabled=False):
+        logits = cosine_logits(regions.student.float(), teacher, temperature)
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) + first)
+
+
+def _of_all_ranks(rows: Tensor) -> tuple[Tensor, int]:
+    """Every rank's rows, and where this rank's begin. All ranks must call it."""
+    if comm.get_world_size() == 1:
+        return rows, 0
+    parts = comm.all_gather(rows.cpu())
+    return torch.cat(parts).to(rows.device), sum(map(len, parts[: comm.get_rank()]))

@@ -1,0 +1,36 @@
+"""The region embedding itself beside the teacher's: distances between unit vectors, summed over D."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vild.modeling.losses import image_loss
+from vild.modeling.objectives.regions import Regions
+
+
+def l1(regions: Regions) -> Tensor:
+    """ViLD's image loss (Gu et al. 2022, eq. 3)."""
+    return image_loss(regions.student, regions.teacher)
+
+
+def smooth_l1(regions: Regions, *, beta: float = 0.05) -> Tensor:
+    """L1 that is quadratic below ``beta`` (Huber 1964, divided by beta); a unit vector's entries are of size
+    1 / sqrt(D)."""
+    if not len(regions.student):
+        return regions.nothing()
+    return F.smooth_l1_loss(regions.student, regions.teacher, beta=beta, reduction="none").sum(1).mean()
+
+
+def squared(regions: Regions) -> Tensor:
+    """Squared L2 (FitNets' distance; Romero et al. 2015, eq. 3, without its 1/2); of unit vectors 2 - 2 cos."""
+    if not len(regions.student):
+        return regions.nothing()
+    return (regions.student - regions.teacher).square().sum(1).mean()
+
+
+def cosine(regions: Regions) -> Tensor:
+    """1 - cos."""
+    if not len(regions.student):
+        return regions.nothing()
+    return 1 - (regions.student * regions.teacher).sum(1).mean()

@@ -1,0 +1,56 @@
+"""How the regions of a picture lie to each other, rather than where (RKD; Park et al. 2019)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vild.modeling.objectives.regions import Regions
+
+MOST = 64  # regions of a picture that are looked at, evenly spread: angles are of triples
+
+
+def distances(regions: Regions) -> Tensor:
+    """Huber loss between the distances of a picture's pairs, each over their mean (Park et al. 2019, eqs. 4 to 6).
+
+    Mean over pairs, then over the pictures that have two regions or more.
+    """
+    parts = []
+    for student, teacher in _pictures(regions, 2):
+        a, b = F.pdist(student.float()), F.pdist(teacher.float())
+        parts.append(F.smooth_l1_loss(a / a.mean().clamp(min=1e-6), b / b.mean().clamp(min=1e-6)))
+    return torch.stack(parts).mean() if parts else regions.nothing()
+
+
+def angles(regions: Regions) -> Tensor:
+    """Huber loss between the cosines of the angles of a picture's triples (Park et al. 2019, eqs. 8 and 9).
+
+    Mean over triples of three different regions, then over the pictures that have them.
+    """
+    parts = []
+    for student, teacher in _pictures(regions, 3):
+        a, b = _cosines(student.float()), _cosines(teacher.float())
+        n = len(a)
+        i, j, k = torch.meshgrid(*[torch.arange(n, device=a.device)] * 3, indexing="ij")
+        different = (i != j) & (j != k) & (i != k)
+        parts.append(F.smooth_l1_loss(a[different], b[different]))
+    return torch.stack(parts).mean() if parts else regions.nothing()
+
+
+def _cosines(x: Tensor) -> Tensor:
+    """[n, D] to [n, n, n]: at [j, i, k] the cosine of the angle at j between the directions to i and k."""
+    directions = F.normalize(x[None] - x[:, None], dim=2)
+    return directions @ directions.transpose(1, 2)
+
+
+def _pictures(regions: Regions, least: int):
+    """Student's and teacher's rows of each picture that has at least so many."""
+    for student, teacher in zip(
+        regions.student.split(regions.counts), regions.teacher.split(regions.counts), strict=True
+    ):
+        if len(student) >= least:
+            if len(student) > MOST:
+                rows = torch.linspace(0, len(student) - 1, MOST, device=student.device).long()
+                student, teacher = student[rows], teacher[rows]
+            yield student, teacher

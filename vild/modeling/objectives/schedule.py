@@ -1,0 +1,52 @@
+"""A number that changes during training: a function of progress, 0 at the start and 1 at the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from vild.errors import UserError
+
+SHAPES = {
+    "linear": lambda x: x,
+    "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
+    "step": lambda x: float(x >= 1),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``first`` until ``start``, ``last`` from ``stop`` on, between them by ``shape`` ("step": nothing between)."""
+
+    first: float
+    last: float
+    shape: str = "linear"
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __call__(self, progress: float) -> float:
+        x = min(max((progress - self.start) / (self.stop - self.start), 0.0), 1.0)
+        return self.first + (self.last - self.first) * SHAPES[self.shape](x)
+
+
+def parse_schedule(value: object, where: str) -> Schedule:
+    """A number, or {"FROM": 1.0, "TO": 0.0, "SHAPE": "cosine", "BETWEEN": [0.2, 0.8]} (SHAPE "linear" and BETWEEN
+    [0, 1] unless given).
+
+    Raises:
+        UserError: anything else; ``where`` names the key.
+    """
+    if _is_number(value):
+        return Schedule(float(value), float(value))
+    wanted = 'a number or {"FROM": a, "TO": b, "SHAPE": "linear, cosine or step", "BETWEEN": [0, 1]}'
+    if not isinstance(value, dict) or not {"FROM", "TO"} <= value.keys() <= {"FROM", "TO", "SHAPE", "BETWEEN"}:
+        raise UserError(f"{where}: {value} is not {wanted}")
+    shape, between = value.get("SHAPE", "linear"), value.get("BETWEEN", (0.0, 1.0))
+    numbers = [value["FROM"], value["TO"], *between] if isinstance(between, list | tuple) else [None]
+    if shape not in SHAPES or len(numbers) != 4 or not all(map(_is_number, numbers)) or numbers[2] >= numbers[3]:
+        raise UserError(f"{where}: {value} is not {wanted}")
+    return Schedule(float(numbers[0]), float(numbers[1]), shape, float(numbers[2]), float(numbers[3]))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
