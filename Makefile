@@ -12,7 +12,7 @@ test: install              ## the test suite
 	$(BIN)/python -m pytest -q
 
 ablation: install          ## all variants and controls, three seeds (output/ablation)
-	$(BIN)/python tools/ablation.py --output output/ablation --seeds 0 1 2
+	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output output/ablation
 
 lint: install
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--iterations", type=int, default=0, help="of each detector (default: the config's)")
     parser.add_argument("--smoke", action="store_true", help="as small as can be; its numbers mean nothing")
     args = parser.parse_args()
-    run = GlyphsRun(args.output, total=10, seed=args.seed, iterations=args.iterations, smoke=args.smoke)
+    run = GlyphsRun(args.output, seed=args.seed, iterations=args.iterations, smoke=args.smoke)
     run.train_both()
 
     os.environ["DETECTRON2_DATASETS"] = str(args.output / "datasets")

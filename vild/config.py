@@ -30,9 +30,9 @@ def add_vild_config(cfg: CfgNode) -> None:
     vild.TEMPERATURE = 0.01
     # Weight of the distillation, that is of all objectives together: 0.5 for R50 (paper, table 3)
     vild.DISTILL_WEIGHT = 0.5
-    # What is distilled: {"NAME", "WEIGHT" (1), parameters ...} each, summed (vild/modeling/objectives/). A number may be
-    # a schedule, {"FROM": 1, "TO": 0, "SHAPE": "linear", "cosine" or "step", "BETWEEN": [0.2, 0.8] of the training}.
-    # [{"NAME": "l1"}] is the paper's
+    # What is distilled: {"NAME", "WEIGHT" (1), parameters ...} each, summed (vild/modeling/objectives/). A number may
+    # be a schedule, {"FROM": 1, "TO": 0, "SHAPE": "linear", "cosine" or "step", "BETWEEN": [0.2, 0.8] of the
+    # training}. [{"NAME": "l1"}] is the paper's
     vild.OBJECTIVES = [{"NAME": "l1"}]
     # Distilled regions a picture and step: drawn from those in the store, or the best of the RPN's
     vild.DISTILL_PER_IMAGE = 300

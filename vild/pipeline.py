@@ -37,52 +37,52 @@ class Pipeline:
 
     Args:
         folder: everything the stages write lies below it.
-        total: how many stages there will be (for the display).
     """
 
-    def __init__(self, folder: Path, total: int):
-        self.folder, self.total, self.count = folder, total, 0
+    def __init__(self, folder: Path):
+        self.folder = folder
         (folder / "stages").mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
 
     def run(self, *stages: Stage) -> None:
-        """Run stages that do not need one another side by side, the processor's cores shared among them (two
-        small trainings on a core each finish sooner than one after the other on both). Those done are left out.
+        """Run stages that do not need one another side by side, as many at once as there are cores, which they share
+        (two small trainings on a core each finish sooner than one after the other on both). Those done are left out.
 
         Raises:
             UserError: a stage failed, or was done before by another command.
         """
         todo = []
         for each in stages:
-            self.count += 1
             marker = self.folder / "stages" / f"{each.name}.json"
             if not marker.exists():
-                todo.append((each, f"[{self.count}/{self.total}] {each.name}"))
+                todo.append(each)
                 continue
             done = json.loads(marker.read_text())
             if done["command"] != list(each.command):
                 raise UserError(f"{marker}: stage '{each.name}' was made by another command; remove {self.folder}")
             self.seconds[each.name] = done["seconds"]
-            print(f"[{self.count}/{self.total}] {each.name}: there already", flush=True)
-        if not todo:
-            return
-        threads = max(1, torch.get_num_threads() // len(todo))
-        running = [_Running(each, title, self.folder, threads) for each, title in todo]
+            print(f"{each.name}: there already", flush=True)
+        cores = torch.get_num_threads()
+        threads = max(1, cores // max(len(todo), 1))
+        running: list[_Running] = []
         try:
-            self._wait(running)
+            self._work_through(todo, running, cores, threads)
         finally:
             for process in running:
                 process.stop()
 
-    def _wait(self, running: list[_Running]) -> None:
+    def _work_through(self, todo: list[Stage], running: list[_Running], at_once: int, threads: int) -> None:
         """Until all have ended; tells every few seconds (on a terminal) or every half minute how far they are."""
         terminal, told = sys.stdout.isatty(), 0.0
-        while running:
+        while todo or running:
+            while todo and len(running) < at_once:
+                running.append(_Running(todo.pop(0), self.folder, threads))
             time.sleep(0.5)
             for process in [r for r in running if r.ended()]:
                 running.remove(process)
                 self.seconds[process.stage.name] = process.finish()
-                print(f"{process.title}: done in {process.seconds:.0f} s{' ' * 40}", flush=True)
+                left = f"; {len(todo) + len(running)} left at this point" if todo or running else ""
+                print(f"{process.stage.name}: done in {process.seconds:.0f} s{left}{' ' * 40}", flush=True)
             if running and time.time() - told > (3 if terminal else 30):
                 told = time.time()
                 line = "; ".join(r.progress() for r in running)
@@ -94,8 +94,8 @@ class Pipeline:
 class _Running:
     """A stage in its process."""
 
-    def __init__(self, each: Stage, title: str, folder: Path, threads: int):
-        self.stage, self.title, self.started, self.seconds = each, title, time.time(), 0.0
+    def __init__(self, each: Stage, folder: Path, threads: int):
+        self.stage, self.started, self.seconds = each, time.time(), 0.0
         self.marker, self.log = (folder / "stages" / f"{each.name}.{end}" for end in ("json", "log"))
         environment = {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets"), "OMP_NUM_THREADS": str(threads)}
         with open(self.log, "wb") as file:
@@ -131,7 +131,7 @@ class _Running:
         if found:
             percent, left, eta = (part.decode() for part in found[-1])
             rest = f", {percent}{', ' if percent else ''}{left or eta} left in this step"
-        return f"{self.title}: {time.time() - self.started:.0f} s{rest}"
+        return f"{self.stage.name}: {time.time() - self.started:.0f} s{rest}"
 
 
 class GlyphsRun(Pipeline):
@@ -143,14 +143,20 @@ class GlyphsRun(Pipeline):
         smoke: everything as small as it can be: shows that the stages fit together, nothing else.
     """
 
-    def __init__(self, folder: Path, total: int, seed: int = 0, iterations: int = 0, smoke: bool = False):
-        super().__init__(folder, total)
+    def __init__(self, folder: Path, seed: int = 0, iterations: int = 0, smoke: bool = False):
+        super().__init__(folder)
         self.seed, self.iterations, self.smoke = seed, 10 if smoke else iterations, smoke
         self.teacher = f"local-dir:{folder / 'teacher'}"
         self.vocabulary = folder / "vocabulary.safetensors"
 
-    def train_both(self, *beside: Stage) -> None:
-        """From nothing to ViLD and ViLD-text, trained on the same scenes for as long, and the gauges.
+    def train_both(self) -> None:
+        """From nothing to ViLD and ViLD-text, trained on the same scenes for as long, and the gauges."""
+        self.prepare()
+        self.run(self.train("text", "text", start="proposals"), self.train("vild", "vild", start="proposals"))
+        self.run(self.gauges("gauges", "vild", "proposals_val"))
+
+    def prepare(self, *beside: Stage) -> None:
+        """From nothing to all that a detector is trained with.
 
         ``beside``: further stages that need the world and the teacher only.
         """
@@ -163,8 +169,6 @@ class GlyphsRun(Pipeline):
             self.make_proposals("proposals_val", "glyphs_val"),
         )
         self.run(self.store("store", "glyphs_train", "proposals_train"))
-        self.run(self.train("text", "text", start="proposals"), self.train("vild", "vild", start="proposals"))
-        self.run(self.gauges("gauges", "vild", "proposals_val"))
 
     def config(self, name: str) -> Path:
         return REPOSITORY / "configs" / "Glyphs" / f"{name}.yaml"
@@ -227,9 +231,10 @@ class GlyphsRun(Pipeline):
             "MODEL.VILD.TEACHER.NAME", self.teacher, *overrides,
         )  # fmt: skip
 
-    def gauges(self, name: str, student: str, proposals: str) -> Stage:
+    def gauges(self, name: str, student: str, proposals: str, config: str = "") -> Stage:
+        """``config``: of the student's stage ("": named like it)."""
         return stage(
-            name, "gauges.py", "--config-file", self.config(student), "--dataset", "glyphs_val",
+            name, "gauges.py", "--config-file", self.config(config or student), "--dataset", "glyphs_val",
             "--proposals", self.folder / f"{proposals}.safetensors", "--output", self.folder / f"{name}.json",
             "--clip-on-crops", "MODEL.WEIGHTS", self.folder / student / "model_final.pth",
             "MODEL.VILD.TEACHER.NAME", self.teacher,

@@ -1,0 +1,105 @@
+"""A grid is checked before anything runs; its table says what the runs gave."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vild import ablation
+from vild.errors import UserError
+from vild.pipeline import GlyphsRun, Pipeline, Stage
+
+GRID = """
+seeds: [0, 1]
+iterations: 10
+rows:
+  ViLD: {config: vild}
+  cosine: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: cosine}], MODEL.VILD.DISTILL_WEIGHT: 3}
+  rotated: {evaluate: ViLD, novel_texts: rotated}
+  oracle: {config: text, data: all}
+  crops: {clip_on_crops: true}
+"""
+
+
+def read(tmp_path, text):
+    (tmp_path / "grid.yaml").write_text(text)
+    return ablation.read_grid(tmp_path / "grid.yaml")
+
+
+def test_a_grid_is_read(tmp_path):
+    grid = read(tmp_path, GRID)
+    assert grid.seeds == (0, 1) and grid.iterations == 10 and [r.name for r in grid.rows][1] == "cosine"
+    assert dict(grid.rows[1].overrides)["MODEL.VILD.OBJECTIVES"] == [{"NAME": "cosine"}]
+    for path in (ablation.Path("configs/Glyphs/ablations")).glob("*.yaml"):
+        assert ablation.read_grid(path).rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows: {}", "rows is empty"),
+        ("row: {}", "its keys are"),
+        ("rows: {a: vild}", "row 'a': vild is no setting"),
+        ("rows: {a: {config: vild, dta: all}}", "'dta' is not one of"),
+        ("rows: {a: {config: vild, data: some}}", "data: some is not one of"),
+        ("rows: {a: {data: all}}", "give one of config"),
+        ("rows: {a: {evaluate: b}}", "'b' is no row"),
+        ("rows: {a b: {config: vild}, a-b: {config: text}}", "two rows"),
+        ("rows: [", "grid"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_each_stage_runs_once_and_rows_share_what_comes_before(tmp_path, monkeypatch, vocabulary):
+    """With tools that do nothing: the stages' order and commands."""
+    done: list[Stage] = []
+
+    def run(self, *stages):
+        done.extend(stages)
+        if any(s.name == "vocabulary" for s in stages):
+            vocabulary.save(self.vocabulary)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    grid = read(tmp_path, GRID)
+    ablation.run_seed(GlyphsRun(tmp_path / "seed0", iterations=10), grid.rows)
+    names = [s.name for s in done]
+    assert len(set(names)) == len(names)
+    assert names[-2:] == ["row-rotated", "row-crops"] and names.index("store") < names.index("row-vild")
+    cosine = " ".join(next(s for s in done if s.name == "row-cosine").command)
+    assert "MODEL.VILD.OBJECTIVES [{'NAME': 'cosine'}] MODEL.VILD.DISTILL_WEIGHT 3" in cosine
+    assert "glyphs_train_all" in " ".join(next(s for s in done if s.name == "row-oracle").command)
+
+
+def test_table_and_plot(tmp_path):
+    metrics = [{m: 10.0 * n + seed for n, m in enumerate(ablation.METRICS)} for seed in (0, 1, 2)]
+    results = {"ViLD": metrics, "crops": [{"bbox/AP50_novel": 7.0}], "not yet": []}
+    page = ablation.table(results, {"teacher_top1": [{"base": 96.0, "novel": 97.0}]})
+    assert "| ViLD" in page and "1.0 ± 1.0" in page and "not yet" not in page and "| 7.0" in page and "96.0" in page
+    ablation.plot(results, tmp_path / "plot.png")
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")).reshape(-1, 3), axis=0)) > 10
+
+
+def test_more_stages_than_cores(tmp_path, monkeypatch):
+    """They all run, never more at once than cores, and a second run does nothing."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("vild.pipeline.REPOSITORY", tmp_path)
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "work.py").write_text(
+        "import sys, time\nfrom pathlib import Path\n"
+        "start = time.time()\ntime.sleep(0.6)\nPath(sys.argv[1]).write_text(f'{start} {time.time()}')\n"
+    )
+    stages = [Stage(f"s{n}", ("work.py", str(tmp_path / f"out{n}"))) for n in range(5)]
+    run = Pipeline(tmp_path / "run")
+    run.run(*stages)
+    spans = [tuple(map(float, (tmp_path / f"out{n}").read_text().split())) for n in range(5)]
+    assert max(sum(a <= t < b for a, b in spans) for t, _ in spans) == 2
+    for n in range(5):
+        (tmp_path / f"out{n}").unlink()
+    run.run(*stages)
+    assert not list(tmp_path.glob("out*")) and json.loads((tmp_path / "run/stages/s3.json").read_text())["seconds"] > 0

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Settings by seeds on the built-in world, as one table and one plot: mean ± standard deviation.
+
+    tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output output/ablation
+    tools/ablate.py --grid configs/Glyphs/ablations/objectives.yaml --output output/objectives
+
+Everything of a seed is its own: world, teacher, proposals, stores, detectors; as many trainings run side by side as
+there are cores. Run again, it goes on from what is there. Writes OUTPUT/ablation.{md,json,png} after every seed.
+"""
+
+import argparse
+from pathlib import Path
+
+from vild.ablation import plot, read_grid, read_row, run_seed, table
+from vild.errors import one_line_errors
+from vild.files import write_json, written_whole
+from vild.pipeline import GlyphsRun
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", type=Path, required=True, help="YAML file (vild/ablation.py says what it holds)")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the grid's")
+    parser.add_argument("--iterations", type=int, help="of each detector, instead of the grid's (0: its config's)")
+    parser.add_argument("--smoke", action="store_true", help="as small as can be; its numbers mean nothing")
+    args = parser.parse_args()
+    grid = read_grid(args.grid)
+    iterations = grid.iterations if args.iterations is None else args.iterations
+    results = {row.name: [] for row in grid.rows}
+    gauges: dict[str, list[dict]] = {}
+    for seed in args.seeds or grid.seeds:
+        print(f"seed {seed}", flush=True)
+        run = GlyphsRun(args.output / f"seed{seed}", seed=seed, iterations=iterations, smoke=args.smoke)
+        run_seed(run, grid.rows)
+        for row in grid.rows:
+            results[row.name].append(read_row(run, row))
+        if any(row.clip_on_crops for row in grid.rows):
+            for name, values in run.read_gauges()[0].items():
+                gauges.setdefault(name, []).append(values)
+        page = table(results, gauges)
+        with written_whole(args.output / "ablation.md") as aside:
+            aside.write_text(page)
+        write_json(args.output / "ablation.json", {"rows": results, "gauges": gauges})
+        plot(results, args.output / "ablation.png")
+        print(page, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""A grid of settings by seeds on the built-in world: what to run for each row, and the table and plot of what came out.
+
+A grid is a YAML file: ``seeds``, ``iterations`` (of each detector; 0: as its config says) and ``rows``, name to setting:
+
+* ``config``: one of configs/Glyphs/; every key with capitals is an override of it (``MODEL.VILD.OBJECTIVES: [...]``);
+* ``data``: "nonovel" (training scenes without novel objects) or "all" (the novel names annotated: an oracle);
+* or ``evaluate``: another row's detector, with ``novel_texts: rotated`` (a control that must destroy novel AP);
+* or ``clip_on_crops: true``: the teacher on every proposal, no detector.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+from tabulate import tabulate
+
+from vild.errors import UserError
+from vild.pipeline import GlyphsRun, Stage, stage
+from vild.vocabulary import Vocabulary
+
+METRICS = ["bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/APr", "bbox/APc", "bbox/APf",
+           "segm/AP50_novel", "segm/AP50_base"]  # fmt: skip
+SECONDS = "seconds a step"
+CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "clip_on_crops": (False, True)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of a grid (see above)."""
+
+    name: str
+    config: str = ""
+    data: str = "train"
+    evaluate: str = ""
+    novel_texts: str = ""
+    clip_on_crops: bool = False
+    overrides: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """Its name as a folder."""
+        return "row-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows by seeds."""
+
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    iterations: int = 0
+
+
+def read_grid(path: Path) -> Grid:
+    """A grid's file, checked.
+
+    Raises:
+        UserError: no such file, or a key or value that does not fit.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"grid {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict) or not document.keys() <= {"rows", "seeds", "iterations"}:
+        raise UserError(f"grid {path}: its keys are rows, seeds and iterations")
+    rows = document.get("rows")
+    if not isinstance(rows, dict) or not rows:
+        raise UserError(f"grid {path}: rows is empty; give a name and a setting each")
+    grid = Grid(
+        tuple(_row(str(name), setting, f"grid {path}, row '{name}'") for name, setting in rows.items()),
+        tuple(document.get("seeds", (0, 1, 2))),
+        document.get("iterations", 0),
+    )
+    names, stages = [r.name for r in grid.rows], [r.stage for r in grid.rows]
+    for row in grid.rows:
+        if stages.count(row.stage) > 1:
+            raise UserError(f"grid {path}: two rows would lie in {row.stage}; name them differently")
+        if row.evaluate and row.evaluate not in names:
+            raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' is no row")
+    return grid
+
+
+def _row(name: str, setting: object, where: str) -> Row:
+    if not isinstance(setting, dict):
+        raise UserError(f"{where}: {setting} is no setting; for example {{config: vild}}")
+    known = {k: v for k, v in setting.items() if k in ("config", "evaluate", *CHOICES)}
+    overrides = {k: v for k, v in setting.items() if k not in known}
+    for key in overrides:
+        if key != key.upper():
+            raise UserError(
+                f"{where}: '{key}' is not one of config, evaluate, {', '.join(CHOICES)}, nor a config's key"
+            )
+    for key, allowed in CHOICES.items():
+        if known.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{where}: {key}: {known[key]} is not one of {', '.join(map(str, allowed))}")
+    if sum(bool(known.get(key)) for key in ("config", "evaluate", "clip_on_crops")) != 1:
+        raise UserError(f"{where}: give one of config, evaluate and clip_on_crops")
+    return Row(name, **known, overrides=tuple(overrides.items()))
+
+
+def run_seed(run: GlyphsRun, rows: tuple[Row, ...]) -> None:
+    """Everything one seed needs, each stage once: what the rows share, then the rows, side by side."""
+    data = {row.data for row in rows}
+    oracle = [run.make_vocabulary("vocabulary_all", "glyphs_train_all")] if "all" in data else []
+    run.prepare(*oracle)
+    if "nonovel" in data:  # it never meets a novel object: its proposal network neither
+        run.run(run.world("world_nonovel", "nonovel_train"))
+        run.run(run.train("network_nonovel", "proposals", "DATASETS.TRAIN", "('glyphs_nonovel_train',)"))
+        run.run(run.make_proposals("proposals_nonovel", "glyphs_nonovel_train", "network_nonovel"))
+        run.run(run.store("store_nonovel", "glyphs_nonovel_train", "proposals_nonovel"))
+    run.run(*(_train(run, row) for row in rows if row.config))
+    others = []
+    for row in rows:
+        if row.evaluate:
+            others.append(_evaluate(run, row, next(r for r in rows if r.name == row.evaluate)))
+        elif row.clip_on_crops:
+            others.append(_gauges(run, row, next(r for r in rows if r.config and r.data == "train")))
+    run.run(*others)
+
+
+def _train(run: GlyphsRun, row: Row) -> Stage:
+    where: tuple[object, ...] = ()
+    start = "proposals"
+    if row.data == "all":
+        where = (
+            "DATASETS.TRAIN",
+            "('glyphs_train_all',)",
+            "MODEL.VILD.VOCABULARY",
+            run.folder / "vocabulary_all.safetensors",
+        )
+    elif row.data == "nonovel":
+        where = ("DATASETS.TRAIN", "('glyphs_nonovel_train',)", "MODEL.VILD.STORE", run.folder / "store_nonovel")
+        start = "network_nonovel"
+    overrides = (x for pair in row.overrides for x in pair)
+    return run.train(row.stage, row.config, *where, *overrides, start=start)
+
+
+def _evaluate(run: GlyphsRun, row: Row, other: Row) -> Stage:
+    vocabulary = run.vocabulary
+    if row.novel_texts == "rotated":
+        vocabulary = run.folder / "vocabulary_rotated.safetensors"
+        rotate_novel(Vocabulary.load(run.vocabulary)).save(vocabulary)
+    return stage(
+        row.stage, "train_net.py", "--config-file", run.config(other.config), "--eval-only", "--num-gpus", 0,
+        "OUTPUT_DIR", run.folder / row.stage, "MODEL.WEIGHTS", run.folder / other.stage / "model_final.pth",
+        "MODEL.VILD.VOCABULARY", run.vocabulary, "MODEL.VILD.TEST_VOCABULARY", vocabulary,
+        *(x for pair in other.overrides for x in pair),
+    )  # fmt: skip
+
+
+def _gauges(run: GlyphsRun, row: Row, student: Row) -> Stage:
+    return replace(run.gauges("gauges", student.stage, "proposals_val", student.config), name=row.stage)
+
+
+def rotate_novel(vocabulary: Vocabulary) -> Vocabulary:
+    """Every novel name gets the next novel name's embedding: a control that must destroy novel AP."""
+    novel = vocabulary.mask("novel").nonzero()[:, 0]
+    embeddings = vocabulary.embeddings.clone()
+    embeddings[novel] = vocabulary.embeddings[novel.roll(1)]
+    return replace(vocabulary, embeddings=embeddings, prompts="rotated")
+
+
+def read_row(run: GlyphsRun, row: Row) -> dict[str, float | None]:
+    """A row's metrics of one seed; of a trained one also its seconds a step."""
+    if row.clip_on_crops:
+        return {f"bbox/{key}": value for key, value in run.read_gauges()[1].items()}
+    found = dict(run.metrics(row.stage))
+    log = run.folder / row.stage / "metrics.json"
+    if log.is_file():
+        times = [json.loads(line).get("time") for line in log.read_text().splitlines()]
+        found[SECONDS] = float(np.median([t for t in times if t is not None]))
+    return found
+
+
+def mean_and_std(values: list[float | None], digits: int = 1) -> str:
+    """ "70.8 ± 2.9": over the seeds, with the sample's standard deviation."""
+    if not values or any(v is None for v in values):
+        return "-"
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
+
+
+def table(results: Mapping[str, list[dict]], gauges: Mapping[str, list[dict]]) -> str:
+    """Markdown. ``results``: row to a seed's metrics each; ``gauges``: gauge to a seed's {"base", "novel"} each."""
+    options = {"tablefmt": "pipe", "disable_numparse": True}
+    headers = ["", "seeds", *(m.replace("bbox/", "box ").replace("segm/", "mask ") for m in METRICS), SECONDS]
+    body = [
+        [name, str(len(values)), *(mean_and_std([v.get(m) for v in values]) for m in METRICS),
+         mean_and_std([v.get(SECONDS) for v in values], 2)]
+        for name, values in results.items() if values
+    ]  # fmt: skip
+    page = tabulate(body, headers, **options) + "\n"
+    if gauges:
+        rows = [
+            [name, *(mean_and_std([v[m] for v in values], 3 if "cosine" in name else 1) for m in ("base", "novel"))]
+            for name, values in gauges.items()
+        ]
+        page += "\n" + tabulate(rows, ["gauge", "base", "novel"], **options) + "\n"
+    return page
+
+
+def plot(results: Mapping[str, list[dict]], path: Path) -> None:
+    """Novel over base box AP50, a cross a row: mean and standard deviation over the seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 6))
+    for number, (name, values) in enumerate(r for r in results.items() if r[1]):
+        x, y = ([v.get(f"bbox/AP50_{mark}") for v in values] for mark in ("base", "novel"))
+        if None in x or None in y:
+            continue
+        spread = {f"{axis}err": np.std(v, ddof=1) if len(v) > 1 else None for axis, v in (("x", x), ("y", y))}
+        look = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "label": name}
+        axes.errorbar(np.mean(x), np.mean(y), **spread, **look, linestyle="none", capsize=3)
+    axes.set_xlabel("box AP50, base names")
+    axes.set_ylabel("box AP50, novel names")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
