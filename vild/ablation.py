@@ -1,6 +1,7 @@
 """A grid of settings by seeds on the built-in world: what to run for each row, and the table and plot of what came out.
 
-A grid is a YAML file: ``seeds``, ``iterations`` (of each detector; 0: as its config says) and ``rows``, name to setting:
+A grid is a YAML file: ``seeds``, ``iterations`` (of each detector; 0: as its config says) and ``rows``, a name and a
+setting each:
 
 * ``config``: one of configs/Glyphs/; every key with capitals is an override of it (``MODEL.VILD.OBJECTIVES: [...]``);
 * ``data``: "nonovel" (training scenes without novel objects) or "all" (the novel names annotated: an oracle);
