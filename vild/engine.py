@@ -22,6 +22,7 @@ from vild.data.loader import build_test_loader, build_train_loader
 from vild.data.provenance import training_record
 from vild.errors import UserError
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
+from vild.modeling.objectives import of_maps, parse_objectives
 from vild.teacher.clip import Teacher, check_same_teacher, crop_of, describe
 from vild.teacher.store import EmbeddingStore
 from vild.vocabulary import Vocabulary
@@ -83,6 +84,18 @@ def distils_from(cfg) -> str:
     return "nothing" if is_proposal_network(cfg) or cfg.MODEL.VILD.VARIANT == "text" else source
 
 
+def distils_maps(cfg) -> bool:
+    """Do the objectives look at the teacher's feature maps? UserError where they do and no live teacher has them."""
+    source = distils_from(cfg)
+    names = [] if source == "nothing" else of_maps(parse_objectives(cfg.MODEL.VILD.OBJECTIVES))
+    if names and source != "teacher":
+        raise UserError(
+            f"MODEL.VILD.OBJECTIVES: '{names[0]}' needs the teacher's feature maps, which no store holds: "
+            f"set MODEL.VILD.DISTILL_FROM to 'teacher', not '{source}'"
+        )
+    return bool(names)
+
+
 def open_store(cfg) -> EmbeddingStore | None:
     """The store of a training config, checked against its vocabulary; None where none is read."""
     source = distils_from(cfg)
@@ -107,6 +120,7 @@ def open_live_teacher(cfg, store: EmbeddingStore | None) -> LiveTargets | None:
     with torch.random.fork_rng(devices=[]):
         crop = crop_of(store.fingerprint) if store else "squash"
         teacher = Teacher(vild.TEACHER.NAME, vild.TEACHER.PRETRAINED, cfg.MODEL.DEVICE, crop)
+    maps = distils_maps(cfg)
     check_same_teacher(
         teacher.fingerprint,
         "MODEL.VILD.TEACHER",
@@ -114,11 +128,21 @@ def open_live_teacher(cfg, store: EmbeddingStore | None) -> LiveTargets | None:
         f"vocabulary {vild.VOCABULARY}",
     )
     return LiveTargets(
-        teacher.encode_regions,
+        teacher.encode_regions_and_maps if maps else teacher.encode_regions,
         image_format=cfg.INPUT.FORMAT,
         per_image=vild.DISTILL_PER_IMAGE,
         min_visible=vild.MIN_VISIBLE,
+        map_channels=teacher.map_shape[0] if maps else 0,
     )
+
+
+def with_map_channels(cfg, live_teacher: LiveTargets | None):
+    """The config with ``MODEL.VILD.MAP_CHANNELS`` as the live teacher has them."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.VILD.MAP_CHANNELS = live_teacher.map_channels if live_teacher else 0
+    cfg.freeze()
+    return cfg
 
 
 def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
@@ -164,10 +188,11 @@ class Trainer(DefaultTrainer):
         if not is_proposal_network(cfg):
             for name in cfg.DATASETS.TRAIN:
                 check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
+        distils_maps(cfg)  # a mistake is told before files are opened
         store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
         live_teacher = open_live_teacher(cfg, store)
-        super().__init__(cfg)
+        super().__init__(with_map_channels(cfg, live_teacher))
         if live_teacher is not None:
             getattr(self.model, "module", self.model).set_live_teacher(live_teacher)
         self.checkpointer = VildCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vild.errors import UserError
-from vild.modeling.objectives import OBJECTIVES, Regions, parse_objectives, word_lists
+from vild.modeling.objectives import OBJECTIVES, Regions, of_maps, parse_objectives, word_lists
 from vild.modeling.objectives.schedule import parse_schedule
 
 D, TAU = 8, 0.1
@@ -21,11 +21,23 @@ def unit(*shape):
 STUDENT, TEACHER, WORDS, BACKGROUND = unit(sum(COUNTS), D), unit(sum(COUNTS), D), unit(5, D), unit(1, D)
 LISTS = {"base": WORDS, "background": np.concatenate([WORDS, BACKGROUND]), "concepts.safetensors": unit(30, D)}
 
+# of C = 6, T = 5 and T = 5 channels, 2 x 3: RoI feature, adapted RoI feature, teacher's map
+MAPS = [RNG.normal(size=(sum(COUNTS), channels, 2, 3)) for channels in (6, 5, 5)]
 
-def regions(student=STUDENT, teacher=TEACHER, counts=COUNTS, dtype=torch.float64, temperature=TAU):
+
+def regions(student=STUDENT, teacher=TEACHER, counts=COUNTS, dtype=torch.float64, temperature=TAU, maps=MAPS):
     tensor = lambda x: torch.as_tensor(np.asarray(x), dtype=dtype)  # noqa: E731
     words = {key: tensor(rows) for key, rows in LISTS.items()}
-    return Regions(tensor(student).requires_grad_(), tensor(teacher), counts, words, temperature)
+    seen, adapted, of_teacher = map(tensor, maps)
+    return Regions(
+        tensor(student).requires_grad_(), tensor(teacher), counts, words, temperature,
+        seen.requires_grad_(), adapted.requires_grad_(), of_teacher,
+    )  # fmt: skip
+
+
+def trained(x):
+    """What of the regions a training changes: embeddings, RoI features, adapted RoI features."""
+    return [x.student, x.student_maps, x.adapted_maps]
 
 
 def softmax(x):
@@ -96,8 +108,26 @@ CASES = {
 }
 
 
+def reference_tokens(student, adapted, teacher):
+    cosine = (adapted * teacher).sum(1) / np.linalg.norm(adapted, axis=1) / np.linalg.norm(teacher, axis=1)
+    return 2 - 2 * cosine.mean()
+
+
+def reference_attention(student, adapted, teacher):
+    def where(maps):
+        energy = np.array([[[f @ f for f in row] for row in m.transpose(1, 2, 0)] for m in maps])
+        return energy / np.sqrt((energy**2).sum((1, 2), keepdims=True))
+
+    return np.mean([np.linalg.norm(d) for d in where(student) - where(teacher)])
+
+
+MAP_CASES = {"tokens": reference_tokens, "attention": reference_attention}
+
+
 def test_every_objective_has_a_reference():
-    assert {case.split()[0] for case in CASES} == set(OBJECTIVES)
+    assert {case.split()[0] for case in CASES} | set(MAP_CASES) == set(OBJECTIVES)
+    assert [o.name for o in parse_objectives([{"NAME": n} for n in OBJECTIVES])] == list(OBJECTIVES)
+    assert set(of_maps(parse_objectives([{"NAME": n} for n in OBJECTIVES]))) == set(MAP_CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -128,23 +158,51 @@ def test_the_order_of_a_pictures_regions_does_not_matter(case):
     assert a == pytest.approx(b, rel=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", MAP_CASES)
+def test_maps_against_numpy_and_finite_differences(name):
+    x, reference = regions(), MAP_CASES[name]
+    value = OBJECTIVES[name](x)
+    np.testing.assert_allclose(value.item(), reference(*MAPS), rtol=2e-5)
+    value.backward()
+    for i, found in ((0, x.student_maps.grad), (1, x.adapted_maps.grad)):
+        direction = RNG.normal(size=MAPS[i].shape)
+        up, down = ([*MAPS[:i], MAPS[i] + s * direction, *MAPS[i + 1 :]] for s in (1e-6, -1e-6))
+        slope = (reference(*up) - reference(*down)) / 2e-6
+        mine = 0 if found is None else (found.numpy() * direction).sum()
+        np.testing.assert_allclose(mine, slope, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAP_CASES)
+def test_maps_are_compared_position_by_position_and_without_their_scale(name):
+    value = OBJECTIVES[name](regions()).item()
+    mirrored = [m[..., ::-1].copy() for m in MAPS]
+    assert OBJECTIVES[name](regions(maps=mirrored)).item() == pytest.approx(value)
+    assert OBJECTIVES[name](regions(maps=[7 * m for m in MAPS])).item() == pytest.approx(value)
+    like = regions(maps=[MAPS[2]] * 3)
+    (same := OBJECTIVES[name](like)).backward()
+    assert same.item() == 0 < 0.1 < OBJECTIVES[name](regions(maps=[mirrored[2], mirrored[2], MAPS[2]])).item()
+    assert all(g.isfinite().all() for g in [x.grad for x in trained(like)] if g is not None)
+
+
+@pytest.mark.parametrize("case", [*CASES, *MAP_CASES])
 def test_no_region_is_zero_with_a_gradient(case):
-    parameters, _ = CASES[case]
-    x = regions(np.zeros((0, D)), np.zeros((0, D)), (0, 0))
+    parameters, _ = CASES.get(case, ({}, None))
+    x = regions(np.zeros((0, D)), np.zeros((0, D)), (0, 0), maps=[m[:0] for m in MAPS])
     value = OBJECTIVES[case.split()[0]](x, **parameters)
     value.backward()
-    assert value.item() == 0 and x.student.grad is not None
+    assert value.item() == 0 and all(leaf.grad is not None for leaf in trained(x) if case in MAP_CASES)
+    assert x.student.grad is not None
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *MAP_CASES])
 def test_half_precision_at_temperature_one_hundredth(case):
-    parameters, _ = CASES[case]
+    parameters, _ = CASES.get(case, ({}, None))
     x = regions(dtype=torch.bfloat16, temperature=0.01)
     with torch.autocast("cpu", torch.bfloat16):
         value = OBJECTIVES[case.split()[0]](x, **parameters)
     value.backward()
-    assert value.isfinite() and x.student.grad.isfinite().all() and x.student.grad.abs().sum() > 0
+    (grad,) = [leaf.grad for leaf in trained(x) if leaf.grad is not None]
+    assert value.isfinite() and grad.isfinite().all() and grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("case", set(CASES) - {"hard_targets", "contrast"})

@@ -17,14 +17,22 @@ class LiveTargets:
 
     Args:
         encode: the teacher's uint8 RGB [3, H, W], boxes [N, 4] to unit [N, D]
-            (:meth:`vild.teacher.clip.Teacher.encode_regions`).
+            (:meth:`vild.teacher.clip.Teacher.encode_regions`); with ``map_channels`` to these and the teacher's feature
+            maps [N, T, h, w] (:meth:`vild.teacher.clip.Teacher.encode_regions_and_maps`).
         image_format: of the detector's input, "BGR" or "RGB".
         per_image: at most so many regions a picture.
         min_visible: see :func:`vild.data.mapper.visible_regions`.
+        map_channels: T; 0 where no objective looks at maps.
     """
 
     def __init__(
-        self, encode: Callable[[Tensor, Tensor], Tensor], *, image_format: str, per_image: int, min_visible: float
+        self,
+        encode: Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]],
+        *,
+        image_format: str,
+        per_image: int,
+        min_visible: float,
+        map_channels: int = 0,
     ):
         if image_format not in ("BGR", "RGB"):
             raise UserError(f"INPUT.FORMAT: the teacher cannot look at '{image_format}' pictures; use BGR or RGB")
@@ -32,10 +40,11 @@ class LiveTargets:
         self.image_format = image_format
         self.per_image = per_image
         self.min_visible = min_visible
+        self.map_channels = map_channels
 
     @torch.no_grad()
     def __call__(self, image: Tensor, window: tuple[int, ...], proposals: Instances) -> Instances:
-        """One picture's ``proposal_boxes`` and ``embeddings``.
+        """One picture's ``proposal_boxes``, ``embeddings`` and, with ``map_channels``, ``maps``.
 
         Args:
             image: uint8 [3, H, W], as augmented, not normalised.
@@ -50,6 +59,8 @@ class LiveTargets:
             picture = picture.flip(0)
         # the detector's mixed precision is not the teacher's, which here computes as it does for a store
         with torch.autocast(image.device.type, enabled=False):
-            embeddings = self.encode(picture, boxes - boxes.new_tensor([x0, y0, x0, y0]))
-        # a clone, as autograd refuses tensors that were made in inference mode
-        return Instances(proposals.image_size, proposal_boxes=Boxes(boxes), embeddings=embeddings.clone())
+            found = self.encode(picture, boxes - boxes.new_tensor([x0, y0, x0, y0]))
+        fields = dict(zip(("embeddings", "maps"), found, strict=True)) if self.map_channels else {"embeddings": found}
+        # clones, as autograd refuses tensors that were made in inference mode
+        fields = {key: value.clone() for key, value in fields.items()}
+        return Instances(proposals.image_size, proposal_boxes=Boxes(boxes), **fields)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_box_head
 from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from vild.errors import UserError
 from vild.modeling import fusion, losses
 from vild.modeling.classifier import Offered, RegionEmbedding, TextClassifier
-from vild.modeling.objectives import Objective, Regions, parse_objectives, word_lists
+from vild.modeling.objectives import Objective, Regions, of_maps, parse_objectives, word_lists
 from vild.teacher.clip import check_same_teacher
 from vild.vocabulary import Vocabulary
 
@@ -48,6 +49,7 @@ class ViLDROIHeads(StandardROIHeads):
         image_embedding: RegionEmbedding | None,
         classifier: TextClassifier,
         bbox_pred: nn.Linear,
+        adapter: nn.Conv2d | None,
         box2box_transform: Box2BoxTransform,
         box_loss_beta: float,
         objectives: list[Objective],
@@ -66,6 +68,7 @@ class ViLDROIHeads(StandardROIHeads):
             embedding: the only head's region embedding; in the ensemble the text head's.
             image_embedding: the image head's, in the ensemble; else None.
             bbox_pred: features of ``embedding`` to 4 class-agnostic deltas.
+            adapter: RoI features to the channels of the teacher's feature maps; in training with ``tokens`` only.
             objectives: what the distilled regions learn, together weighted by ``distill_weight``.
             iterations: of the whole training, for their schedules.
             concepts: text embeddings [K, D] of their word lists, by file.
@@ -80,6 +83,7 @@ class ViLDROIHeads(StandardROIHeads):
         self.image_embedding = image_embedding
         self.classifier = classifier
         self.bbox_pred = bbox_pred
+        self.adapter = adapter
         self.box2box_transform = box2box_transform
         self.box_loss_beta = box_loss_beta
         self.objectives, self.distill_weight, self.iterations = objectives, distill_weight, iterations
@@ -127,6 +131,9 @@ class ViLDROIHeads(StandardROIHeads):
             per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
             pre_nms_topk=vild.PRE_NMS_TOPK,
         )
+        # the last to draw its weights: all others are those of a detector without it
+        adapts = vild.MAP_CHANNELS and "tokens" in of_maps(objectives)
+        settings["adapter"] = nn.Conv2d(shape.channels, vild.MAP_CHANNELS, 1) if adapts else None
         return settings
 
     @classmethod
@@ -150,7 +157,7 @@ class ViLDROIHeads(StandardROIHeads):
         """As :meth:`StandardROIHeads.forward`.
 
         ``distill``: in training, a picture each, ``Instances`` with ``proposal_boxes`` and unit ``embeddings``
-        [M, D]; None for the text variant.
+        [M, D] (and ``maps`` [M, T, h, w] where an objective looks at them); None for the text variant.
         """
         if not self.training:
             return super().forward(images, features, proposals)
@@ -189,11 +196,20 @@ class ViLDROIHeads(StandardROIHeads):
             result["loss_text"] = losses.text_loss(logits, labels, self.classifier.base)
             self._log_accuracy(logits, labels)
         if distilled is not None:
-            result |= self._distill_losses(distilled, distill)
+            maps = self._maps(pooled[is_distilled], distill) if distill[0].has("maps") else {}
+            result |= self._distill_losses(distilled, distill, maps)
         return result
 
-    def _distill_losses(self, embeddings: Tensor, distill: list[Instances]) -> dict[str, Tensor]:
-        """Every objective's loss by name, weighted. ``embeddings``: unit [sum of M, D]."""
+    def _maps(self, roi_features: Tensor, distill: list[Instances]) -> dict[str, Tensor | None]:
+        """Student's and teacher's feature maps, as ``Regions`` has them."""
+        teacher = torch.cat([d.maps for d in distill])
+        # resized first: both are linear and commute, and the adapter's output is the wider one
+        student = F.interpolate(roi_features.float(), teacher.shape[-2:], mode="bilinear", antialias=True)
+        adapted = None if self.adapter is None else self.adapter(student)
+        return {"student_maps": student, "adapted_maps": adapted, "teacher_maps": teacher}
+
+    def _distill_losses(self, embeddings: Tensor, distill: list[Instances], maps: dict) -> dict[str, Tensor]:
+        """Every objective's loss by name, weighted. ``embeddings``: unit [sum of M, D]; ``maps``: see :meth:`_maps`."""
         storage, text = get_event_storage(), self.classifier.text[self.classifier.base]
         concepts = {path: rows.to(text.device) for path, rows in self.concepts.items()}
         regions = Regions(
@@ -202,6 +218,7 @@ class ViLDROIHeads(StandardROIHeads):
             tuple(map(len, distill)),
             {"base": text, "background": self.classifier.matrix(text), **concepts},
             self.classifier.temperature,
+            **maps,
         )
         storage.put_scalar("vild/num_distilled", len(embeddings))
         progress = min(storage.iter / self.iterations, 1.0)

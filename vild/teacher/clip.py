@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import open_clip
@@ -78,10 +79,42 @@ class Teacher:
         """Normalised float [N, 3, *size] to unit float32 [N, D]."""
         if len(images) == 0:
             return torch.zeros((0, self.width), device=self.device)
-        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
-            features = self._encode_image(images)
+        with self._autocast():
+            features = self._encode_image(self._laid_out(images))
         return F.normalize(features.float(), dim=1)
+
+    @torch.inference_mode()
+    def encode_image_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`encode_image`, for N > 0, and the image tower's last feature map, float32 [N, T, h, w]: a ViT's
+        patch tokens after its last norm, a convolutional network's last stage."""
+        with self._autocast():
+            found = self.model.forward_intermediates(
+                self._laid_out(images), image_indices=1, normalize=False, normalize_intermediates=True
+            )
+        return F.normalize(found["image_features"].float(), dim=1), found["image_intermediates"][-1].float()
+
+    @cached_property
+    def map_shape(self) -> tuple[int, int, int]:
+        """(T, h, w) of the image tower's last feature map.
+
+        Raises:
+            UserError: the tower has none, or gives with it another embedding than without.
+        """
+        probe = torch.linspace(-1, 1, 3 * self.size[0] * self.size[1]).view(1, 3, *self.size)
+        try:
+            embedding, maps = self.encode_image_and_maps(probe)
+        except Exception as error:  # each tower fails in its own way
+            reason = " ".join(str(error).split())
+            raise UserError(f"teacher '{self.name}': its image tower gives no feature map ({reason})") from error
+        if maps.dim() != 4 or not torch.allclose(embedding, self.encode_image(probe), atol=1e-3):
+            raise UserError(f"teacher '{self.name}': its image tower gives no feature map beside its embedding")
+        return tuple(maps.shape[1:])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], batch: int = 256) -> Tensor:
@@ -110,6 +143,18 @@ class Teacher:
         crops = self.cut([picture], [boxes])
         embeddings = self.encode_image(normalise(crops.flatten(0, 1), self.mean, self.std))
         return fuse_scales(embeddings.view(*crops.shape[:2], -1))
+
+    def encode_regions_and_maps(self, picture: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`encode_regions`, to the last bit, and the feature map of each box's 1x crop, [N, T, h, w].
+
+        Raises:
+            UserError: see :attr:`map_shape`.
+        """
+        if len(boxes) == 0:
+            return self.encode_regions(picture, boxes), torch.zeros((0, *self.map_shape), device=self.device)
+        crops = self.cut([picture], [boxes])
+        embeddings, maps = self.encode_image_and_maps(normalise(crops.flatten(0, 1), self.mean, self.std))
+        return fuse_scales(embeddings.view(*crops.shape[:2], -1)), maps[:: crops.shape[1]]
 
 
 def _create(name: str, pretrained: str) -> nn.Module:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vild.errors import UserError
-from vild.modeling.objectives import contrast, feature, relation, targets
+from vild.modeling.objectives import contrast, feature, intermediate, relation, targets
 from vild.modeling.objectives.regions import Regions
 from vild.modeling.objectives.schedule import Schedule, parse_schedule
 
@@ -31,6 +31,8 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "distances": relation.distances,
     "angles": relation.angles,
     "contrast": contrast.contrast,
+    "tokens": intermediate.tokens,
+    "attention": intermediate.attention,
 }
 
 
@@ -80,4 +82,9 @@ def word_lists(objectives: Sequence[Objective]) -> list[str]:
     return sorted(lists - {"base", "background"})
 
 
-__all__ = ["OBJECTIVES", "Objective", "Regions", "parse_objectives", "word_lists"]
+def of_maps(objectives: Sequence[Objective]) -> list[str]:
+    """The names of those that look at feature maps, which only a live teacher has."""
+    return [o.name for o in objectives if OBJECTIVES[o.name] in intermediate.OF_MAPS]
+
+
+__all__ = ["OBJECTIVES", "Objective", "Regions", "of_maps", "parse_objectives", "word_lists"]

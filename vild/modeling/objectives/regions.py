@@ -22,6 +22,9 @@ class Regions:
         words: unit text embeddings [K, D] by what ``OVER`` may say: "base", the base names of training; "background",
             the same and, last, the learned background; or the path of a vocabulary file (a large list of concepts).
         temperature: of the classifier, tau.
+        student_maps: RoI features [M, C, h, w], with gradient; they and the next two only for objectives of maps.
+        adapted_maps: the same through the learned adapter, [M, T, h, w]; None without ``tokens``.
+        teacher_maps: the image tower's last feature map [M, T, h, w], without gradient.
     """
 
     student: Tensor
@@ -29,6 +32,9 @@ class Regions:
     counts: tuple[int, ...]
     words: Mapping[str, Tensor] = field(default_factory=dict)
     temperature: float = 0.01
+    student_maps: Tensor | None = None
+    adapted_maps: Tensor | None = None
+    teacher_maps: Tensor | None = None
 
     def logits(self, over: str, temperature: float) -> tuple[Tensor, Tensor]:
         """Student's and teacher's float32 logits [M, K] over a word list, at tau times ``temperature``."""
@@ -39,5 +45,6 @@ class Regions:
         return student, teacher
 
     def nothing(self) -> Tensor:
-        """The value of an objective without regions: 0, with a gradient."""
-        return self.student.sum() * 0
+        """The value of an objective without regions: 0, with a gradient to all that is trained."""
+        trained = (self.student, self.student_maps, self.adapted_maps)
+        return sum(x.sum() for x in trained if x is not None) * 0

@@ -1,0 +1,34 @@
+"""What lies before the embedding: the RoI feature beside the teacher's last feature map, position by position.
+
+The RoI feature comes resized to the teacher's h x w (bilinear, antialiased).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vild.modeling.objectives.regions import Regions
+
+
+def tokens(regions: Regions) -> Tensor:
+    """Squared L2 between the adapted RoI feature and the teacher's map, at each position as unit vectors over channels
+    (FitNets; Romero et al. 2015, eq. 3, without its 1/2): 2 - 2 cos, mean over the positions of all regions."""
+    if not len(regions.student):
+        return regions.nothing()
+    student, teacher = (F.normalize(x.float(), dim=1) for x in (regions.adapted_maps, regions.teacher_maps))
+    return (student - teacher).square().sum(1).mean()
+
+
+def attention(regions: Regions) -> Tensor:
+    """L2 between where the two look: unit maps of each position's sum of squares over channels, of the RoI feature
+    itself (Zagoruyko & Komodakis 2017, eq. 2 with p = 2, without its beta / 2). Mean over regions."""
+    if not len(regions.student):
+        return regions.nothing()
+    student, teacher = (
+        F.normalize(x.float().square().sum(1).flatten(1), dim=1) for x in (regions.student_maps, regions.teacher_maps)
+    )
+    return (student - teacher).norm(dim=1).mean()
+
+
+OF_MAPS = (tokens, attention)
