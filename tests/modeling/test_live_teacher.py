@@ -8,6 +8,7 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from safetensors import safe_open
 
 from tests.conftest import store_plan
 from vild.data import datasets
@@ -16,6 +17,7 @@ from vild.data.mapper import ViLDMapper, training_augmentations, visible_window
 from vild.engine import Trainer, open_live_teacher, open_store
 from vild.errors import UserError
 from vild.modeling.losses import image_loss
+from vild.predictor import OpenVocabularyDetector
 from vild.teacher.store import EmbeddingStore, StoreWriter
 from vild.vocabulary import Vocabulary
 
@@ -207,6 +209,9 @@ def test_what_a_user_gets_wrong(make_cfg, teacher, vocabulary, tmp_path):
 
     told("DISTILL_FROM: 'techer' is not one of store, teacher, mixed", Trainer, FROM, "techer")
     told("MODEL.VILD.STORE is empty, .*'vild' distils.*'mixed'", Trainer, FROM, "mixed", "MODEL.VILD.STORE", "")
+    for source in ("store", "mixed"):
+        maps = ("MODEL.VILD.OBJECTIVES", '[{"NAME": "l1"}, {"NAME": "tokens"}]')
+        told(f"OBJECTIVES: 'tokens' needs .* not '{source}'", Trainer, FROM, source, *maps, "MODEL.VILD.STORE", "")
     told("INPUT.FORMAT: .*'L' pictures", lambda cfg: open_live_teacher(cfg, None), FROM, "teacher", "INPUT.FORMAT", "L")
     told("teacher 'ViT-X': open_clip has no model", Trainer, FROM, "teacher", "MODEL.VILD.TEACHER.NAME", "ViT-X")
     for name, fingerprint in (("weights", {"weights": "0" * 16}), ("width", {"width": 61, "weights": "1" * 16})):
@@ -223,3 +228,74 @@ def test_the_live_teacher_crops_as_the_store_was_cropped(make_cfg, teacher):
     cfg = make_cfg("vild", FROM, "mixed")
     assert open_live_teacher(cfg, SimpleNamespace(fingerprint=fingerprint)).encode.__self__.crop == "pad"
     assert open_live_teacher(cfg, open_store(cfg)).encode.__self__.crop == "squash"
+
+
+MAPS = ("MODEL.VILD.OBJECTIVES", '[{"NAME": "l1"}, {"NAME": "tokens"}, {"NAME": "attention"}]')
+
+
+def trainer_of(cfg):
+    torch.manual_seed(0)
+    return Trainer(cfg)
+
+
+def gradients(parameters):
+    return [p.grad for p in parameters if p.grad is not None and p.grad.any()]
+
+
+@pytest.mark.parametrize("variant", ["image", "vild", "ensemble"])
+def test_maps_teach_the_adapter_and_the_backbone(make_cfg, variant):
+    cfg = make_cfg(variant, FROM, "teacher", *MAPS, *STILL)
+    trainer, inputs = trainer_of(cfg), inputs_of(cfg)
+    losses = losses_of(model := trainer.model.train(), inputs)
+    assert all(losses[k].isfinite() and losses[k] > 0 for k in ("loss_tokens", "loss_attention"))
+    heads, trained = model.roi_heads, {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert heads.adapter.weight.shape == (96, 64, 1, 1) and {id(p) for p in heads.adapter.parameters()} <= trained
+    losses["loss_attention"].backward(retain_graph=True)
+    assert gradients(model.backbone.parameters()) and not gradients(heads.parameters())
+    losses["loss_tokens"].backward(retain_graph=True)
+    assert len(gradients(heads.adapter.parameters())) == len(gradients(heads.parameters())) == 2
+    sum(losses.values()).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_maps_change_neither_first_weights_nor_other_losses(make_cfg):
+    cfg = make_cfg("vild", FROM, "teacher", *STILL)
+    inputs = inputs_of(cfg)
+    plain, model = (trainer_of(c).model.train() for c in (cfg, make_cfg("vild", FROM, "teacher", *MAPS)))
+    mine, others = plain.state_dict(), model.state_dict()
+    assert others.keys() - mine.keys() == {"roi_heads.adapter.weight", "roi_heads.adapter.bias"}
+    assert all(torch.equal(v, others[k]) for k, v in mine.items())
+    expected, losses = losses_of(plain, inputs), losses_of(model, inputs)
+    assert losses.keys() - expected.keys() == {"loss_tokens", "loss_attention"}
+    assert all(torch.equal(v, losses[k]) for k, v in expected.items())
+
+
+def test_attention_needs_no_adapter_and_text_no_maps(make_cfg):
+    attention = ("MODEL.VILD.OBJECTIVES", '[{"NAME": "attention"}]')
+    cfg = make_cfg("vild", FROM, "teacher", *attention)
+    model = trainer_of(cfg).model.train()
+    assert model.roi_heads.adapter is None and losses_of(model, inputs_of(cfg))["loss_attention"] > 0
+    assert trainer_of(make_cfg("text", *MAPS)).model.roi_heads.adapter is None  # it distils nothing
+
+
+def test_no_region_gives_no_loss_of_maps(make_cfg):
+    cfg = make_cfg("vild", FROM, "teacher", *MAPS)
+    model, inputs = trainer_of(cfg).model.train(), inputs_of(cfg)
+    live = model.live_teacher
+    model.set_live_teacher(lambda image, window, proposals: live(image, window, proposals[:0]))
+    losses = losses_of(model, inputs)
+    assert losses["loss_tokens"] == losses["loss_attention"] == 0
+    sum(losses.values()).backward()
+    assert model.roi_heads.adapter.weight.grad is not None  # or other processes would wait for it
+
+
+def test_the_adapter_is_in_the_checkpoint_and_not_in_the_detector(make_cfg, tmp_path):
+    cfg = make_cfg("vild", FROM, "teacher", *MAPS, "DATASETS.TEST", "()")
+    trainer_of(cfg).checkpointer.save("model")
+    path = f"{cfg.OUTPUT_DIR}/model.pth"
+    assert "roi_heads.adapter.weight" in torch.load(path, weights_only=True)["model"]
+    detector = OpenVocabularyDetector(make_cfg("vild", FROM, "teacher", *MAPS, "MODEL.WEIGHTS", path))
+    detector.save(tmp_path / "folder", teacher=False)
+    with safe_open(tmp_path / "folder" / "model.safetensors", "pt") as file:
+        assert not any("adapter" in key for key in file.keys())  # noqa: SIM118
+    OpenVocabularyDetector.from_folder(tmp_path / "folder")

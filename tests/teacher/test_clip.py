@@ -1,10 +1,13 @@
 import shutil
 
+import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vild.errors import UserError
 from vild.teacher.clip import Teacher, check_same_teacher, same_regions, same_teacher, save_local
+from vild.teacher.crops import crop_regions
 from vild.teacher.glyph_clip import MODEL_CFG, build_model
 
 
@@ -89,3 +92,77 @@ def test_a_file_of_weights(tmp_path):
     (tmp_path / "junk.pt").write_bytes(b"junk")
     with pytest.raises(UserError, match="cannot be loaded"):
         Teacher("RN50-quickgelu", str(tmp_path / "junk.pt"))
+
+
+TEXT_CFG = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+TOWERS = {
+    "vit": ({"layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 64}, (32, 4, 4)),
+    "resnet": ({"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 64}, (256, 2, 2)),
+    "timm vit": ({"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}, (64, 10, 10)),
+    "timm resnet": ({"timm_model_name": "test_resnet", "timm_pool": "avg", "image_size": 64}, (96, 2, 2)),
+    "timm attention pool": ({"timm_model_name": "test_convnext", "timm_pool": "abs_attn", "timm_proj": "",
+                             "image_size": 160}, (64, 5, 5)),
+}  # fmt: skip
+
+
+def small_teacher(monkeypatch, vision_cfg):
+    cfg = {"embed_dim": 16, "vision_cfg": vision_cfg, "text_cfg": TEXT_CFG}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "vild-test-tower", cfg)
+    return Teacher("vild-test-tower", "random")
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_maps_come_beside_the_very_same_embeddings(monkeypatch, tower):
+    vision_cfg, shape = TOWERS[tower]
+    teacher = small_teacher(monkeypatch, vision_cfg)
+    picture = torch.randint(0, 255, (3, 100, 120), dtype=torch.uint8)
+    boxes = torch.tensor([[0.0, 0.0, 30.0, 40.0], [50.5, 20.0, 110.0, 90.0], [20.0, 20.0, 25.0, 80.0]])
+    embeddings, maps = teacher.encode_regions_and_maps(picture, boxes)
+    assert torch.equal(embeddings, teacher.encode_regions(picture, boxes))
+    assert teacher.map_shape == shape and maps.shape == (3, *shape) and maps.dtype == torch.float32
+    # of each box's own 1x crop
+    crop = crop_regions(picture, boxes[1:2], teacher.size, teacher.mean, teacher.std, scales=(1.0,))[0]
+    torch.testing.assert_close(maps[1:2], teacher.encode_image_and_maps(crop)[1], atol=1e-4, rtol=1e-4)
+    embeddings, maps = teacher.encode_regions_and_maps(picture, boxes[:0])
+    assert embeddings.shape == (0, 16) and maps.shape == (0, *shape)
+
+
+def test_a_mirrored_picture_has_mirrored_maps(teacher, monkeypatch):
+    """With a tower that pools 12 x 12 pixels, as a trained one knows left from right."""
+
+    def pool(images, **_):
+        maps = F.avg_pool2d(images, 12)
+        return {"image_features": maps.mean((2, 3)), "image_intermediates": [maps]}
+
+    monkeypatch.setattr(teacher.model, "forward_intermediates", pool)
+    picture = torch.randint(0, 255, (3, 100, 120), dtype=torch.uint8)
+    boxes = torch.tensor([[0.0, 0.0, 30.0, 40.0], [50.0, 20.0, 110.0, 90.0]])
+    mirrored = torch.stack([120 - boxes[:, 2], boxes[:, 1], 120 - boxes[:, 0], boxes[:, 3]], 1)
+    _, maps = teacher.encode_regions_and_maps(picture, boxes)
+    _, others = teacher.encode_regions_and_maps(picture.flip(-1), mirrored)
+    torch.testing.assert_close(others.flip(-1), maps, atol=0.05, rtol=0)  # crops are rounded to 8 bits
+    assert (others - maps).abs().max() > 0.2
+
+
+def test_a_tower_without_maps_is_told_in_one_line(teacher_folder, monkeypatch):
+    def told(message):
+        with pytest.raises(UserError, match=message) as caught:
+            _ = Teacher(f"local-dir:{teacher_folder}").map_shape
+        assert "\n" not in str(caught.value)
+
+    tower = open_clip.timm_model.TimmModel
+    forward = tower.forward_intermediates
+
+    def other_embedding(self, x, **settings):
+        found = forward(self, x, **settings)
+        return {**found, "image_features": found["image_features"].flip(1)}
+
+    def tokens_only(self, x, **settings):
+        found = forward(self, x, **settings)
+        return {**found, "image_intermediates": [m.flatten(2) for m in found["image_intermediates"]]}
+
+    for stand_in in (other_embedding, tokens_only):
+        monkeypatch.setattr(tower, "forward_intermediates", stand_in)
+        told("no feature map beside its embedding")
+    monkeypatch.delattr(tower, "forward_intermediates")
+    told(r"no feature map \(.*has no attribute 'forward_intermediates'")
