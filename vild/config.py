@@ -26,6 +26,9 @@ def add_vild_config(cfg: CfgNode) -> None:
     # The teacher itself, for the demo's words and for "teacher" and "mixed": an open_clip name and tag or file, or
     # local-dir:FOLDER
     vild.TEACHER = CfgNode({"NAME": "ViT-B-32-quickgelu", "PRETRAINED": "openai"})
+    # Further teachers, {"STORE", "VOCABULARY", "WEIGHT" (1)} each: stores of the same proposals, vocabularies of the
+    # same names (vild/modeling/other_teachers.py). Their objectives may look at "base" words only
+    vild.TEACHERS = []
     # Softmax temperature, the same in training and test [released code]
     vild.TEMPERATURE = 0.01
     # Weight of the distillation, that is of all objectives together: 0.5 for R50 (paper, table 3)

@@ -22,7 +22,9 @@ from vild.data.loader import build_test_loader, build_train_loader
 from vild.data.provenance import training_record
 from vild.errors import UserError
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
+from vild.modeling.other_teachers import check_teachers
 from vild.teacher.clip import Teacher, check_same_teacher, crop_of, describe
+from vild.teacher.several_stores import SeveralStores
 from vild.teacher.store import EmbeddingStore
 from vild.vocabulary import Vocabulary
 
@@ -84,16 +86,20 @@ def distils_from(cfg) -> str:
 
 
 def open_store(cfg) -> EmbeddingStore | None:
-    """The store of a training config, checked against its vocabulary; None where none is read."""
-    source = distils_from(cfg)
+    """The store of a training config, with those of further teachers, checked against their vocabularies; None where
+    none is read."""
+    source, others = distils_from(cfg), check_teachers(cfg.MODEL.VILD.TEACHERS)
+    if others and source in ("teacher", "mixed"):
+        raise UserError(f"MODEL.VILD.TEACHERS: further teachers are read from stores, DISTILL_FROM is '{source}'")
     if source in ("nothing", "teacher"):
         return None
     if not cfg.MODEL.VILD.STORE:
         variant = cfg.MODEL.VILD.VARIANT
         raise UserError(f"MODEL.VILD.STORE is empty, but the variant '{variant}' distils (DISTILL_FROM '{source}')")
-    store = EmbeddingStore(cfg.MODEL.VILD.STORE)
-    vocabulary = Vocabulary.load(cfg.MODEL.VILD.VOCABULARY)
-    store.check_teacher(vocabulary.fingerprint, f"vocabulary {cfg.MODEL.VILD.VOCABULARY}")
+    store = SeveralStores(cfg.MODEL.VILD.STORE, [o["STORE"] for o in others])
+    files = [cfg.MODEL.VILD.VOCABULARY, *(o["VOCABULARY"] for o in others)]
+    for each, file in zip([store, *store.others], files, strict=True):
+        each.check_teacher(Vocabulary.load(file).fingerprint, f"vocabulary {file}")
     return store
 
 

@@ -52,6 +52,8 @@ class OpenVocabularyDetector:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.VILD.VOCABULARY = cfg.MODEL.WEIGHTS
+        # what only training needs, or knows the classes of training only
+        cfg.MODEL.VILD.OBJECTIVES, cfg.MODEL.VILD.TEACHERS = [], []
         self.cfg = cfg
         self.model = build_model(cfg).eval()
         VildCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
