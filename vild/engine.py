@@ -14,6 +14,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 
 import vild.modeling  # noqa: F401  (registers the detector)
+from vild.best import BEST, KeepBest, StopEarly
 from vild.checkpoint import VildCheckpointer
 from vild.config import add_vild_config
 from vild.data import datasets
@@ -69,8 +70,9 @@ def setup(args):
 
 
 def _no_user_errors(record: logging.LogRecord) -> bool:
-    """Detectron2 logs every exception with its traceback; a user's mistake is told in one line instead."""
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+    """Detectron2 logs every exception with its traceback; a user's mistake is told in one line instead, and an early
+    end is none."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError | StopEarly))
 
 
 def is_proposal_network(cfg) -> bool:
@@ -181,6 +183,19 @@ class Trainer(DefaultTrainer):
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer
         self.register_hooks([SeedEveryStep(max(cfg.SEED, 0))])
+        if cfg.TEST.BEST_METRIC:
+            best = KeepBest(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
+            self.register_hooks([best])
+
+    def train(self):
+        """As Detectron2's. A training that ends early leaves the best checkpoint as ``model_final.pth``, evaluated."""
+        try:
+            return super().train()
+        except StopEarly as reason:
+            logger.info("the training ends early: %s", reason)
+            self.checkpointer.load(os.path.join(self.cfg.OUTPUT_DIR, f"{BEST}.pth"), checkpointables=[])
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+            return self.test(self.cfg, self.model)
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
