@@ -28,7 +28,7 @@ def train(make_cfg, monkeypatch):
             evaluated.append(trainer.iter)
             if until is not None and trainer.iter >= until:
                 raise KeyboardInterrupt
-            done = trainer.iter - (trainer.iter + 1) % 2  # a resumed run makes up for what it missed before its first step
+            done = trainer.iter - (trainer.iter + 1) % 2  # what was missed is made up for before the first step
             return {"bbox": {"AP50_novel": VALUES[min(done, 9)]}}
 
         monkeypatch.setattr(Trainer, "test", classmethod(test))

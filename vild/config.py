@@ -29,6 +29,9 @@ def add_vild_config(cfg: CfgNode) -> None:
     # Further teachers, {"STORE", "VOCABULARY", "WEIGHT" (1)} each: stores of the same proposals, vocabularies of the
     # same names (vild/modeling/other_teachers.py). Their objectives may look at "base" words only
     vild.TEACHERS = []
+    # Continue on new data without forgetting: a trained detector of the same architecture and teacher, whose region
+    # embeddings of the sampled proposals are imitated by L1 ("" for none); MODEL.WEIGHTS usually names it too
+    vild.OLD_STUDENT = CfgNode({"WEIGHTS": "", "WEIGHT": 0.5})
     # Softmax temperature, the same in training and test [released code]
     vild.TEMPERATURE = 0.01
     # Weight of the distillation, that is of all objectives together: 0.5 for R50 (paper, table 3)

@@ -129,6 +129,22 @@ def open_live_teacher(cfg, store: EmbeddingStore | None) -> LiveTargets | None:
     )
 
 
+def load_old_student(cfg) -> torch.nn.Module:
+    """The detector of ``MODEL.VILD.OLD_STUDENT.WEIGHTS``, of the config's own kind."""
+    path = cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS
+    old = cfg.clone()
+    old.defrost()
+    old.MODEL.VILD.update({"VOCABULARY": path, "OBJECTIVES": [], "TEACHERS": []})
+    check_same_teacher(
+        Vocabulary.load(path).fingerprint, f"MODEL.VILD.OLD_STUDENT.WEIGHTS {path}",
+        Vocabulary.load(cfg.MODEL.VILD.VOCABULARY).fingerprint, f"vocabulary {cfg.MODEL.VILD.VOCABULARY}",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        model = DefaultTrainer.build_model(old)
+    VildCheckpointer(model).load(path, checkpointables=[])
+    return model
+
+
 def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
     """UserError unless the vocabulary holds exactly the data set's classes, in order; and, where the ``marks``
     matter (training, the ensemble's fusion), marks the same ones as base."""
@@ -176,6 +192,8 @@ class Trainer(DefaultTrainer):
         record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
         live_teacher = open_live_teacher(cfg, store)
         super().__init__(cfg)
+        if cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS:
+            getattr(self.model, "module", self.model).set_old_student(load_old_student(cfg))
         if live_teacher is not None:
             getattr(self.model, "module", self.model).set_live_teacher(live_teacher)
         self.checkpointer = VildCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record)

@@ -56,6 +56,7 @@ class ViLDROIHeads(StandardROIHeads):
         iterations: int,
         concepts: dict[str, Tensor],
         others: OtherTeachers | None,
+        old_student_weight: float,
         ensemble_weight: float,
         score_threshold: float,
         nms_threshold: float,
@@ -86,7 +87,7 @@ class ViLDROIHeads(StandardROIHeads):
         self.box2box_transform = box2box_transform
         self.box_loss_beta = box_loss_beta
         self.objectives, self.distill_weight, self.iterations = objectives, distill_weight, iterations
-        self.concepts, self.others = concepts, others
+        self.concepts, self.others, self.old_student_weight = concepts, others, old_student_weight
         self.ensemble_weight = ensemble_weight
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
@@ -125,6 +126,7 @@ class ViLDROIHeads(StandardROIHeads):
             iterations=cfg.SOLVER.MAX_ITER,
             concepts={path: _concepts(path, vocabulary) for path in word_lists(objectives)},
             others=_others(vild, vocabulary, text_embedding.projection.in_features),
+            old_student_weight=vild.OLD_STUDENT.WEIGHT,
             ensemble_weight=vild.ENSEMBLE_WEIGHT,
             score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
@@ -150,23 +152,23 @@ class ViLDROIHeads(StandardROIHeads):
         self.classifier.set_vocabulary(vocabulary)
         self.num_classes = len(vocabulary)
 
-    def forward(self, images, features, proposals, targets=None, distill=None):
+    def forward(self, images, features, proposals, targets=None, distill=None, remembered=None):
         """As :meth:`StandardROIHeads.forward`.
 
         ``distill``: in training, a picture each, ``Instances`` with ``proposal_boxes`` and unit ``embeddings``
-        [M, D]; None for the text variant.
+        [M, D]; None for the text variant. ``remembered``: boxes of each picture to the old student's embeddings.
         """
         if not self.training:
             return super().forward(images, features, proposals)
         proposals = self.label_and_sample_proposals(proposals, targets)
-        loss_dict = self._box_losses(features, proposals, distill)
+        loss_dict = self._box_losses(features, proposals, distill, remembered)
         loss_dict.update(self._forward_mask(features, proposals))
         return proposals, loss_dict
 
     def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         return self.box_pooler([features[f] for f in self.box_in_features], boxes)
 
-    def _box_losses(self, features, proposals: list[Instances], distill: list[Instances] | None):
+    def _box_losses(self, features, proposals: list[Instances], distill: list[Instances] | None, remembered=None):
         """The classification, distillation and box losses, by name, weighted."""
         labels = torch.cat([p.gt_classes for p in proposals])
         boxes = [p.proposal_boxes for p in proposals]
@@ -192,6 +194,9 @@ class ViLDROIHeads(StandardROIHeads):
             logits = self.classifier(embeddings)
             result["loss_text"] = losses.text_loss(logits, labels, self.classifier.base)
             self._log_accuracy(logits, labels)
+        if remembered is not None:
+            old = remembered([p.proposal_boxes for p in proposals])
+            result["loss_old_student"] = self.old_student_weight * losses.image_loss(embeddings, old)
         if distilled is not None:
             result |= self._distill_losses(distilled, features_distilled, distill)
         return result
@@ -272,7 +277,7 @@ class ViLDROIHeads(StandardROIHeads):
             yield scores if offered.thresholds is None else scores.masked_fill(scores <= offered.thresholds, -1)
 
     def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """Unit embeddings [sum of N, D] of given boxes: the image head's where there is one (diagnostics)."""
+        """Unit embeddings [sum of N, D] of given boxes: the image head's where there is one."""
         pooled = self._pool(features, boxes)
         return (self.image_embedding or self.embedding)(pooled)[0]
 
