@@ -7,6 +7,7 @@
 
 import argparse
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def main():
     else:
         detector = OpenVocabularyDetector(load_config(args.config_file, args.opts))
     detector.teacher  # noqa: B018  a teacher that is missing is told now, not to the first visitor
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes with the page
     with tempfile.TemporaryDirectory(prefix="vild-web-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         serve(build_page(detector, examples_of(args.examples)), args.host, args.port, Path(folder))

@@ -184,7 +184,7 @@ def table(findings: Findings, threshold: float) -> str:
         )
     ]
     heads = "".join(f"<th>{head}</th>" for head in ("name", "score", "", "box (x1, y1, x2, y2)"))
-    return f'<table class="found"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>' if rows else ""
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
 
 
 def _row(name: str, score: float, split: str, box: Sequence[int]) -> str:
@@ -205,7 +205,7 @@ def colour(split: str) -> str:
     return "rgb({})".format(", ".join(str(round(255 * part)) for part in COLOURS[split]))
 
 
-def first_words(detector: OpenVocabularyDetector, each: int = 3) -> str:
+def first_words(detector: OpenVocabularyDetector, each: int = 8) -> str:
     """Some of the names of training to begin with, novel ones first."""
     by_mark = {"novel": [], "base": [], "": []}
     for name, split in zip(detector.trained.names, detector.trained.splits, strict=True):

@@ -26,26 +26,34 @@ the detector knows it from its teacher alone.</p>"""
 CSS = """
 .gradio-container { max-width: 1240px !important; }
 footer { display: none !important; }
-.intro h1 { font-size: 1.7rem; font-weight: 600; margin: .2rem 0 .3rem; }
-.intro p { margin: 0; line-height: 1.6; color: var(--body-text-color-subdued); }
-.note { min-height: 1.6rem; padding: 0 .2rem; color: var(--body-text-color-subdued); }
-.note .wrong { color: var(--error-text-color, #b91c1c); font-weight: 600; }
-.mark { display: inline-block; padding: 0 .55em; border-radius: 1em; font-size: .85em; line-height: 1.5;
+#intro h1 { font-size: 1.8rem; font-weight: 700; margin: 0 0 .2rem; }
+#intro p { margin: 0; line-height: 1.7; color: var(--body-text-color-subdued); }
+#intro, #note, #rows { padding: 0; }
+#note .html-container, #rows .html-container { padding: 0 .2rem; }
+#note { min-height: 1.5rem; color: var(--body-text-color-subdued); }
+#note .wrong { color: #dc2626; font-weight: 700; }
+.mark { display: inline-block; padding: 0 .6em; border-radius: 1em; font-size: .85em; line-height: 1.5;
   border: 1px solid var(--mark); background: color-mix(in srgb, var(--mark) 18%, transparent); }
-.rows { max-height: 24rem; overflow-y: auto; }
-table.found { width: 100%; border-collapse: collapse; font-size: .95em; }
-table.found th { text-align: left; font-weight: 600; color: var(--body-text-color-subdued); }
-table.found th, table.found td { padding: .35rem .6rem; border-bottom: 1px solid var(--border-color-primary); }
-table.found .box { font-variant-numeric: tabular-nums; white-space: nowrap; }
-table.found .bar { display: inline-block; vertical-align: middle; width: 5rem; height: .45rem; margin-left: .4rem;
+#picture img, #result img { width: 100%; height: 100%; object-fit: contain; }
+#examples .gallery { gap: .4rem; }
+#examples .gallery-item, #examples .gallery-item .container { width: 3.6rem; height: 3.6rem; }
+#examples .gallery-item img { width: 100%; height: 100%; object-fit: cover; }
+#rows .prose { max-height: 26rem; overflow-y: auto; }
+#rows table { width: 100%; margin: 0; border: 0; border-collapse: collapse; font-size: .95rem; }
+#rows tr { border: 0; }
+#rows th { font-weight: 700; color: var(--body-text-color-subdued); }
+#rows th, #rows td { text-align: left; padding: .3rem .6rem; border: 0;
+  border-bottom: 1px solid var(--border-color-primary); }
+#rows .box { font-variant-numeric: tabular-nums; white-space: nowrap; }
+#rows .bar { display: inline-block; vertical-align: middle; width: 6rem; height: .45rem; margin-left: .5rem;
   border-radius: 1rem; background: var(--border-color-primary); overflow: hidden; }
-table.found .bar i { display: block; height: 100%; }
+#rows .bar i { display: block; height: 100%; }
 """
 
 
 def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) -> gr.Blocks:
     """The page; ``examples`` are the only files of this machine it ever shows."""
-    photos = [web.read_photo(path) for path in examples]
+    photos = [_example(path) for path in examples]
     intro = INTRO.format(base=web.mark("base"), novel=web.mark("novel"))
 
     def wrong(error: UserError) -> str:
@@ -81,10 +89,10 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
 
     with gr.Blocks(title="vild", analytics_enabled=False, delete_cache=(60, STORED_SECONDS)) as page:
         photo, findings = gr.State(None), gr.State(None)
-        gr.HTML(intro, elem_classes="intro")
+        gr.HTML(intro, elem_id="intro")
         with gr.Row():
             with gr.Column(scale=5):
-                picture = gr.Image(label="Picture", sources=["upload", "clipboard"], height=380, buttons=[],
+                picture = gr.Image(label="Picture", sources=["upload", "clipboard"], height=300, buttons=[],
                                    elem_id="picture", format="jpeg")  # fmt: skip
                 samples = None
                 if photos:
@@ -98,11 +106,11 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
                                        info="What could be taken for one of them, and is not to be shown")  # fmt: skip
                 button = gr.Button("Find", variant="primary", elem_id="find")
             with gr.Column(scale=6):
-                result = gr.Image(label="Found", interactive=False, height=520, buttons=["download", "fullscreen"],
+                result = gr.Image(label="Found", interactive=False, height=500, buttons=["download", "fullscreen"],
                                   elem_id="result", format="jpeg")  # fmt: skip
                 threshold = gr.Slider(0, 1, THRESHOLD, step=0.01, label="Score threshold", elem_id="threshold")
-                note = gr.HTML(elem_id="note", elem_classes="note")
-                rows = gr.HTML(elem_id="rows", elem_classes="rows")
+                note = gr.HTML(elem_id="note")
+                rows = gr.HTML(elem_id="rows")
 
         shown = [result, rows, note]
         private = {"api_visibility": "private"}
@@ -120,6 +128,13 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
         if samples is not None:
             samples.click(pick, samples, emptied, **light).success(**search)
     return page.queue(api_open=False, max_size=WAITING)
+
+
+def _example(path: Path) -> web.Photo:
+    try:
+        return web.read_photo(path)
+    except UserError as error:
+        raise UserError(f"example {path}: {error}") from error
 
 
 def uploaded(payload: object) -> Path:
@@ -155,4 +170,6 @@ def serve(page: gr.Blocks, host: str, port: int, folder: Path) -> None:
 
 
 def theme() -> gr.themes.Base:
-    return gr.themes.Default(primary_hue="blue", neutral_hue="slate", radius_size="lg")
+    font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))  # comes with gradio; its weight 600 lacks letters
+    fonts = (font, "system-ui", "sans-serif")
+    return gr.themes.Default(primary_hue="blue", neutral_hue="slate", radius_size="lg", font=fonts, font_mono=fonts)
