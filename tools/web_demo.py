@@ -8,7 +8,6 @@
 import argparse
 import os
 import signal
-import tempfile
 from pathlib import Path
 
 # before anything imports gradio or huggingface_hub
@@ -38,19 +37,18 @@ def main():
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE ...")
     args = parser.parse_args()
     try:
-        from vild.web_page import build_page, serve
+        from vild.web_page import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'vild[web]'") from error
 
+    examples = examples_of(args.examples)
     if args.model:
         detector = OpenVocabularyDetector.from_folder(args.model)
     else:
         detector = OpenVocabularyDetector(load_config(args.config_file, args.opts))
     detector.teacher  # noqa: B018  a teacher that is missing is told now, not to the first visitor
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes with the page
-    with tempfile.TemporaryDirectory(prefix="vild-web-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        serve(build_page(detector, examples_of(args.examples)), args.host, args.port, Path(folder))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended in the same way as by Ctrl-C
+    serve(detector, examples, args.host, args.port)
 
 
 def examples_of(folder: Path | None) -> list[Path]:

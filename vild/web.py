@@ -28,7 +28,7 @@ from vild.predictor import OpenVocabularyDetector
 from vild.words import Words, parse_words
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that Pillow hands to another program
-MOST_BYTES = 20_000_000
+MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 50_000_000
 LONGEST_SIDE = 1600  # pixels; masks of a hundred things in a larger picture would fill the memory
 SHORTEST_SIDE = 8
@@ -74,7 +74,7 @@ def read_photo(path: str | Path) -> Photo:
         UserError: too many bytes or pixels, too narrow, or no whole picture of FORMATS; the path is not named.
     """
     if Path(path).stat().st_size > MOST_BYTES:
-        raise UserError(f"This file is larger than {MOST_BYTES // 10**6} MB.")
+        raise UserError(f"This file is larger than {MOST_BYTES >> 20} MB.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the lower one

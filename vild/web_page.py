@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,8 @@ SESSIONS = 64  # whose pictures are kept, up to 8 MB each
 STORED_SECONDS = 600
 
 INTRO = """<h1>Find anything</h1>
-<p>Type what to look for, in any words. {base}: boxes of it were there in training. {novel}: nobody drew a box of it;
-the detector knows it from its teacher alone.</p>"""
+<p>Type what to look for, in any words. {base} names had boxes in training; {novel} ones nobody annotated: the detector
+knows them from its teacher alone.</p>"""
 CSS = """
 .gradio-container { max-width: 1240px !important; }
 footer { display: none !important; }
@@ -148,25 +149,27 @@ def uploaded(payload: object) -> Path:
     return found
 
 
-def serve(page: gr.Blocks, host: str, port: int, folder: Path) -> None:
-    """Serve until interrupted; uploads and drawings lie in ``folder``.
+def serve(detector: OpenVocabularyDetector, examples: Sequence[Path], host: str, port: int) -> None:
+    """Serve the page until interrupted; uploads and drawings lie in a temporary folder meanwhile.
 
     Raises:
-        UserError: the port is taken, or the host is not this machine's.
+        UserError: the port is taken, the host is not this machine's, or an example is no picture.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    guard = Middleware(Guard, folder=folder, most_bytes=web.MOST_BYTES)
-    try:
-        page.launch(
-            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, inbrowser=False,
-            max_file_size=web.MOST_BYTES, state_session_capacity=SESSIONS, allowed_paths=[], run_history=False,
-            enable_monitoring=False, mcp_server=False, ssr_mode=False, pwa=False, footer_links=[], max_threads=8,
-            app_kwargs={"middleware": [guard]}, css=CSS, theme=theme(),
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error}") from error
-    print(f"the page: {page.local_url} (Ctrl-C ends it)", flush=True)
-    page.block_thread()
+    with tempfile.TemporaryDirectory(prefix="vild-web-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build_page(detector, examples)
+        guard = Middleware(Guard, folder=Path(folder), most_bytes=web.MOST_BYTES)
+        try:
+            page.launch(
+                server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, inbrowser=False,
+                max_file_size=web.MOST_BYTES, state_session_capacity=SESSIONS, run_history=False, mcp_server=False,
+                enable_monitoring=False, ssr_mode=False, pwa=False, footer_links=[], max_threads=8,
+                app_kwargs={"middleware": [guard]}, css=CSS, theme=theme(),
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(f"--host {host} --port {port}: {error}") from error
+        print(f"the page: {page.local_url} (Ctrl-C ends it)", flush=True)
+        page.block_thread()
 
 
 def theme() -> gr.themes.Base:
