@@ -270,15 +270,12 @@ def test_an_example_is_searched_at_once(page):
 
 
 def test_a_mistake_on_the_command_line_is_one_line(server, tmp_path, world, checkpoint_file, teacher_folder):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "a.jpg").write_bytes(b"no picture")
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
     opts = ["--opts", "MODEL.WEIGHTS", checkpoint_file, "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}"]
     config = ["--config-file", REPOSITORY / "configs/Glyphs/vild.yaml"]
     for arguments, reason in [
-        ([*config, "--examples", tmp_path / "nowhere"], "nowhere is no folder"),
-        ([*config, "--examples", tmp_path / "folder", *opts], "a.jpg: This file is not a picture"),
+        ([*config, "--examples", tmp_path, *opts], "a.jpg: This file is not a picture"),
         ([*config, "--port", server, *opts], f"--port {server}"),
-        (["--model", tmp_path / "nowhere"], "config.yaml does not exist"),
     ]:
         command = [sys.executable, REPOSITORY / "tools/web_demo.py", *arguments]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)

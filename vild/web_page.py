@@ -49,6 +49,7 @@ footer { display: none !important; }
 #rows .bar { display: inline-block; vertical-align: middle; width: 6rem; height: .45rem; margin-left: .5rem;
   border-radius: 1rem; background: var(--border-color-primary); overflow: hidden; }
 #rows .bar i { display: block; height: 100%; }
+@media (max-width: 640px) { #rows .bar { display: none; } }
 """
 
 
