@@ -181,7 +181,7 @@ def server(world, checkpoint_file, teacher_folder, tmp_path_factory):
 
 
 @pytest.fixture
-def page(server, chromium):
+def page(chromium, server):
     """The page in a headless browser, which is asked at the end whom it asked."""
     playwright = pytest.importorskip("playwright.sync_api")
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
