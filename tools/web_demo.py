@@ -43,9 +43,9 @@ def main():
 
     examples = examples_of(args.examples)
     if args.model:
-        detector = OpenVocabularyDetector.from_folder(args.model)
+        detector = OpenVocabularyDetector.from_folder(args.model, disk_cache=False)
     else:
-        detector = OpenVocabularyDetector(load_config(args.config_file, args.opts))
+        detector = OpenVocabularyDetector(load_config(args.config_file, args.opts), disk_cache=False)  # not of strangers
     detector.teacher  # noqa: B018  a teacher that is missing is told now, not to the first visitor
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended in the same way as by Ctrl-C
     serve(detector, examples, args.host, args.port)
