@@ -42,10 +42,10 @@ def main():
         raise UserError(f"{error.name} is not installed: pip install 'vild[web]'") from error
 
     examples = examples_of(args.examples)
-    if args.model:
+    if args.model:  # strangers' words are not kept on the disk
         detector = OpenVocabularyDetector.from_folder(args.model, disk_cache=False)
     else:
-        detector = OpenVocabularyDetector(load_config(args.config_file, args.opts), disk_cache=False)  # not of strangers
+        detector = OpenVocabularyDetector(load_config(args.config_file, args.opts), disk_cache=False)
     detector.teacher  # noqa: B018  a teacher that is missing is told now, not to the first visitor
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended in the same way as by Ctrl-C
     serve(detector, examples, args.host, args.port)
