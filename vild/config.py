@@ -26,6 +26,12 @@ def add_vild_config(cfg: CfgNode) -> None:
     # The teacher itself, for the demo's words and for "teacher" and "mixed": an open_clip name and tag or file, or
     # local-dir:FOLDER
     vild.TEACHER = CfgNode({"NAME": "ViT-B-32-quickgelu", "PRETRAINED": "openai"})
+    # Further teachers, {"STORE", "VOCABULARY", "WEIGHT" (1)} each: stores of the same proposals, vocabularies of the
+    # same names (vild/modeling/other_teachers.py). Their objectives may look at "base" words only
+    vild.TEACHERS = []
+    # Continue on new data without forgetting: a trained detector of the same architecture and teacher, whose region
+    # embeddings of the sampled proposals are imitated by L1 ("" for none); MODEL.WEIGHTS usually names it too
+    vild.OLD_STUDENT = CfgNode({"WEIGHTS": "", "WEIGHT": 0.5})
     # Softmax temperature, the same in training and test [released code]
     vild.TEMPERATURE = 0.01
     # Weight of the distillation, that is of all objectives together: 0.5 for R50 (paper, table 3)
@@ -55,6 +61,10 @@ def add_vild_config(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
     cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = True
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    # With TEST.EVAL_PERIOD: the evaluation's metric whose best checkpoint is kept as model_best.pth, "bbox/AP50_novel"
+    # say; and after how many evaluations without a better one the training ends (0: never)
+    cfg.TEST.BEST_METRIC = ""
+    cfg.TEST.PATIENCE = 0
     # Regions kept by tools/make_proposals.py for distillation: at most 300 a picture (paper, section 3.3)
     cfg.TEST.PROPOSALS_PER_IMAGE = 300
     # Large-scale jitter: resize by a random factor of SIZE, then a random SIZE x SIZE crop (or padding);

@@ -14,6 +14,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 
 import vild.modeling  # noqa: F401  (registers the detector)
+from vild.best import BEST, KeepBest, StopEarly
 from vild.checkpoint import VildCheckpointer
 from vild.config import add_vild_config
 from vild.data import datasets
@@ -23,7 +24,9 @@ from vild.data.provenance import training_record
 from vild.errors import UserError
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
 from vild.modeling.objectives import of_maps, parse_objectives
+from vild.modeling.other_teachers import check_teachers
 from vild.teacher.clip import Teacher, check_same_teacher, crop_of, describe
+from vild.teacher.several_stores import SeveralStores
 from vild.teacher.store import EmbeddingStore
 from vild.vocabulary import Vocabulary
 
@@ -68,8 +71,9 @@ def setup(args):
 
 
 def _no_user_errors(record: logging.LogRecord) -> bool:
-    """Detectron2 logs every exception with its traceback; a user's mistake is told in one line instead."""
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+    """Detectron2 logs every exception with its traceback; a user's mistake is told in one line instead, and an early
+    end is none."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError | StopEarly))
 
 
 def is_proposal_network(cfg) -> bool:
@@ -97,16 +101,20 @@ def distils_maps(cfg) -> bool:
 
 
 def open_store(cfg) -> EmbeddingStore | None:
-    """The store of a training config, checked against its vocabulary; None where none is read."""
-    source = distils_from(cfg)
+    """The store of a training config, with those of further teachers, checked against their vocabularies; None where
+    none is read."""
+    source, others = distils_from(cfg), check_teachers(cfg.MODEL.VILD.TEACHERS)
+    if others and source in ("teacher", "mixed"):
+        raise UserError(f"MODEL.VILD.TEACHERS: further teachers are read from stores, DISTILL_FROM is '{source}'")
     if source in ("nothing", "teacher"):
         return None
     if not cfg.MODEL.VILD.STORE:
         variant = cfg.MODEL.VILD.VARIANT
         raise UserError(f"MODEL.VILD.STORE is empty, but the variant '{variant}' distils (DISTILL_FROM '{source}')")
-    store = EmbeddingStore(cfg.MODEL.VILD.STORE)
-    vocabulary = Vocabulary.load(cfg.MODEL.VILD.VOCABULARY)
-    store.check_teacher(vocabulary.fingerprint, f"vocabulary {cfg.MODEL.VILD.VOCABULARY}")
+    store = SeveralStores(cfg.MODEL.VILD.STORE, [o["STORE"] for o in others])
+    files = [cfg.MODEL.VILD.VOCABULARY, *(o["VOCABULARY"] for o in others)]
+    for each, file in zip([store, *store.others], files, strict=True):
+        each.check_teacher(Vocabulary.load(file).fingerprint, f"vocabulary {file}")
     return store
 
 
@@ -143,6 +151,22 @@ def with_map_channels(cfg, live_teacher: LiveTargets | None):
     cfg.MODEL.VILD.MAP_CHANNELS = live_teacher.map_channels if live_teacher else 0
     cfg.freeze()
     return cfg
+
+
+def load_old_student(cfg) -> torch.nn.Module:
+    """The detector of ``MODEL.VILD.OLD_STUDENT.WEIGHTS``, of the config's own kind."""
+    path = cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS
+    old = cfg.clone()
+    old.defrost()
+    old.MODEL.VILD.update({"VOCABULARY": path, "OBJECTIVES": [], "TEACHERS": []})
+    check_same_teacher(
+        Vocabulary.load(path).fingerprint, f"MODEL.VILD.OLD_STUDENT.WEIGHTS {path}",
+        Vocabulary.load(cfg.MODEL.VILD.VOCABULARY).fingerprint, f"vocabulary {cfg.MODEL.VILD.VOCABULARY}",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        model = DefaultTrainer.build_model(old)
+    VildCheckpointer(model).load(path, checkpointables=[])
+    return model
 
 
 def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
@@ -193,6 +217,8 @@ class Trainer(DefaultTrainer):
         record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
         live_teacher = open_live_teacher(cfg, store)
         super().__init__(with_map_channels(cfg, live_teacher))
+        if cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS:
+            getattr(self.model, "module", self.model).set_old_student(load_old_student(cfg))
         if live_teacher is not None:
             getattr(self.model, "module", self.model).set_live_teacher(live_teacher)
         self.checkpointer = VildCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record)
@@ -200,6 +226,19 @@ class Trainer(DefaultTrainer):
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer
         self.register_hooks([SeedEveryStep(max(cfg.SEED, 0))])
+        if cfg.TEST.BEST_METRIC:
+            best = KeepBest(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
+            self.register_hooks([best])
+
+    def train(self):
+        """As Detectron2's. A training that ends early leaves the best checkpoint as ``model_final.pth``, evaluated."""
+        try:
+            return super().train()
+        except StopEarly as reason:
+            logger.info("the training ends early: %s", reason)
+            self.checkpointer.load(os.path.join(self.cfg.OUTPUT_DIR, f"{BEST}.pth"), checkpointables=[])
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+            return self.test(self.cfg, self.model)
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)

@@ -43,15 +43,17 @@ class OpenVocabularyDetector:
     Args:
         cfg: a frozen config (``vild.engine.load_config``). The vocabulary comes out of the checkpoint; the
             teacher (``MODEL.VILD.TEACHER``) is loaded once words are asked for that no cache has.
-        cache: folder of the cache of word embeddings (None: memory only).
+        disk_cache: keep the words' embeddings for the next process (vild/text_cache.py says where).
     """
 
-    def __init__(self, cfg, cache: Path | None = None):
+    def __init__(self, cfg, disk_cache: bool = True):
         if not cfg.MODEL.WEIGHTS:
             raise UserError("MODEL.WEIGHTS is empty: give a trained checkpoint")
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.VILD.VOCABULARY = cfg.MODEL.WEIGHTS
+        # what only training needs, or knows the classes of training only
+        cfg.MODEL.VILD.OBJECTIVES, cfg.MODEL.VILD.TEACHERS = [], []
         self.cfg = cfg
         self.model = build_model(cfg).eval()
         VildCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
@@ -60,10 +62,12 @@ class OpenVocabularyDetector:
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
         self._offered = self.model.roi_heads.classifier.offered
         self._text = _TextEncoder(cfg, self.trained.fingerprint)
-        self._cache = TextCache(self.trained.fingerprint, cache_folder() if cache is None else cache)
+        self._cache = TextCache(self.trained.fingerprint, cache_folder() if disk_cache else None)
 
     @classmethod
-    def from_folder(cls, folder: str | Path, device: str | None = None) -> OpenVocabularyDetector:
+    def from_folder(
+        cls, folder: str | Path, device: str | None = None, disk_cache: bool = True
+    ) -> OpenVocabularyDetector:
         """A detector that :meth:`save` wrote, or ``tools/export.py``.
 
         Raises:
@@ -73,7 +77,7 @@ class OpenVocabularyDetector:
         overrides = ["MODEL.WEIGHTS", str(folder / WEIGHTS)] + (["MODEL.DEVICE", device] if device else [])
         if (folder / TEACHER).is_dir():
             overrides += ["MODEL.VILD.TEACHER.NAME", f"local-dir:{folder / TEACHER}"]
-        return cls(load_config(str(folder / CONFIG), overrides))
+        return cls(load_config(str(folder / CONFIG), overrides), disk_cache)
 
     def save(self, folder: str | Path, teacher: bool = True) -> None:
         """Write a folder that needs nothing else: config, weights and vocabulary, and the teacher, for new words."""

@@ -91,7 +91,7 @@ def test_memory_is_bounded_with_20_000_names(make_cfg, variant, monkeypatch):
     embeddings = torch.nn.functional.normalize(torch.randn(20_000, 64), dim=1)
     model.set_vocabulary(Vocabulary(names, embeddings, ("base", "novel") * 10_000))
     heads, boxes = model.roi_heads, case(1000, 1)[0]
-    regions = torch.nn.functional.normalize(torch.randn(1 + (variant == "ensemble"), 1000, 64), dim=2)
+    regions = list(torch.nn.functional.normalize(torch.randn(1 + (variant == "ensemble"), 1000, 64), dim=2))
     with torch.inference_mode(), LargestTensor() as largest:
         found = fusion.best_detections(boxes, heads._score_blocks(regions, heads.classifier.offered), 0.0, 0.5, 300)
     assert largest.elements <= classifier.LOGITS_AT_ONCE < 1000 * 20_000

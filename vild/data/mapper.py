@@ -155,7 +155,8 @@ class ViLDMapper:
         if len(rows) > self.distill_per_image:
             chosen = np.sort(np.random.choice(len(rows), self.distill_per_image, replace=False))
             boxes, rows = boxes[chosen], rows[chosen]
-        return Instances(image_size, proposal_boxes=Boxes(boxes), embeddings=regions.embeddings[rows])
+        others = {f"embeddings_{n}": e[rows] for n, e in enumerate(regions.others, 1)}
+        return Instances(image_size, proposal_boxes=Boxes(boxes), embeddings=regions.embeddings[rows], **others)
 
 
 class InferenceMapper:

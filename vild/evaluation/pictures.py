@@ -30,6 +30,7 @@ def draw(
     classes = found.pred_classes.tolist()
     scores = found.scores.tolist() if found.has("scores") else [None] * len(found)
     labels = [names[c] + ("" if s is None else f" {s:.2f}") for c, s in zip(classes, scores, strict=True)]
+    labels = [label.replace("$", r"\$") for label in labels]  # matplotlib reads a formula between two of them
     if splits is None:
         hues = np.random.default_rng(0).uniform(0.2, 1, (len(names), 3))
         colours = [tuple(hues[c]) for c in classes]

@@ -40,6 +40,7 @@ class Offered:
     Attributes:
         text: unit float32 [C, D], on the detector's device.
         base: bool [C].
+        names: of the C classes.
         shown: only the first so many are detected; the others take part in the softmax.
         thresholds: float32 [shown], the score above which each is reported; None: the config's SCORE_THRESH_TEST.
         least: the smallest of them.
@@ -47,6 +48,7 @@ class Offered:
 
     text: Tensor
     base: Tensor
+    names: tuple[str, ...]
     shown: int
     thresholds: Tensor | None = None
     least: float | None = None
@@ -83,6 +85,7 @@ class TextClassifier(nn.Module):
         return Offered(
             torch.cat([v.embeddings for v in vocabularies]).to(device),
             torch.cat([v.mask("base") for v in vocabularies]).to(device),
+            tuple(name for v in vocabularies for name in v.names),
             len(vocabularies[0]),
             None if thresholds is None else torch.tensor(thresholds, dtype=torch.float32, device=device),
             None if thresholds is None else min(thresholds),
@@ -91,7 +94,7 @@ class TextClassifier(nn.Module):
     @property
     def offered(self) -> Offered:
         """The present vocabulary."""
-        return Offered(self.text, self.base, len(self.text))
+        return Offered(self.text, self.base, self.vocabulary.names, len(self.text))
 
     def matrix(self, text: Tensor) -> Tensor:
         """Text embeddings [C, D] and, last, the background's: unit [C + 1, D]."""
@@ -101,12 +104,12 @@ class TextClassifier(nn.Module):
         """Unit [R, D] to logits [R, C + 1] over the present vocabulary, background last."""
         return self._logits(embeddings, self.matrix(self.text))
 
-    def blocks(self, embeddings: Tensor, text: Tensor) -> Iterator[list[Tensor]]:
-        """Unit [H, R, D] of H heads and text embeddings [C, D] to each head's logits [r, C + 1] of successive regions,
-        so that a large vocabulary takes LOGITS_AT_ONCE floats a head and no more."""
-        classes = self.matrix(text)
-        for block in embeddings.split(max(LOGITS_AT_ONCE // len(classes), 1), dim=1):
-            yield [self._logits(head, classes) for head in block]
+    def blocks(self, heads: Sequence[Tensor], texts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Each head's unit embeddings [R, D] and the rows [K, D] it is compared with to its logits [r, K] of successive
+        regions, so that a large vocabulary takes LOGITS_AT_ONCE floats a head and no more."""
+        step = max(LOGITS_AT_ONCE // max(map(len, texts)), 1)
+        for first in range(0, max(len(heads[0]), 1), step):
+            yield [self._logits(h[first : first + step], t) for h, t in zip(heads, texts, strict=True)]
 
     def _logits(self, embeddings: Tensor, classes: Tensor) -> Tensor:
         # over a temperature of 0.01, a half-precision cosine would be off by some hundredths of a logit

@@ -5,7 +5,7 @@ Shapes: R proposals of one picture, C classes of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,13 +31,22 @@ def ensemble_scores(text: Tensor, image: Tensor, novel: Tensor, weight: float = 
     return text**exponent * image ** (1 - exponent)
 
 
-def variant_scores(variant: str, logits: list[Tensor], novel: Tensor, weight: float) -> Tensor:
-    """Logits [R, C + 1] (background last) of the one head or (ensemble) the text and the image head, to [R, C]."""
+def variant_scores(
+    variant: str, logits: list[Tensor], novel: Tensor, weight: float, others: Sequence[Tensor] = ()
+) -> Tensor:
+    """Logits [R, C + 1] (background last) of the one head or (ensemble) the text and the image head, to [R, C].
+
+    ``others``: logits [R, C] of the heads of further teachers: more image heads, of which the geometric mean is taken.
+    """
+    images = [x[:, :-1] for x in (logits if variant == "image" else logits[1:])] + list(others)
+    if len(images) > 1:
+        image = torch.stack([x.log_softmax(1) for x in images]).mean(0).exp()
+    elif images:
+        image = image_scores(images[0])
     if variant == "image":
-        return image_scores(logits[0][:, :-1])
-    if variant == "ensemble":
-        return ensemble_scores(text_scores(logits[0]), image_scores(logits[1][:, :-1]), novel, weight)
-    return text_scores(logits[0])
+        return image
+    text = text_scores(logits[0])
+    return ensemble_scores(text, image, novel, weight) if images else text
 
 
 def best_pairs(blocks: Iterable[Tensor], score_threshold: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,9 +4,11 @@ picture, else those of a live teacher."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from vild.modeling.classifier import Offered
@@ -25,6 +27,19 @@ class ViLDRCNN(GeneralizedRCNN):
         """Take the targets of pictures without ``distill`` from ``targets(image, window, proposals)``: the input's
         uint8 ``image`` [3, H, W], its ``window`` and the RPN's proposals to what ``distill`` would hold."""
         self.live_teacher = targets
+
+    old_student: list[GeneralizedRCNN] = []  # noqa: RUF012  (none or one; in a list, nn.Module does not see it)
+
+    def set_old_student(self, detector: GeneralizedRCNN) -> None:
+        """Remember what a trained detector of the same teacher says of the sampled regions (learning without
+        forgetting; Li & Hoiem 2016): ``loss_old_student``. It stays as it is."""
+        self.old_student = [detector.eval().requires_grad_(False)]
+
+    def _remembered(self, image: Tensor, boxes: list[Boxes]) -> Tensor:
+        """The old student's unit region embeddings [R, D]."""
+        (old,) = self.old_student
+        with torch.no_grad():
+            return old.roi_heads.region_embeddings(old.backbone(image), boxes)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -55,7 +70,8 @@ class ViLDRCNN(GeneralizedRCNN):
         distill = None
         if self.roi_heads.variant != "text":
             distill = [self._distilled(x, p) for x, p in zip(batched_inputs, proposals, strict=True)]
-        _, detector_losses = self.roi_heads(images, features, proposals, targets, distill)
+        remembered = partial(self._remembered, images.tensor) if self.old_student else None
+        _, detector_losses = self.roi_heads(images, features, proposals, targets, distill, remembered)
         return {**detector_losses, **proposal_losses}
 
     def _distilled(self, x: dict, proposals: Instances) -> Instances:

@@ -30,6 +30,7 @@ from vild.errors import UserError
 from vild.modeling import fusion, losses
 from vild.modeling.classifier import Offered, RegionEmbedding, TextClassifier
 from vild.modeling.objectives import Objective, Regions, of_maps, parse_objectives, word_lists
+from vild.modeling.other_teachers import OtherTeachers, check_teachers
 from vild.teacher.clip import check_same_teacher
 from vild.vocabulary import Vocabulary
 
@@ -56,6 +57,8 @@ class ViLDROIHeads(StandardROIHeads):
         distill_weight: float,
         iterations: int,
         concepts: dict[str, Tensor],
+        others: OtherTeachers | None,
+        old_student_weight: float,
         ensemble_weight: float,
         score_threshold: float,
         nms_threshold: float,
@@ -72,6 +75,7 @@ class ViLDROIHeads(StandardROIHeads):
             objectives: what the distilled regions learn, together weighted by ``distill_weight``.
             iterations: of the whole training, for their schedules.
             concepts: text embeddings [K, D] of their word lists, by file.
+            others: the heads of further teachers.
             box_loss_beta: where the box loss turns from L2 into L1; 0 is L1.
             kwargs: :class:`StandardROIHeads`'s; its ``box_head`` is the one inside ``embedding``.
         """
@@ -87,7 +91,7 @@ class ViLDROIHeads(StandardROIHeads):
         self.box2box_transform = box2box_transform
         self.box_loss_beta = box_loss_beta
         self.objectives, self.distill_weight, self.iterations = objectives, distill_weight, iterations
-        self.concepts = concepts
+        self.concepts, self.others, self.old_student_weight = concepts, others, old_student_weight
         self.ensemble_weight = ensemble_weight
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
@@ -125,6 +129,8 @@ class ViLDROIHeads(StandardROIHeads):
             distill_weight=vild.DISTILL_WEIGHT,
             iterations=cfg.SOLVER.MAX_ITER,
             concepts={path: _concepts(path, vocabulary) for path in word_lists(objectives)},
+            others=_others(vild, vocabulary, text_embedding.projection.in_features),
+            old_student_weight=vild.OLD_STUDENT.WEIGHT,
             ensemble_weight=vild.ENSEMBLE_WEIGHT,
             score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
@@ -153,27 +159,28 @@ class ViLDROIHeads(StandardROIHeads):
         self.classifier.set_vocabulary(vocabulary)
         self.num_classes = len(vocabulary)
 
-    def forward(self, images, features, proposals, targets=None, distill=None):
+    def forward(self, images, features, proposals, targets=None, distill=None, remembered=None):
         """As :meth:`StandardROIHeads.forward`.
 
         ``distill``: in training, a picture each, ``Instances`` with ``proposal_boxes`` and unit ``embeddings``
         [M, D] (and ``maps`` [M, T, h, w] where an objective looks at them); None for the text variant.
+        ``remembered``: boxes of each picture to the old student's embeddings.
         """
         if not self.training:
             return super().forward(images, features, proposals)
         proposals = self.label_and_sample_proposals(proposals, targets)
-        loss_dict = self._box_losses(features, proposals, distill)
+        loss_dict = self._box_losses(features, proposals, distill, remembered)
         loss_dict.update(self._forward_mask(features, proposals))
         return proposals, loss_dict
 
     def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         return self.box_pooler([features[f] for f in self.box_in_features], boxes)
 
-    def _box_losses(self, features, proposals: list[Instances], distill: list[Instances] | None):
+    def _box_losses(self, features, proposals: list[Instances], distill: list[Instances] | None, remembered=None):
         """The classification, distillation and box losses, by name, weighted."""
         labels = torch.cat([p.gt_classes for p in proposals])
         boxes = [p.proposal_boxes for p in proposals]
-        distilled = None
+        distilled = features_distilled = None
         if self.variant == "text":
             embeddings, box_features = self.embedding(self._pool(features, boxes))
         else:
@@ -184,20 +191,23 @@ class ViLDROIHeads(StandardROIHeads):
             is_distilled = torch.cat(parts).to(pooled.device)
             if self.variant == "ensemble":
                 embeddings, box_features = self.embedding(pooled[~is_distilled])
-                distilled, _ = self.image_embedding(pooled[is_distilled])
+                distilled, features_distilled = self.image_embedding(pooled[is_distilled])
             else:  # one head, one batch (and one set of batch statistics)
                 both, box_features = self.embedding(pooled)
                 embeddings, distilled = both[~is_distilled], both[is_distilled]
-                box_features = box_features[~is_distilled]
+                box_features, features_distilled = box_features[~is_distilled], box_features[is_distilled]
 
         result = {"loss_box_reg": self._box_loss(self.bbox_pred(box_features), labels, proposals)}
         if self.variant != "image":
             logits = self.classifier(embeddings)
             result["loss_text"] = losses.text_loss(logits, labels, self.classifier.base)
             self._log_accuracy(logits, labels)
+        if remembered is not None:
+            old = remembered([p.proposal_boxes for p in proposals])
+            result["loss_old_student"] = self.old_student_weight * losses.image_loss(embeddings, old)
         if distilled is not None:
             maps = self._maps(pooled[is_distilled], distill) if distill[0].has("maps") else {}
-            result |= self._distill_losses(distilled, distill, maps)
+            result |= self._distill_losses(distilled, features_distilled, distill, maps)
         return result
 
     def _maps(self, roi_features: Tensor, distill: list[Instances]) -> dict[str, Tensor | None]:
@@ -208,8 +218,11 @@ class ViLDROIHeads(StandardROIHeads):
         adapted = None if self.adapter is None else self.adapter(student)
         return {"student_maps": student, "adapted_maps": adapted, "teacher_maps": teacher}
 
-    def _distill_losses(self, embeddings: Tensor, distill: list[Instances], maps: dict) -> dict[str, Tensor]:
-        """Every objective's loss by name, weighted. ``embeddings``: unit [sum of M, D]; ``maps``: see :meth:`_maps`."""
+    def _distill_losses(
+        self, embeddings: Tensor, features: Tensor, distill: list[Instances], maps: dict[str, Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Every objective's loss by name, weighted. ``embeddings``: unit [sum of M, D]; ``features``: what they are
+        projected from, [sum of M, F]; ``maps``: see :meth:`_maps`."""
         storage, text = get_event_storage(), self.classifier.text[self.classifier.base]
         concepts = {path: rows.to(text.device) for path, rows in self.concepts.items()}
         regions = Regions(
@@ -222,7 +235,12 @@ class ViLDROIHeads(StandardROIHeads):
         )
         storage.put_scalar("vild/num_distilled", len(embeddings))
         progress = min(storage.iter / self.iterations, 1.0)
-        return {f"loss_{o.name}": self.distill_weight * o(regions, progress) for o in self.objectives}
+        found = {f"loss_{o.name}": o(regions, progress) for o in self.objectives}
+        if self.others is not None:
+            targets = [torch.cat([d.get(f"embeddings_{n}") for d in distill]) for n in range(1, len(self.others) + 1)]
+            base = self.classifier.base
+            found |= self.others.losses(features, targets, regions.counts, base, self.objectives, progress)
+        return {name: self.distill_weight * value for name, value in found.items()}
 
     def _box_loss(self, deltas: Tensor, labels: Tensor, proposals: list[Instances]) -> Tensor:
         """(Smooth) L1 on the deltas of the foreground RoIs, over the number of all RoIs (Detectron2's convention)."""
@@ -250,25 +268,36 @@ class ViLDROIHeads(StandardROIHeads):
 
     def scores(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled RoI features to scores [R, C] of the variant and box deltas [R, 4]."""
-        embeddings, deltas = self._embed(pooled)
-        return torch.cat(list(self._score_blocks(embeddings, self.classifier.offered))), deltas
+        heads, deltas = self._embed(pooled)
+        return torch.cat(list(self._score_blocks(heads, self.classifier.offered))), deltas
 
-    def _embed(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Region embeddings [H, R, D] of the one head or (ensemble) the text and the image head, and box deltas."""
+    def _embed(self, pooled: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Region embeddings [R, D] of the one head or (ensemble) the text and the image head, then [R, D_k] in the
+        spaces of further teachers; and box deltas."""
         embeddings, box_features = self.embedding(pooled)
-        heads = [embeddings] if self.image_embedding is None else [embeddings, self.image_embedding(pooled)[0]]
-        return torch.stack(heads), self.bbox_pred(box_features)
+        heads, features = [embeddings], box_features
+        if self.image_embedding is not None:
+            image, features = self.image_embedding(pooled)
+            heads.append(image)
+        heads += [] if self.others is None else self.others(features)
+        return heads, self.bbox_pred(box_features)
 
-    def _score_blocks(self, embeddings: Tensor, offered: Offered) -> Iterator[Tensor]:
+    def _score_blocks(self, heads: list[Tensor], offered: Offered) -> Iterator[Tensor]:
         """Scores [r, shown] of successive regions: not all at once, to bound memory. Those below their class's own
         threshold are -1."""
-        for logits in self.classifier.blocks(embeddings, offered.text):
-            scores = fusion.variant_scores(self.variant, logits, ~offered.base, self.ensemble_weight)
+        own = 1 if self.image_embedding is None else 2
+        texts = [self.classifier.matrix(offered.text)] * own
+        # further teachers know the classes of training only
+        if self.others is not None and offered.names == self.others.names:
+            texts += self.others.texts
+        for logits in self.classifier.blocks(heads[: len(texts)], texts):
+            novel = ~offered.base
+            scores = fusion.variant_scores(self.variant, logits[:own], novel, self.ensemble_weight, logits[own:])
             scores = scores[:, : offered.shown]
             yield scores if offered.thresholds is None else scores.masked_fill(scores <= offered.thresholds, -1)
 
     def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """Unit embeddings [sum of N, D] of given boxes: the image head's where there is one (diagnostics)."""
+        """Unit embeddings [sum of N, D] of given boxes: the image head's where there is one."""
         pooled = self._pool(features, boxes)
         return (self.image_embedding or self.embedding)(pooled)[0]
 
@@ -280,17 +309,18 @@ class ViLDROIHeads(StandardROIHeads):
         """Detections at test without masks; :meth:`StandardROIHeads.forward` calls it too."""
         offered = offered or self.classifier.offered
         threshold = self.score_threshold if offered.least is None else offered.least
-        embeddings, deltas = self._embed(self._pool(features, [p.proposal_boxes for p in proposals]))
+        heads, deltas = self._embed(self._pool(features, [p.proposal_boxes for p in proposals]))
         rois = torch.cat([p.proposal_boxes.tensor for p in proposals])
         boxes = self.box2box_transform.apply_deltas(deltas.float(), rois)
         counts = [len(p) for p in proposals]
         results = []
-        for p, b, e in zip(proposals, boxes.split(counts), embeddings.split(counts, dim=1), strict=True):
+        by_picture = zip(*(head.split(counts) for head in heads), strict=True)
+        for p, b, e in zip(proposals, boxes.split(counts), by_picture, strict=True):
             clipped = Boxes(b)
             clipped.clip(p.image_size)
             kept, score, found, _ = fusion.best_detections(
                 clipped.tensor,
-                self._score_blocks(e, offered),
+                self._score_blocks(list(e), offered),
                 threshold,
                 self.nms_threshold,
                 self.per_image,
@@ -305,3 +335,12 @@ def _concepts(path: str, vocabulary: Vocabulary) -> Tensor:
     words = Vocabulary.load(path)
     check_same_teacher(words.fingerprint, f"vocabulary {path}", vocabulary.fingerprint, "the config's vocabulary")
     return words.embeddings
+
+
+def _others(vild, vocabulary: Vocabulary, features: int) -> OtherTeachers | None:
+    """The heads of ``MODEL.VILD.TEACHERS``; None where there are none."""
+    entries = check_teachers(vild.TEACHERS)
+    if not entries or vild.VARIANT == "text":
+        return None
+    vocabularies = [Vocabulary.load(e["VOCABULARY"]) for e in entries]
+    return OtherTeachers(features, vocabularies, [e["WEIGHT"] for e in entries], vocabulary.names, vild.TEMPERATURE)

@@ -29,11 +29,13 @@ MAPPED_SHARDS = 1024  # at once, in a process; when more are asked for, all are 
 
 @dataclass(frozen=True)
 class Regions:
-    """One picture's rows: boxes float32 [N, 4] xyxy, embeddings float32 [N, D] unit, scores float32 [N]."""
+    """One picture's rows: boxes float32 [N, 4] xyxy, embeddings float32 [N, D] unit, scores float32 [N].
+    ``others``: the embeddings [N, D_k] of further teachers (``several_stores.py``)."""
 
     boxes: Tensor
     embeddings: Tensor
     scores: Tensor
+    others: tuple[Tensor, ...] = ()
 
 
 class StoreWriter:

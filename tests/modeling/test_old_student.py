@@ -1,0 +1,39 @@
+"""Training goes on from a trained student, which is remembered and never changes."""
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from vild.engine import Trainer, load_old_student
+from vild.errors import UserError
+from vild.teacher.clip import hash_weights
+
+
+def test_the_old_student_is_imitated_and_stays(make_cfg, checkpoint_file):
+    keys = ["MODEL.VILD.OLD_STUDENT.WEIGHTS", str(checkpoint_file), "MODEL.WEIGHTS", str(checkpoint_file)]
+    cfg = make_cfg("vild", *keys, "SOLVER.IMS_PER_BATCH", 1)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    old = trainer.model.old_student[0]
+    before, names = hash_weights(old), set(trainer.model.state_dict())
+    assert names == set(old.state_dict()) and not any(p.requires_grad for p in old.parameters())
+    inputs = next(iter(trainer.data_loader))
+    student = trainer.model.eval()
+    image, boxes = student.preprocess_image(inputs).tensor, [inputs[0]["distill"].proposal_boxes]
+    mine = student.roi_heads.region_embeddings(student.backbone(image), boxes)
+    torch.testing.assert_close(student._remembered(image, boxes), mine, rtol=1e-4, atol=1e-5)
+    with EventStorage():
+        loss = student.train()(inputs)["loss_old_student"]
+    loss.backward()  # batch norm's statistics alone set them apart
+    assert loss > 0 and student.backbone.bottom_up.stem.conv1.weight.grad.abs().sum() > 0
+    assert hash_weights(old) == before
+
+
+def test_an_old_student_of_another_teacher_is_refused(make_cfg, checkpoint_file, vocabulary, tmp_path):
+    from dataclasses import replace
+
+    other = tmp_path / "vocabulary.safetensors"
+    replace(vocabulary, fingerprint={**vocabulary.fingerprint, "weights": "other"}).save(other)
+    keys = ["MODEL.VILD.OLD_STUDENT.WEIGHTS", str(checkpoint_file), "MODEL.VILD.VOCABULARY", str(other)]
+    with pytest.raises(UserError, match="OLD_STUDENT.WEIGHTS .* is of teacher"):
+        load_old_student(make_cfg("vild", *keys))

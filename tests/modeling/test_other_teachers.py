@@ -1,0 +1,130 @@
+"""Several teachers at once: each in its own space, from its own store, and at test by the ensemble's rule."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from vild.data import datasets
+from vild.data.mapper import ViLDMapper
+from vild.engine import open_store
+from vild.errors import UserError
+from vild.modeling import fusion
+from vild.teacher.store import Regions, StoreWriter
+from vild.vocabulary import Vocabulary
+
+WIDTH = 24
+
+
+@pytest.fixture(scope="module")
+def second(store_folder, vocabulary, tmp_path_factory):
+    """A second teacher of another width: its store over the same regions, and its vocabulary."""
+    from vild.teacher.store import EmbeddingStore
+
+    first, folder = EmbeddingStore(store_folder), tmp_path_factory.mktemp("second")
+    fingerprint = {"name": "second", "pretrained": "", "weights": "2", "width": WIDTH}
+    plan = {"fingerprint": fingerprint, "proposals": first.plan["proposals"]}
+    writer = StoreWriter(folder / "store", plan, first.image_ids.tolist(), 16)
+
+    def regions(image_id: int) -> Regions:
+        generator = torch.Generator().manual_seed(image_id)
+        boxes = first[image_id].boxes
+        return Regions(
+            boxes, F.normalize(torch.randn(len(boxes), WIDTH, generator=generator), dim=1), torch.ones(len(boxes))
+        )
+
+    for index, _ in writer.missing():
+        writer.write_shard(index, regions)
+    writer.finish()
+    rows = F.normalize(torch.randn(len(vocabulary), WIDTH, generator=torch.Generator().manual_seed(1)), dim=1)
+    file = folder / "vocabulary.safetensors"
+    Vocabulary(vocabulary.names, rows, vocabulary.splits, fingerprint=fingerprint).save(file)
+    return {"STORE": str(folder / "store"), "VOCABULARY": str(file)}
+
+
+def losses_of(cfg, seed=0):
+    torch.manual_seed(seed)
+    model = build_model(cfg).train()
+    mapper = ViLDMapper.from_config(cfg, open_store(cfg))
+    inputs = [mapper(r) for r in datasets.load_dicts("glyphs_train")[:2]]
+    torch.manual_seed(1)
+    with EventStorage():
+        return model, inputs, model(inputs)
+
+
+@pytest.mark.parametrize("variant", ["vild", "image", "ensemble"])
+def test_each_teacher_has_its_own_loss(make_cfg, second, variant):
+    cfg = make_cfg(
+        variant, "MODEL.VILD.TEACHERS", str([second, {**second, "WEIGHT": 0.5}]), "INPUT.RANDOM_FLIP", "none"
+    )
+    model, inputs, losses = losses_of(cfg)
+    assert {k for k in losses if "l1" in k} == {"loss_l1", "loss_l1_1", "loss_l1_2"}
+    assert inputs[0]["distill"].embeddings_1.shape[1] == WIDTH
+    sum(losses.values()).backward()
+    others = model.roi_heads.others
+    assert all(p.weight.grad.abs().sum() > 0 for p in others.projections)
+    with torch.no_grad():  # the same projection in both places: half the weight, half the loss
+        others.projections[1].load_state_dict(others.projections[0].state_dict())
+    torch.manual_seed(1)
+    with EventStorage():
+        again = model(inputs)
+    assert again["loss_l1_2"].item() == pytest.approx(again["loss_l1_1"].item() / 2, rel=1e-5)
+
+
+def test_scores_are_fused_by_the_ensembles_rule(make_cfg, second):
+    model = build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]))).eval()
+    heads = model.roi_heads
+    pooled = torch.randn(5, 64, 7, 7)
+    with torch.inference_mode():
+        scores, _ = heads.scores(pooled)
+        (own, other), _ = heads._embed(pooled)
+        text = fusion.text_scores(heads.classifier(own))
+        image = (other @ heads.others.texts[0].T / heads.classifier.temperature).softmax(1)
+        expected = fusion.ensemble_scores(text, image, ~heads.classifier.base, heads.ensemble_weight)
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-7)
+        model.set_vocabulary(heads.classifier.vocabulary.take([3, 5]))  # other classes: the first teacher alone
+        torch.testing.assert_close(
+            heads.scores(pooled)[0], fusion.text_scores(heads.classifier(own)), rtol=1e-4, atol=0
+        )
+
+
+def test_image_heads_of_several_teachers_are_averaged():
+    a, b = torch.randn(4, 8), torch.randn(4, 7)
+    mean = (a[:, :-1].log_softmax(1) + b.log_softmax(1)) / 2
+    novel = torch.zeros(7, dtype=torch.bool)
+    torch.testing.assert_close(fusion.variant_scores("image", [a], novel, 0.5, [b]), mean.exp())
+
+
+def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_path):
+    other = tmp_path / "store"
+    writer = StoreWriter(other, {"fingerprint": {}, "proposals": "others"}, [1], 1)
+    writer.write_shard(0, lambda i: Regions(torch.zeros(1, 4), torch.ones(1, WIDTH), torch.ones(1)))
+    writer.finish()
+    swapped = tmp_path / "swapped.safetensors"
+    replace(vocabulary, names=vocabulary.names[::-1]).save(swapped)
+    for teachers, more, message in [
+        ([{"STORE": second["STORE"]}], [], "TEACHERS: .* is not"),
+        ([{**second, "STORE": str(other)}], [], "from other proposals"),
+        ([{**second, "VOCABULARY": str(swapped)}], [], "of teacher"),
+        ([second], ["MODEL.VILD.DISTILL_FROM", "mixed"], "DISTILL_FROM is 'mixed'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            open_store(make_cfg("vild", "MODEL.VILD.TEACHERS", str(teachers), *more))
+    with pytest.raises(UserError, match="names other classes"):
+        build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([{**second, "VOCABULARY": str(swapped)}])))
+
+
+def test_regions_of_all_teachers_move_together(make_cfg, second, store_folder):
+    """A crop leaves the same rows of each teacher."""
+    cfg = make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), "INPUT.CROP.ENABLED", True)
+    store = open_store(cfg)
+    record = datasets.load_dicts("glyphs_train")[0]
+    found: Instances = ViLDMapper.from_config(cfg, store)(record)["distill"]
+    whole = store[record["image_id"]]
+    rows = [(whole.embeddings - e).abs().sum(1).argmin().item() for e in found.embeddings]
+    assert isinstance(found.proposal_boxes, Boxes) and len(found) > 0
+    assert torch.equal(found.embeddings_1, whole.others[0][rows])

@@ -1,0 +1,127 @@
+"""Between strangers and gradio: the routes that the page needs, requests of bounded size, no address to fetch from.
+
+gradio by itself downloads what a request names (``file=https://...``, or a file whose path is an address) and takes
+bodies of any length.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+PAGE = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"}
+FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/")
+CALLS = {
+    "/gradio_api/" + name for name in ("queue/data", "upload_progress", "startup-events", "info", "app_id", "user")
+}
+UPLOAD, JOIN, LIGHT = "/gradio_api/upload", "/gradio_api/queue/join", ("/gradio_api/cancel", "/gradio_api/reset")
+MOST_JSON = 1_000_000
+MOST_STORED = 1_000_000_000  # bytes of uploads and drawings, which are deleted by age
+AROUND = 10_000  # bytes of a form around its file
+POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # the browser asks nobody else for anything
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: what it stands before.
+        folder: where uploads and drawings lie, the only files that are given out.
+        most_bytes: of an upload.
+    """
+
+    def __init__(self, app, folder: Path, most_bytes: int):
+        self.app, self.folder, self.most_bytes = app, Path(folder), most_bytes
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return None
+        refusal = self._refusal(scope)
+        if refusal is None and scope["path"] == JOIN:
+            body = await _body(receive)
+            if _names_an_address(body):
+                refusal = (403, "No addresses, please.")
+            receive = _again(body, receive)
+        if refusal is not None:
+            return await _answer(send, *refusal)
+
+        async def with_policy(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        return await self.app(scope, receive, with_policy)
+
+    def _refusal(self, scope) -> tuple[int, str] | None:
+        """HTTP status and text; None where the request may pass."""
+        method, path = scope["method"], scope["path"].rstrip("/") or "/"
+        if method in ("GET", "HEAD"):
+            file = scope["path"].startswith(f"/gradio_api/file={self.folder}/")
+            known = path in PAGE | CALLS or scope["path"].startswith(FOLDERS) or file
+            return None if known else (404, "There is no such page.")
+        if method != "POST" or path not in (UPLOAD, JOIN, *LIGHT):
+            return 404, "There is no such page."
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        if b"transfer-encoding" in headers or not length.isdigit():
+            return 411, "Say how long the request is."
+        if int(length) > (self.most_bytes + AROUND if path == UPLOAD else MOST_JSON):
+            return 413, "This is too large."
+        if path == UPLOAD and stored(self.folder) > MOST_STORED:
+            return 503, "Too many pictures at the moment."
+        return None
+
+
+def stored(folder: Path) -> int:
+    """Bytes of the files below a folder, some of which may go meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except OSError:
+            continue
+    return total
+
+
+def _names_an_address(body: bytes) -> bool:
+    """Whether a call's JSON holds a file that gradio would fetch."""
+    try:
+        left = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return True
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if "://" in str(value.get("path", "")):
+                return True
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return False
+
+
+async def _body(receive) -> bytes:
+    parts, more = [], True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _again(body: bytes, receive):
+    """``receive`` that gives the body once more, then goes on as before."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again():
+        return left.pop() if left else await receive()
+
+    return again
+
+
+async def _answer(send, status: int, text: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
