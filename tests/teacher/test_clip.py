@@ -97,6 +97,8 @@ def test_a_file_of_weights(tmp_path):
 TEXT_CFG = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 TOWERS = {
     "vit": ({"layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 64}, (32, 4, 4)),
+    "coca's vit": ({"layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 64,
+                    "attentional_pool": True, "attn_pooler_heads": 2}, (32, 4, 4)),
     "resnet": ({"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 64}, (256, 2, 2)),
     "timm vit": ({"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}, (64, 10, 10)),
     "timm resnet": ({"timm_model_name": "test_resnet", "timm_pool": "avg", "image_size": 64}, (96, 2, 2)),

@@ -86,10 +86,11 @@ class Teacher:
     @torch.inference_mode()
     def encode_image_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`encode_image`, for N > 0, and the image tower's last feature map, float32 [N, T, h, w]: a ViT's
-        patch tokens after its last norm, a convolutional network's last stage."""
+        patch tokens after the last norm before pooling, a convolutional network's last stage."""
+        norm = getattr(self.model.visual, "attn_pool", None) is None  # CoCa's last norm is behind its pooling
         with self._autocast():
             found = self.model.forward_intermediates(
-                self._laid_out(images), image_indices=1, normalize=False, normalize_intermediates=True
+                self._laid_out(images), image_indices=1, normalize=False, normalize_intermediates=norm
             )
         return F.normalize(found["image_features"].float(), dim=1), found["image_intermediates"][-1].float()
 
