@@ -131,10 +131,13 @@ def test_one_picture_to_one_file(demo, detector, pictures, tmp_path):
 
 def test_of_several_pictures_the_broken_ones_come_last(demo, pictures, tmp_path):
     broken = bad_pictures(np.zeros((40, 60, 3), np.uint8), tmp_path)
-    status, stdout, stderr = demo("--input", broken["text"], pictures[0], broken["huge"], "--output", tmp_path / "out")
+    Image.new("RGB", (5000, 1)).save(tmp_path / "thin.png")
+    files = [broken["text"], pictures[0], broken["huge"], tmp_path / "thin.png"]
+    status, stdout, stderr = demo("--input", *files, "--output", tmp_path / "out")
     assert status == 1 and len(stdout.splitlines()) == 1 and "Traceback" not in stderr
-    tail = stderr.strip().splitlines()[-3:]
-    assert tail[0] == "2 of 3 pictures cannot be read:" and "text.jpg" in tail[1] and "huge.jpg" in tail[2]
+    tail = stderr.strip().splitlines()[-4:]
+    assert tail[0] == "3 of 4 pictures cannot be read:" and "text.jpg" in tail[1] and "huge.jpg" in tail[2]
+    assert "thin.png: picture: 5000 x 1 is too thin" in tail[3]
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 

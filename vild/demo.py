@@ -86,7 +86,8 @@ def annotate_pictures(
             array = read_picture(picture.path, "RGB")
             found = detect_in(detector, array)
         except UserError as error:
-            broken.append(str(error))
+            told = str(error)
+            broken.append(told if str(picture.path) in told else f"{picture.path}: {told}")
             continue
         with written_whole(target) as aside:
             draw(array, found, found.names).save(
