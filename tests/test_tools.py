@@ -7,7 +7,6 @@ import time
 
 import pytest
 import torch
-from PIL import Image
 from torchvision.ops import box_iou
 
 from tests.conftest import REPOSITORY
@@ -32,43 +31,6 @@ def weights(vocabulary_file, store_folder, teacher_folder, tmp_path_factory):
     torch.manual_seed(0)
     VildCheckpointer(Trainer.build_model(cfg), str(folder)).save("model")
     return folder / "model.pth"
-
-
-def test_demo_writes_pictures(world, weights, teacher_folder, tmp_path):
-    inputs = sorted((world / "glyphs" / "val").glob("*.jpg"))[:2]
-    done = tool(
-        "demo.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--input", *inputs,
-        "--vocabulary", "umbrella, chess knight", "--output", tmp_path / "out", "--confidence-threshold", 0.0,
-        "--opts", "MODEL.WEIGHTS", weights, "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for path in inputs:
-        assert Image.open(tmp_path / "out" / f"{path.stem}.png").size == (480, 480)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"--vocabulary": " , "}, "vocabulary: it is empty"),
-        ({"--input": "none.jpg"}, "none.jpg cannot be read"),
-        ({"teacher": "ViT-B-33"}, "teacher 'ViT-B-33': open_clip has no model of this name"),
-        ({"teacher": "RN50-quickgelu"}, "is of teacher RN50-quickgelu random .*width 1024.* is of teacher .*width 64"),
-        ({"weights": "none.pth"}, "none.pth does not exist"),
-    ],
-)
-def test_demo_tells_a_mistake_in_one_line(world, weights, teacher_folder, tmp_path, change, message):
-    import re
-
-    picture = next((world / "glyphs" / "val").glob("*.jpg"))
-    done = tool(
-        "demo.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--input", change.get("--input", picture),
-        "--vocabulary", change.get("--vocabulary", f"in no cache {len(message)}"), "--output", tmp_path / "out",
-        "--opts", "MODEL.WEIGHTS", change.get("weights", weights), "MODEL.VILD.TEACHER.PRETRAINED", "random",
-        "MODEL.VILD.TEACHER.NAME", change.get("teacher", f"local-dir:{teacher_folder}"),
-    )  # fmt: skip
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") and re.search(message, last), last
 
 
 def test_store_from_proposals_goes_on_and_refuses_another_teacher(world, proposals_file, teacher_folder, tmp_path):

@@ -1,57 +1,81 @@
 #!/usr/bin/env python3
-"""Find words in pictures: writes the pictures with boxes, masks, names and scores.
+"""Find words in pictures, a video or a camera: what was found, drawn and as JSON.
 
-    tools/demo.py --config-file configs/Glyphs/vild.yaml --input a.jpg b.jpg \\
-        --vocabulary "umbrella, chess knight" --output out/ --opts MODEL.WEIGHTS output/quickstart/vild/model_final.pth
+    tools/demo.py --config-file configs/Glyphs/vild.yaml --input a.jpg photos/ --output out/ \\
+        --vocabulary "umbrella, chess knight" --opts MODEL.WEIGHTS output/quickstart/vild/model_final.pth
+    tools/demo.py --model detector/ --video-input in.mp4 --output out.mp4 --vocabulary "kite, horse | pony" \\
+        --negatives "flag" --threshold-of kite=0.3
+
+Beside each picture lies NAME.json, beside a video NAME.jsonl with a line a frame. A camera's video is written until
+Ctrl-C; no window is shown. Of several pictures those that cannot be read are listed at the end (exit status 1).
 """
 
 import argparse
-import os
+import signal
+import sys
+import threading
 from pathlib import Path
 
-from tqdm import tqdm
-
-from vild.data.pictures import read_picture
-from vild.engine import load_config
+from vild.command_line import add_detector_arguments, add_overrides, make_detector
+from vild.demo import annotate_pictures, annotate_video, picture_targets, video_target, writing
 from vild.errors import UserError, one_line_errors
-from vild.evaluation.pictures import draw
-from vild.predictor import OpenVocabularyDetector
-from vild.vocabulary import Vocabulary
-from vild.words import read_words
+from vild.inputs import find_pictures
+from vild.video import open_camera, open_video
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_detector_arguments(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", help="pictures, and folders of them")
+    source.add_argument("--video-input", metavar="FILE")
+    source.add_argument("--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="a camera (the first)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="a folder; or a file, of one picture or a video (.mp4)"
+    )
+    parser.add_argument("--frames", type=int, help="of a video or a camera, at most so many")
+    parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE")
+    add_overrides(parser)
+    return parser.parse_args(argv)
 
 
 @one_line_errors
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--input", nargs="+", required=True, help="pictures")
-    parser.add_argument("--output", required=True, help="folder for the drawn pictures")
-    parser.add_argument(
-        "--vocabulary",
-        help='words, "umbrella, chess knight", or a file with a word a line (default: as trained)',
-    )
-    parser.add_argument("--confidence-threshold", type=float, default=0.5)
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE ...")
-    args = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    if args.frames is not None and args.frames < 1:
+        raise UserError(f"--frames {args.frames}: give at least 1")
+    return on_pictures(args) if args.input else on_frames(args)
 
-    detector = OpenVocabularyDetector(load_config(args.config_file, args.opts))
-    if args.vocabulary is not None:
-        words = read_words(args.vocabulary)
-        synonyms = None if isinstance(words, Vocabulary) else words.synonyms
-        detector = detector.with_vocabulary(getattr(words, "names", words), synonyms=synonyms)
-    stems = [Path(name).stem for name in args.input]
-    if len(set(stems)) < len(stems):
-        raise UserError("--input: two pictures have the same name; their results would overwrite each other")
-    os.makedirs(args.output, exist_ok=True)
-    for name, stem in zip(tqdm(args.input, desc="pictures"), stems, strict=True):
-        picture = read_picture(name, detector.cfg.INPUT.FORMAT)
-        found = detector(picture)
-        found = found[found.scores >= args.confidence_threshold]
-        target = os.path.join(args.output, f"{stem}.png")
-        draw(read_picture(name, "RGB"), found, detector.names).save(target)
-        words = ", ".join(f"{detector.names[c]} {s:.2f}" for c, s in zip(found.pred_classes, found.scores, strict=True))
-        tqdm.write(f"{target}: {words or 'nothing'}")
+
+def on_pictures(args: argparse.Namespace) -> int:
+    pictures = find_pictures(args.input, leave_out=args.output)
+    one_file = len(args.input) == 1 and not Path(args.input[0]).is_dir()
+    targets = picture_targets(pictures, args.output, one_file)
+    with writing(args.output, targets[0].parent):
+        broken = annotate_pictures(make_detector(args, args.confidence_threshold), pictures, targets)
+    if broken and len(pictures) == 1:
+        raise UserError(broken[0])
+    if broken:
+        print(f"{len(broken)} of {len(pictures)} pictures cannot be read:", *broken, sep="\n  ", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def on_frames(args: argparse.Namespace) -> int:
+    if args.video_input:
+        target, source = video_target(args.output, Path(args.video_input).stem), open_video(args.video_input)
+        if target.resolve() == Path(args.video_input).resolve():
+            raise UserError(f"--output {args.output}: the result would take the place of the video")
+    else:
+        stop = threading.Event()
+        target, source = video_target(args.output, "webcam"), open_camera(args.webcam, stop)
+    with source as frames, writing(args.output, target.parent):
+        detector = make_detector(args, args.confidence_threshold)
+        if args.video_input is None:  # from here on Ctrl-C ends the video, which is whole then
+            signal.signal(signal.SIGINT, lambda *_: stop.set())
+        count = annotate_video(detector, frames, target, args.frames)
+    print(f"{target}: {count} frames; what was found in each: {target.with_suffix('.jsonl')}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -217,7 +217,11 @@ class OpenVocabularyDetector:
     def _input(self, picture: Picture) -> dict:
         """What Detectron2's meta-architectures take."""
         array = _as_array(picture, self.cfg.INPUT.FORMAT)
-        image = self.resize.get_transform(array).apply_image(array)
+        resize = self.resize.get_transform(array)
+        if 0 in (getattr(resize, "new_h", 1), getattr(resize, "new_w", 1)):
+            size = f"{array.shape[1]} x {array.shape[0]}"
+            raise UserError(f"picture: {size} is too thin, at INPUT.MAX_SIZE_TEST {self.cfg.INPUT.MAX_SIZE_TEST}")
+        image = resize.apply_image(array)
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return {"image": image, "height": array.shape[0], "width": array.shape[1]}
 

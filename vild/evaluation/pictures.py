@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,8 +33,7 @@ def draw(
     labels = [names[c] + ("" if s is None else f" {s:.2f}") for c, s in zip(classes, scores, strict=True)]
     labels = [label.replace("$", r"\$") for label in labels]  # matplotlib reads a formula between two of them
     if splits is None:
-        hues = np.random.default_rng(0).uniform(0.2, 1, (len(names), 3))
-        colours = [tuple(hues[c]) for c in classes]
+        colours = [_colour(c) for c in classes]
     else:
         colours = [COLOURS[splits[c]] for c in classes]
     scale = max(1.0, min_side / min(picture.shape[:2]))
@@ -46,6 +46,11 @@ def draw(
         alpha=0.35,
     )
     return Image.fromarray(drawn.get_image())
+
+
+def _colour(index: int) -> tuple[float, float, float]:
+    """Bright, and far from those of the neighbours: by the golden ratio around the circle of hues."""
+    return colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1, 0.75, 1.0)
 
 
 def side_by_side(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
