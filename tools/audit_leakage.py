@@ -20,7 +20,7 @@ from vild.data.pasted_boxes import judge_boxes, measure_boxes
 from vild.data.provenance import CLEAN, LEAK, UNKNOWN, judge_network, judge_proposals, worst
 from vild.errors import one_line_errors
 from vild.files import write_json
-from vild.prompts import PROMPT_SETS
+from vild.prompts import PROMPT_SETS, LearnedPrompts, find_prompts
 from vild.teacher.clip import Teacher, check_same_teacher, describe
 from vild.teacher.proposals import hash_file, load_proposals, read_labels, read_provenance
 from vild.teacher.store import EmbeddingStore
@@ -61,11 +61,12 @@ def audit_vocabulary(path, teacher, benchmark):
         return
     if vocabulary.fingerprint:
         check_same_teacher(vocabulary.fingerprint, f"vocabulary {path}", teacher.fingerprint, "--teacher")
-    sets = PROMPT_SETS if vocabulary.prompts not in PROMPT_SETS else {vocabulary.prompts: None}
+    own = vocabulary.prompts
+    sets = {str(own): find_prompts(own)} if own in PROMPT_SETS or isinstance(own, LearnedPrompts) else PROMPT_SETS
     synonyms = vocabulary.synonyms or ((),) * len(vocabulary)
     expected = {
-        prompts: encode_names(teacher.encode_text, vocabulary.names, synonyms, PROMPT_SETS[prompts]).cpu()
-        for prompts in sets
+        name: encode_names(teacher.encode_text, vocabulary.names, synonyms, prompts).cpu()
+        for name, prompts in sets.items()
     }
     yield "measured", *judge_vocabulary(vocabulary, expected, benchmark)
 
