@@ -6,7 +6,7 @@
     tools/build_vocabulary.py --prompts output/quickstart/prompts.safetensors --dataset glyphs_train ...
 
 The regions are the ground-truth boxes of base names, which the teacher embeds; with --store those of a store that match
-one, and beside them, as background, those away from all (DetPro).
+one. With --background too, those away from all are pushed to be equally unlike all names (DetPro).
 """
 
 import argparse
@@ -51,11 +51,13 @@ def main():
     parser.add_argument("--teacher", required=True, help="open_clip model name, or local-dir:FOLDER")
     parser.add_argument("--pretrained", default="", help="open_clip tag or file of weights, or 'random'")
     parser.add_argument("--store", help="of the same teacher and data set")
+    parser.add_argument(
+        "--background", type=float, default=0, help="weight in the loss of regions away from base objects"
+    )
     parser.add_argument("--words", default="a photo of a", help="where it starts: a vector for each of their tokens")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=512, help="regions a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--temperature", type=float, default=0.01, help="as MODEL.VILD.TEMPERATURE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", required=True)
@@ -63,6 +65,8 @@ def main():
     if not args.output.endswith(".safetensors"):
         raise UserError(f"--output {args.output}: a prompt set's file ends in .safetensors")
     store = EmbeddingStore(args.store) if args.store else None
+    if args.background and not args.store:
+        raise UserError("--background needs --store: ground truth has no regions of background")
     teacher = Teacher(args.teacher, args.pretrained, args.device)
     starting_prompts(teacher, args.words)  # what cannot be learned shall not wait for the regions
     prompts = learn(
@@ -72,7 +76,7 @@ def main():
         steps=args.steps,
         batch=args.batch_size,
         learning_rate=args.learning_rate,
-        temperature=args.temperature,
+        background=args.background,
         seed=args.seed,
     )
     prompts.record.update(dataset=args.dataset, store=args.store)

@@ -93,10 +93,11 @@ def test_only_the_context_learns(custom, regions):
 def test_background_becomes_equally_unlike_all_names():
     labels = torch.tensor([0, BACKGROUND])
     logits = torch.tensor([[9.0, -9, -9], [3, 3, 3]])
-    assert context_loss(logits, labels).item() == pytest.approx(torch.tensor(3.0).log().item(), abs=1e-3)
+    assert context_loss(logits, labels, 1.0).item() == pytest.approx(torch.tensor(3.0).log().item(), abs=1e-3)
     for uneven in ([3.0, 3, 4], [3, 2, 3]):
         logits[1] = torch.tensor(uneven)
-        assert context_loss(logits, labels) > torch.tensor(3.0).log() + 0.01
+        assert context_loss(logits, labels, 1.0) > torch.tensor(3.0).log() + 0.01
+    assert context_loss(logits, labels) < 1e-3
 
 
 def test_boxes_get_the_label_of_what_they_cover():
@@ -192,7 +193,7 @@ def run(world, teacher_folder, monkeypatch, capsys):
         except SystemExit as stop:
             status = stop.code
         printed = capsys.readouterr()
-        return status, (printed.err if status else printed.out).strip().splitlines()[-1]
+        return status, (printed.err if status == 2 else printed.out).strip().splitlines()[-1]
 
     return call
 
@@ -200,13 +201,19 @@ def run(world, teacher_folder, monkeypatch, capsys):
 def test_command_line(run, store_folder, world, custom, tmp_path, monkeypatch):
     path = tmp_path / "p.safetensors"
     status, line = run("learn_prompts.py", "--dataset", "glyphs_train", "--store", store_folder, "--steps", 2,
-                       "--output", path)  # fmt: skip
+                       "--background", 0.1, "--output", path)  # fmt: skip
     assert status == 0 and "base regions named right" in line
     record = LearnedPrompts.load(path).record
-    assert record["regions"] > 40 and record["background"] > 40 and record["dataset"] == "glyphs_train"
+    assert record["regions"] > 40 and record["dataset"] == "glyphs_train"
     words = ("--names", "kite, anchor", "--output", tmp_path / "v.safetensors", "--prompts")
     assert run("build_vocabulary.py", *words, path)[0] == 0
     assert Vocabulary.load(tmp_path / "v.safetensors").prompts.record == record
+    audit = ("audit_leakage.py", "--dataset", "glyphs_train", "--vocabulary", tmp_path / "v.safetensors")
+    assert run(*audit)[0] == 0
+    classes = datasets.get_classes("glyphs_train")
+    record["names"].append(classes.names[classes.splits.index("novel")].upper())
+    replace(LearnedPrompts.load(path), record=record).save(path)
+    assert run("build_vocabulary.py", *words, path)[0] == 0 and run(*audit) == (1, "verdict: LEAK")
     assert run("learn_prompts.py", "--dataset", "glyphs_train", "--steps", 2, "--output", path)[0] == 0
     truth = datasets.load_dicts("glyphs_train")
     assert LearnedPrompts.load(path).record["regions"] == sum(len(r["annotations"]) for r in truth)

@@ -99,12 +99,12 @@ def match(boxes: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
     return found.where(iou > BACKGROUND_IOU, BACKGROUND)
 
 
-def context_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Scalar, from logits [R, C] and labels int64 [R]: the mean cross-entropy of named regions (CoOp, eq. 4) plus that
-    of BACKGROUND ones against 1/C each, so that they are equally unlike all names (DetPro, section 3.3)."""
+def context_loss(logits: Tensor, labels: Tensor, background: float = 0.0) -> Tensor:
+    """Scalar, from logits [R, C] and labels int64 [R]: the mean cross-entropy of named regions (CoOp, eq. 4) plus
+    ``background`` times that of BACKGROUND ones against 1/C each: they shall be equally unlike all names (DetPro)."""
     log_p, named = logits.log_softmax(1), labels >= 0
-    parts = [-log_p[named].gather(1, labels[named, None]), -log_p[~named].mean(1)]
-    return sum(part.mean() for part in parts if len(part))
+    parts = [(1.0, -log_p[named].gather(1, labels[named, None])), (background, -log_p[~named].mean(1))]
+    return sum(weight * part.mean() for weight, part in parts if len(part))
 
 
 def learn(
@@ -117,10 +117,11 @@ def learn(
     steps: int = 200,
     batch: int = 512,
     learning_rate: float = 2e-3,
-    temperature: float = 0.01,
+    background: float = 0.0,
     seed: int = 0,
 ) -> LearnedPrompts:
-    """Train a context on regions; the teacher is as it was. AdamW, cosine schedule; deterministic on a CPU.
+    """Train a context on regions, at the temperature the teacher was trained with; the teacher is as it was. AdamW,
+    cosine schedule; deterministic on a CPU.
 
     Args:
         embeddings: the teacher's, of N regions, unit float [N, D].
@@ -128,9 +129,11 @@ def learn(
         names: of the base classes.
         words: where the context starts: as many vectors as they have tokens, at first their embeddings.
         batch: regions a step, drawn anew.
+        background: weight of the BACKGROUND regions in the loss; 0 leaves them out.
 
     Returns:
-        the prompts; their record says steps, seed and percent of named regions that get their name, before and after.
+        the prompts; their record says names, steps, seed, and percent of named regions that get their name before and
+        after.
 
     Raises:
         UserError: no region with a name, words too long, or a teacher for which it cannot be done.
@@ -146,7 +149,10 @@ def learn(
         raise UserError(f"words: '{longest}' has {length} tokens, the teacher reads {room}")
     tokens = teacher.tokenizer(prompts).to(teacher.device)
     embeddings, labels = embeddings.to(teacher.device, torch.float32, copy=True), labels.to(teacher.device)
+    if not background:
+        embeddings, labels = embeddings[labels >= 0], labels[labels >= 0]
     known = labels >= 0
+    scale = teacher.model.logit_scale.detach().exp()
 
     def texts() -> Tensor:
         return F.normalize(encode_in_context(teacher.model, tokens, context).float(), dim=1)
@@ -156,15 +162,15 @@ def learn(
         right = (embeddings[known] @ texts().T).argmax(1) == labels[known]
         return round(100 * right.float().mean().item(), 2)
 
-    record = {"regions": int(known.sum()), "background": int((~known).sum()), "steps": steps, "seed": seed}
-    record["accuracy"] = [accuracy()]
+    record = {"regions": int(known.sum()), "background": background, "steps": steps, "seed": seed}
+    record |= {"names": list(names), "accuracy": [accuracy()]}
     optimizer = torch.optim.AdamW([context], learning_rate, weight_decay=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     draw = torch.Generator().manual_seed(seed)
     progress = tqdm(range(steps), desc="prompts")
     for _ in progress:
         rows = torch.randint(len(labels), (min(batch, len(labels)),), generator=draw).to(teacher.device)
-        loss = context_loss(embeddings[rows] @ texts().T / temperature, labels[rows])
+        loss = context_loss(scale * embeddings[rows] @ texts().T, labels[rows], background)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
