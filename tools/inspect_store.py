@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """What an embedding store holds; whether it is whole; repair, merge and coverage.
 
-tools/inspect_store.py output/store                             # teacher, sizes, regions a picture
-tools/inspect_store.py output/store --verify                    # reads every byte; exit status 1 if one is broken
-tools/inspect_store.py output/store --repair                    # removes what is broken: build again, only that
-tools/inspect_store.py output/store --coverage lvis_v1_train    # which pictures of a data set are missing
-tools/inspect_store.py --merge output/a output/b --output output/ab
+    tools/inspect_store.py output/store                             # teacher, sizes, regions a picture
+    tools/inspect_store.py output/store --verify                    # reads every byte; exit status 1 if one is broken
+    tools/inspect_store.py output/store --repair                    # removes what is broken: build again, only that
+    tools/inspect_store.py output/store --coverage lvis_v1_train    # which pictures of a data set are missing
+    tools/inspect_store.py --merge output/a output/b --output output/ab
 """
 
 import argparse
