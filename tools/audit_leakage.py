@@ -20,7 +20,7 @@ from vild.data.pasted_boxes import judge_boxes, measure_boxes
 from vild.data.provenance import CLEAN, LEAK, UNKNOWN, judge_network, judge_proposals, worst
 from vild.errors import one_line_errors
 from vild.files import write_json
-from vild.prompts import PROMPT_SETS
+from vild.prompts import PROMPT_SETS, LearnedPrompts, clean_name, find_prompts
 from vild.teacher.clip import Teacher, check_same_teacher, describe
 from vild.teacher.proposals import hash_file, load_proposals, read_labels, read_provenance
 from vild.teacher.store import EmbeddingStore
@@ -55,17 +55,23 @@ def audit_store(folder, proposals, benchmark):
 
 def audit_vocabulary(path, teacher, benchmark):
     vocabulary = Vocabulary.load(path)
-    origin = f"prompts '{vocabulary.prompts}' of teacher {describe(vocabulary.fingerprint)}"
+    own = vocabulary.prompts
+    if isinstance(own, LearnedPrompts):
+        known = own.record.get("names")
+        met = sorted({clean_name(n) for n in known or ()} & {clean_name(n) for n in benchmark.novel})
+        verdict = UNKNOWN if known is None else LEAK if met else CLEAN
+        yield "recorded", verdict, f"its prompts ({own}) were learned on {len(known or ())} names, novel: {met[:5]}"
+    origin = f"prompts '{own}' of teacher {describe(vocabulary.fingerprint)}"
     if teacher is None:
         yield "recorded", UNKNOWN, f"says it is {origin}; --teacher measures it"
         return
     if vocabulary.fingerprint:
         check_same_teacher(vocabulary.fingerprint, f"vocabulary {path}", teacher.fingerprint, "--teacher")
-    sets = PROMPT_SETS if vocabulary.prompts not in PROMPT_SETS else {vocabulary.prompts: None}
+    sets = {str(own): find_prompts(own)} if own in PROMPT_SETS or isinstance(own, LearnedPrompts) else PROMPT_SETS
     synonyms = vocabulary.synonyms or ((),) * len(vocabulary)
     expected = {
-        prompts: encode_names(teacher.encode_text, vocabulary.names, synonyms, PROMPT_SETS[prompts]).cpu()
-        for prompts in sets
+        name: encode_names(teacher.encode_text, vocabulary.names, synonyms, prompts).cpu()
+        for name, prompts in sets.items()
     }
     yield "measured", *judge_vocabulary(vocabulary, expected, benchmark)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from vild.data import datasets
 from vild.errors import UserError, one_line_errors
-from vild.prompts import PROMPT_SETS
-from vild.teacher.clip import Teacher
+from vild.prompts import PROMPT_SETS, LearnedPrompts, find_prompts
+from vild.teacher.clip import Teacher, check_same_teacher
 from vild.vocabulary import Vocabulary
 
 
@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--teacher", help="open_clip model name, or local-dir:FOLDER")
     parser.add_argument("--pretrained", default="", help="open_clip tag or file of weights, or 'random'")
     parser.add_argument("--npy", help="import these embeddings, [C, D] or [D, C], instead of encoding the names")
-    parser.add_argument("--prompts", choices=PROMPT_SETS, default="vild")
+    parser.add_argument("--prompts", default="vild", help=f"{', '.join(PROMPT_SETS)}, or a file of learn_prompts.py")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", required=True)
     args = parser.parse_args()
@@ -42,11 +42,14 @@ def main():
         names = args.names.split(",")
     if not (args.npy or args.teacher):
         raise UserError("give --teacher, or --npy, or both")
+    prompts = find_prompts(args.prompts)
     teacher = Teacher(args.teacher, args.pretrained, args.device) if args.teacher else None
     if args.npy:
         fingerprint = teacher.fingerprint if teacher else None
         vocabulary = Vocabulary.from_npy(args.npy, [n.strip() for n in names if n.strip()], splits, fingerprint)
     else:
+        if isinstance(prompts, LearnedPrompts):
+            check_same_teacher(prompts.fingerprint, f"prompt set {args.prompts}", teacher.fingerprint, "--teacher")
         vocabulary = Vocabulary.from_names(teacher, names, prompts=args.prompts, splits=splits, synonyms=synonyms)
     vocabulary.save(args.output)
     print(f"{len(vocabulary)} names, width {vocabulary.width}: {args.output}")

@@ -25,6 +25,7 @@ from vild.engine import load_config
 from vild.errors import UserError
 from vild.files import written_whole
 from vild.modeling.classifier import Offered
+from vild.prompts import LearnedPrompts
 from vild.teacher.clip import Teacher, check_same_teacher
 from vild.text_cache import TextCache, cache_folder
 from vild.vocabulary import Vocabulary
@@ -103,7 +104,7 @@ class OpenVocabularyDetector:
         words: Sequence[str] | Vocabulary,
         *,
         synonyms: Sequence[Sequence[str]] | None = None,
-        prompts: str | None = None,
+        prompts: str | LearnedPrompts | None = None,
         negatives: Sequence[str] = (),
         thresholds: Mapping[str, float] | None = None,
         context: bool = True,
@@ -113,7 +114,7 @@ class OpenVocabularyDetector:
         Args:
             words: names; or a vocabulary, which is taken as it is, alone in the softmax.
             synonyms: of each word, further spellings; their embeddings are averaged.
-            prompts: a prompt set (None: what the detector was trained with).
+            prompts: a prompt set's name or file (None: what the detector was trained with).
             negatives: "not these": words that take part in the softmax and are never reported.
             thresholds: by word, the score above which it is reported (others: SCORE_THRESH_TEST).
             context: keep the base names of training in the softmax, so that a thing which is none of the words has
@@ -138,7 +139,10 @@ class OpenVocabularyDetector:
         return other
 
     def _encode(
-        self, words: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None, prompts: str | None = None
+        self,
+        words: Sequence[str],
+        synonyms: Sequence[Sequence[str]] | None = None,
+        prompts: str | LearnedPrompts | None = None,
     ) -> Vocabulary:
         prompts = prompts or _prompts_of(self.trained)
         return Vocabulary.from_names(self._text, words, prompts=prompts, synonyms=synonyms, cache=self._cache)
@@ -244,8 +248,8 @@ class _TextEncoder:
                 self._teacher = teacher
         return self._teacher
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        return self.teacher.encode_text(texts)
+    def encode_text(self, texts: Sequence[str], prompts: LearnedPrompts | None = None) -> Tensor:
+        return self.teacher.encode_text(texts, prompts=prompts)
 
 
 def _as_array(picture: Picture, image_format: str) -> np.ndarray:
@@ -276,5 +280,5 @@ def vocabulary_of(detector: OpenVocabularyDetector, name: str) -> Vocabulary:
     return detector._encode(classes.names, classes.synonyms).marked_by(detector.trained)
 
 
-def _prompts_of(vocabulary: Vocabulary) -> str:
+def _prompts_of(vocabulary: Vocabulary) -> str | LearnedPrompts:
     return "vild" if vocabulary.prompts == "import" else vocabulary.prompts

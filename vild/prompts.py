@@ -1,9 +1,22 @@
-"""Prompt templates and text clean-up, as in the released ViLD code (paper, appendix; arXiv 2104.13921).
+"""Prompt templates and text clean-up, as in the released ViLD code (paper, appendix; arXiv 2104.13921), and prompts
+that were learned.
 
 A template holds ``{}`` for the name and ``{article}`` for "a" or "an".
 """
 
 from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vild.errors import UserError
+from vild.files import write_tensors
 
 _ADJECTIVES_OF_PHOTO = (
     "good", "bad", "bright", "dark", "low resolution", "cropped", "close-up", "jpeg corrupted", "blurry",
@@ -34,6 +47,78 @@ PROMPT_SETS = {
     "photo": ["a photo of {article} {}."],
     "name": ["{}"],
 }
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedPrompts:
+    """A prompt set whose words were learned (``vild/teacher/prompt_learning.py``): "[v_1] ... [v_L] name.".
+
+    File: one ``.safetensors`` with ``context``; everything else as JSON in its metadata.
+
+    Attributes:
+        words: what the context began as; their L tokens hold its places in a prompt.
+        context: float32 [L, W], in place of the token embeddings (width W) of the words.
+        fingerprint: of the teacher it was learned for.
+        record: what it was learned from.
+    """
+
+    words: str
+    context: Tensor
+    fingerprint: dict
+    record: dict = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"learned, {len(self.context)} vectors, {self.hash}"
+
+    @property
+    def hash(self) -> str:
+        """Of all that an embedding depends on beside teacher and name (8 hex digits)."""
+        content = self.words.encode() + self.context.numpy().astype("<f4").tobytes()
+        return hashlib.sha256(content).hexdigest()[:8]
+
+    @property
+    def templates(self) -> list[str]:
+        return [f"{self.words} {{}}."]
+
+    def state(self) -> dict:
+        """Plain values, for a vocabulary's metadata; ``from_state`` is its inverse."""
+        return {**vars(self), "context": self.context.tolist()}
+
+    @classmethod
+    def from_state(cls, state: dict) -> LearnedPrompts:
+        return cls(**{**state, "context": torch.tensor(state["context"])})
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, whole or not at all."""
+        rest = {k: v for k, v in vars(self).items() if k != "context"}
+        write_tensors(path, {"context": self.context}, {"vild_prompts": json.dumps(rest)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> LearnedPrompts:
+        """UserError for another file."""
+        if not Path(path).is_file():
+            raise UserError(f"prompt set: {path} does not exist; tools/learn_prompts.py makes one")
+        try:
+            with safe_open(path, "pt") as file:
+                return cls(context=file.get_tensor("context"), **json.loads(file.metadata()["vild_prompts"]))
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(f"prompt set: {path} is not a file of tools/learn_prompts.py ({error})") from error
+
+
+def find_prompts(prompts: str | Path | LearnedPrompts) -> list[str] | LearnedPrompts:
+    """A prompt set by its name (its templates) or its file.
+
+    Raises:
+        UserError: neither.
+    """
+    if isinstance(prompts, LearnedPrompts):
+        return prompts
+    if prompts in PROMPT_SETS:
+        return PROMPT_SETS[prompts]
+    if str(prompts).endswith(".safetensors"):
+        return LearnedPrompts.load(prompts)
+    known = ", ".join(PROMPT_SETS)
+    raise UserError(f"vocabulary: prompt set '{prompts}' is not one of {known}, nor a .safetensors of learned prompts")
 
 
 def clean_name(name: str) -> str:

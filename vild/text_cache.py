@@ -50,7 +50,8 @@ class TextCache:
         self._lock = threading.Lock()
 
     def get(self, spellings: Sequence[str], templates: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
-        """Unit float32 [S, D] of spellings; ``embed`` is asked for those that nobody asked for before."""
+        """Unit float32 [S, D] of spellings; ``embed`` is asked for those that nobody asked for before. Of learned
+        prompts, ``templates`` holds their hash too."""
         prompts = hashlib.sha256("\n".join(templates).encode()).hexdigest()[:16]
         keys = [clean_name(spelling) for spelling in spellings]
         with self._lock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from vild.errors import UserError
 from vild.files import write_tensors
-from vild.prompts import PROMPT_SETS, clean_name, fill
+from vild.prompts import LearnedPrompts, clean_name, fill, find_prompts
 from vild.text_cache import TextCache
 
 SPLITS = ("base", "novel", "")
@@ -35,7 +36,7 @@ class Vocabulary:
         embeddings: float32 [C, D], unit rows.
         splits: per class "base", "novel" or "" (unmarked).
         synonyms: per class, further names that were averaged in.
-        prompts: name of the prompt set, or "import".
+        prompts: name of the prompt set, learned prompts themselves (so that they go where it goes), or "import".
         fingerprint: the teacher's (see ``vild.teacher.clip``); {} when unknown (imported).
     """
 
@@ -43,7 +44,7 @@ class Vocabulary:
     embeddings: Tensor
     splits: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...] = ()
-    prompts: str = "import"
+    prompts: str | LearnedPrompts = "import"
     fingerprint: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -73,28 +74,28 @@ class Vocabulary:
         teacher,
         names: Sequence[str],
         *,
-        prompts: str = "vild",
+        prompts: str | Path | LearnedPrompts = "vild",
         splits: Sequence[str] | None = None,
         synonyms: Sequence[Sequence[str]] | None = None,
         cache: TextCache | None = None,
     ) -> Vocabulary:
         """Encode names with a :class:`~vild.teacher.clip.Teacher` (paper, section 3.2 and appendix), or take their
-        embeddings from a cache of that teacher's.
+        embeddings from a cache of that teacher's. ``prompts``: a prompt set's name or file.
 
         Raises:
-            UserError: no name, a name twice or too long, or an unknown prompt set.
+            UserError: no name, a name twice or too long, an unknown prompt set, or one learned for another teacher.
         """
         names = tuple(n.strip() for n in names if n.strip())
         synonyms = tuple(tuple(s) for s in synonyms) if synonyms else ((),) * len(names)
         if not names:
             raise UserError("vocabulary: it is empty; give at least one name")
-        if prompts not in PROMPT_SETS:
-            raise UserError(f"vocabulary: prompt set '{prompts}' is not one of {', '.join(PROMPT_SETS)}")
+        found = find_prompts(prompts)
         for name in (n for group in (names, *synonyms) for n in group):
             if len(name) > LONGEST_NAME:
                 raise UserError(f"vocabulary: '{name[:30]}...' has {len(name):,} characters, more than {LONGEST_NAME}")
-        embeddings = encode_names(teacher.encode_text, names, synonyms, PROMPT_SETS[prompts], cache)
+        embeddings = encode_names(teacher.encode_text, names, synonyms, found, cache)
         splits = tuple(splits) if splits else ("",) * len(names)
+        prompts = found if isinstance(found, LearnedPrompts) else prompts
         return cls(names, embeddings.cpu(), splits, synonyms, prompts, teacher.fingerprint)
 
     @classmethod
@@ -131,18 +132,19 @@ class Vocabulary:
             "names": list(self.names),
             "splits": list(self.splits),
             "synonyms": [list(s) for s in self.synonyms],
-            "prompts": self.prompts,
+            "prompts": self.prompts.state() if isinstance(self.prompts, LearnedPrompts) else self.prompts,
             "fingerprint": self.fingerprint,
         }
 
     @classmethod
     def from_state(cls, state: dict) -> Vocabulary:
+        prompts = state["prompts"]
         return cls(
             tuple(state["names"]),
             state["embeddings"],
             tuple(state["splits"]),
             tuple(tuple(s) for s in state["synonyms"]),
-            state["prompts"],
+            LearnedPrompts.from_state(prompts) if isinstance(prompts, dict) else prompts,
             state["fingerprint"],
         )
 
@@ -198,20 +200,27 @@ class Vocabulary:
 
 
 def encode_names(
-    encode_text: Callable[[list[str]], Tensor],
+    encode_text: Callable[..., Tensor],
     names: Sequence[str],
     synonyms: Sequence[Sequence[str]],
-    templates: list[str],
+    prompts: list[str] | LearnedPrompts,
     cache: TextCache | None = None,
 ) -> Tensor:
-    """Unit embeddings [C, D]: encode, L2, mean over templates, L2, mean over synonyms, L2."""
+    """Unit embeddings [C, D]: encode, L2, mean over templates, L2, mean over synonyms, L2.
+
+    ``prompts``: templates, or learned ones, which ``encode_text`` then is given as ``prompts``.
+    """
+    templates = key = prompts
+    if isinstance(prompts, LearnedPrompts):
+        encode_text, templates = partial(encode_text, prompts=prompts), prompts.templates
+        key = [*templates, prompts.hash]
     spellings = [list(dict.fromkeys([name, *others])) for name, others in zip(names, synonyms, strict=True)]
     flat = [spelling for group in spellings for spelling in group]
 
     def embed(some: list[str]) -> Tensor:
         return _encode_spellings(encode_text, some, templates)
 
-    rows = cache.get(flat, templates, embed) if cache else embed(flat)
+    rows = cache.get(flat, key, embed) if cache else embed(flat)
     if len(flat) == len(names):
         return F.normalize(rows, dim=1).float()
     return F.normalize(torch.stack([g.mean(0) for g in rows.split([len(g) for g in spellings])]), dim=1).float()

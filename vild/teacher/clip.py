@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import open_clip
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from vild.errors import UserError
 from vild.files import write_json, write_tensors
+from vild.prompts import LearnedPrompts
 from vild.teacher.crops import crop_batch, fuse_scales, normalise, place
+from vild.teacher.prompt_learning import encode_in_context
 
 RANDOM = "random"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -118,12 +120,17 @@ class Teacher:
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str], batch: int = 256) -> Tensor:
-        """T texts to unit float32 [T, D]."""
+    def encode_text(self, texts: Sequence[str], batch: int = 256, prompts: LearnedPrompts | None = None) -> Tensor:
+        """T texts to unit float32 [T, D]. With ``prompts``, the words that each text begins with give way to the
+        context that was learned in their place; UserError if it was for another teacher."""
+        encode = self.model.encode_text
+        if prompts is not None:
+            check_same_teacher(prompts.fingerprint, f"prompt set ({prompts})", self.fingerprint, "the text encoder")
+            encode = partial(encode_in_context, self.model, context=prompts.context.to(self.device))
         parts = []
         for start in range(0, len(texts), batch):
             tokens = self.tokenizer(list(texts[start : start + batch])).to(self.device)
-            parts.append(F.normalize(self.model.encode_text(tokens).float(), dim=1))
+            parts.append(F.normalize(encode(tokens).float(), dim=1))
         return torch.cat(parts)
 
     def save(self, folder: Path) -> None:

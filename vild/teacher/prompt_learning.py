@@ -1,0 +1,180 @@
+"""Prompts that learn: vectors in place of a prompt's words, trained on regions of base objects.
+
+Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (CoOp, IJCV 2022), eq. 2-4 with the unified context
+before the name; background regions as in Du et al., "Learning to Prompt for Open-Vocabulary Object Detection with
+Vision-Language Model" (DetPro, CVPR 2022).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+from tqdm import tqdm
+
+from vild.errors import UserError
+from vild.prompts import LearnedPrompts, fill
+
+if TYPE_CHECKING:
+    from vild.teacher.clip import Teacher
+
+BACKGROUND, LEFT_OUT = -1, -2
+FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.3  # with a base object: at least, at most
+
+
+class _InContext(nn.Module):
+    """A token embedding with the embeddings of tokens 1 to L, after the start token, exchanged for a context."""
+
+    def __init__(self, embedding: nn.Module, context: Tensor):
+        super().__init__()
+        self.embedding, self.context = embedding, context
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        embedded = self.embedding(tokens)
+        context = self.context.to(embedded.dtype).expand(len(tokens), -1, -1)
+        return torch.cat([embedded[:, :1], context, embedded[:, 1 + context.shape[1] :]], 1)
+
+
+def encode_in_context(model: nn.Module, tokens: Tensor, context: Tensor) -> Tensor:
+    """Text features [T, D], not normalised, of int64 tokens [T, S] whose tokens 1 to L stand for ``context`` [L, W].
+
+    It is the model's own ``encode_text``, on a copy that shares every weight but the token embedding: the model is
+    not touched, other threads may use it, and masks and pooling are open_clip's, whichever text tower it is.
+    Differentiable in the context.
+    """
+    shared = _shallow(model)
+    tower = shared
+    if hasattr(model, "text"):
+        tower = shared.text = _shallow(model.text)
+    tower.token_embedding = _InContext(_token_embedding(model), context)
+    return shared.encode_text(tokens)
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    other = copy.copy(module)
+    other._modules = dict(module._modules)
+    return other
+
+
+def _token_embedding(model: nn.Module) -> nn.Embedding:
+    """Of open_clip's text towers: ``CLIP`` has its own on the model, ``CustomTextCLIP`` and ``CoCa`` in ``text``."""
+    embedding = getattr(getattr(model, "text", model), "token_embedding", None)
+    if not isinstance(embedding, nn.Embedding):
+        tower = type(getattr(model, "text", model)).__name__
+        raise UserError(f"prompts cannot be learned for this teacher: its text tower, {tower}, is not open_clip's own")
+    return embedding
+
+
+def starting_prompts(teacher: Teacher, words: str) -> LearnedPrompts:
+    """Where learning starts: the context [L, W] is the token embeddings of words, such as "a photo of a".
+
+    Raises:
+        UserError: no words, or a text tower or tokenizer that is not CLIP's.
+    """
+    embedding = _token_embedding(teacher.model)
+    if not isinstance(teacher.tokenizer, open_clip.SimpleTokenizer):
+        tokenizer = type(teacher.tokenizer).__name__
+        raise UserError(f"prompts cannot be learned for teacher '{teacher.name}': {tokenizer} is not CLIP's tokenizer")
+    ids = teacher.tokenizer.encode(words)
+    if not ids or "{" in words:
+        raise UserError(f"words: '{words}' is not what a prompt can begin with, as 'a photo of a' is")
+    context = embedding(torch.tensor(ids, device=teacher.device)).detach().float().cpu()
+    return LearnedPrompts(words, context, teacher.fingerprint)
+
+
+def match(boxes: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
+    """The label int64 [N] of each box [N, 4]: that of the base object [G, 4] it covers best, BACKGROUND for a box away
+    from all of them, LEFT_OUT in between. All xyxy."""
+    if len(truth) == 0:
+        return torch.full((len(boxes),), BACKGROUND)
+    iou, nearest = box_iou(boxes, truth).max(1)
+    found = torch.where(iou >= FOREGROUND_IOU, labels[nearest], LEFT_OUT)
+    return found.where(iou > BACKGROUND_IOU, BACKGROUND)
+
+
+def context_loss(logits: Tensor, labels: Tensor, background: float = 0.0) -> Tensor:
+    """Scalar, from logits [R, C] and labels int64 [R]: the mean cross-entropy of named regions (CoOp, eq. 4) plus
+    ``background`` times that of BACKGROUND ones against 1/C each: they shall be equally unlike all names (DetPro)."""
+    log_p, named = logits.log_softmax(1), labels >= 0
+    parts = [(1.0, -log_p[named].gather(1, labels[named, None])), (background, -log_p[~named].mean(1))]
+    return sum(weight * part.mean() for weight, part in parts if len(part))
+
+
+def learn(
+    teacher: Teacher,
+    embeddings: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    *,
+    words: str = "a photo of a",
+    steps: int = 200,
+    batch: int = 512,
+    learning_rate: float = 2e-3,
+    background: float = 0.0,
+    seed: int = 0,
+) -> LearnedPrompts:
+    """Train a context on regions, at the temperature the teacher was trained with; the teacher is as it was. AdamW,
+    cosine schedule; deterministic on a CPU.
+
+    Args:
+        embeddings: the teacher's, of N regions, unit float [N, D].
+        labels: int64 [N], indices into ``names`` or BACKGROUND.
+        names: of the base classes.
+        words: where the context starts: as many vectors as they have tokens, at first their embeddings.
+        batch: regions a step, drawn anew.
+        background: weight of the BACKGROUND regions in the loss; 0 leaves them out.
+
+    Returns:
+        the prompts; their record says names, steps, seed, and percent of named regions that get their name before and
+        after.
+
+    Raises:
+        UserError: no region with a name, words too long, or a teacher for which it cannot be done.
+    """
+    if not (labels >= 0).any():
+        raise UserError("prompts: there is no region of a base object to learn from")
+    start = starting_prompts(teacher, words)
+    context = nn.Parameter(start.context.to(teacher.device, copy=True))
+    prompts = [text for name in names for text in fill(start.templates, name)]
+    longest = max(prompts, key=lambda text: len(teacher.tokenizer.encode(text)))
+    room = teacher.model.context_length - 2  # without the start and the end
+    if (length := len(teacher.tokenizer.encode(longest))) > room:
+        raise UserError(f"words: '{longest}' has {length} tokens, the teacher reads {room}")
+    tokens = teacher.tokenizer(prompts).to(teacher.device)
+    embeddings, labels = embeddings.to(teacher.device, torch.float32, copy=True), labels.to(teacher.device)
+    if not background:
+        embeddings, labels = embeddings[labels >= 0], labels[labels >= 0]
+    known = labels >= 0
+    scale = teacher.model.logit_scale.detach().exp()
+
+    def texts() -> Tensor:
+        return F.normalize(encode_in_context(teacher.model, tokens, context).float(), dim=1)
+
+    @torch.no_grad()
+    def accuracy() -> float:
+        right = (embeddings[known] @ texts().T).argmax(1) == labels[known]
+        return round(100 * right.float().mean().item(), 2)
+
+    record = {"regions": int(known.sum()), "background": background, "steps": steps, "seed": seed}
+    record |= {"names": list(names), "accuracy": [accuracy()]}
+    optimizer = torch.optim.AdamW([context], learning_rate, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    draw = torch.Generator().manual_seed(seed)
+    progress = tqdm(range(steps), desc="prompts")
+    for _ in progress:
+        rows = torch.randint(len(labels), (min(batch, len(labels)),), generator=draw).to(teacher.device)
+        loss = context_loss(scale * embeddings[rows] @ texts().T, labels[rows], background)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    record["accuracy"].append(accuracy())
+    return replace(start, context=context.detach().cpu(), record=record)
