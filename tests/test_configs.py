@@ -13,7 +13,7 @@ from vild.engine import Trainer, is_proposal_network, load_config
 from vild.modeling.roi_heads import VARIANTS
 
 CONFIGS = REPOSITORY / "configs"
-ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
+ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.parent.name != "ablations")
 CHILDREN = [name for name in ALL if not re.search(r"Base|Affordable", name)]
 
 # tensorflow/tpu, models/official/detection: projects/vild/configs/vild_resnet.yaml and the templates below it

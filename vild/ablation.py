@@ -30,7 +30,7 @@ from vild.vocabulary import Vocabulary
 
 METRICS = ["bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/APr", "bbox/APc", "bbox/APf",
            "segm/AP50_novel", "segm/AP50_base"]  # fmt: skip
-COSTS = [SECONDS, PARAMETERS, GFLOP] = ["seconds a step", "million parameters", "GFLOP"]  # the last two are the same for every seed
+SECONDS, PARAMETERS, GFLOP = "seconds a step", "million parameters", "GFLOP"
 CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "clip_on_crops": (False, True)}
 
 
@@ -196,11 +196,12 @@ def mean_and_std(values: list[float | None], digits: int = 1) -> str:
 def table(results: Mapping[str, list[dict]], gauges: Mapping[str, list[dict]]) -> str:
     """Markdown. ``results``: row to a seed's metrics each; ``gauges``: gauge to a seed's {"base", "novel"} each."""
     options = {"tablefmt": "pipe", "disable_numparse": True}
-    headers = ["", "seeds", *(m.replace("bbox/", "box ").replace("segm/", "mask ") for m in METRICS), *COSTS]
+    headers = ["", "seeds", *(m.replace("bbox/", "box ").replace("segm/", "mask ") for m in METRICS),
+               SECONDS, PARAMETERS, GFLOP]  # fmt: skip
     body = [
         [name, str(len(values)), *(mean_and_std([v.get(m) for v in values]) for m in METRICS),
          mean_and_std([v.get(SECONDS) for v in values], 2),
-         *(mean_and_std([v.get(c) for v in values[:1]], 2) for c in COSTS[1:])]
+         *(mean_and_std([values[0].get(c)], 2) for c in (PARAMETERS, GFLOP))]  # the same whatever the seed
         for name, values in results.items() if values
     ]  # fmt: skip
     page = tabulate(body, headers, **options) + "\n"

@@ -107,7 +107,7 @@ def cost_blocks(run: Path) -> list[Block]:
     rows = [["million parameters", *(_number(v / 1e6, 2) for v in counts.values())],
             ["GFLOP", *(_number(v / 1e9, 2) for v in operations.values())]]  # fmt: skip
     seconds = cost.latency(model, size)
-    threads = f" with {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
+    threads = f", threads: {torch.get_num_threads()}" if model.device.type == "cpu" else ""
     text = f"A picture of {size} x {size} pixels takes {1000 * seconds:.0f} ms (median of 5, {model.device}{threads})."
     return [Heading("What it costs"), Table(headers, rows), Paragraph(text)]
 
