@@ -235,13 +235,15 @@ def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
     with _axes(path) as axes:
         for number, (name, values) in enumerate(rows.items()):
             for mark, face in (("novel", f"C{number % 10}"), ("base", "none")):
-                y = [v[f"bbox/AP50_{mark}"] for v in values]
+                y = [v.get(f"bbox/AP50_{mark}") for v in values]
                 if None in y:
                     continue
                 look = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "markerfacecolor": face}
-                label = {"label": f"{name}: {mark}"}
-                axes.errorbar(values[0][GFLOP], np.mean(y), yerr=_spread(y), **look, **label, **_POINT)
+                label = name if mark == "novel" else None
+                axes.errorbar(values[0][GFLOP], np.mean(y), yerr=_spread(y), label=label, **look, **_POINT)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:.3g}")
+        axes.xaxis.set_minor_formatter("{x:.3g}")
         axes.set_xlabel("GFLOP a picture")
         axes.set_ylabel("box AP50, novel (filled) and base names")
 
