@@ -9,6 +9,7 @@ from PIL import Image
 
 from vild import ablation
 from vild.errors import UserError
+from vild.evaluation import cost
 from vild.pipeline import GlyphsRun, Pipeline, Stage
 
 GRID = """
@@ -83,6 +84,25 @@ def test_table_and_plot(tmp_path):
     assert "| ViLD" in page and "1.0 ± 1.0" in page and "not yet" not in page and "| 7.0" in page and "96.0" in page
     ablation.plot(results, tmp_path / "plot.png")
     assert len(np.unique(np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")).reshape(-1, 3), axis=0)) > 10
+
+
+def test_what_a_row_costs(make_cfg, tmp_path):
+    """Stands in the table, whatever the seed; and over it AP50, where rows differ."""
+    run, row = GlyphsRun(tmp_path), ablation.Row("ViLD", config="vild")
+    (tmp_path / row.stage / "inference").mkdir(parents=True)
+    (tmp_path / row.stage / "config.yaml").write_text(make_cfg("vild").dump())
+    metrics = {"glyphs_val/bbox/AP50_novel": 60.0, "glyphs_val/bbox/AP50_base": 80.0}
+    (tmp_path / row.stage / "inference" / "vild_metrics.json").write_text(json.dumps(metrics))
+    found = ablation.read_row(run, row)
+    model, _ = cost.detector_of_run(tmp_path / row.stage)
+    assert found[ablation.PARAMETERS] * 1e6 == pytest.approx(sum(p.numel() for p in model.parameters()))
+    assert found[ablation.GFLOP] * 1e9 == pytest.approx(cost.flops(model, 128)["all"])
+    other = {**found, ablation.GFLOP: 9.87}
+    page = ablation.table({"ViLD": [found] * 2, "none": [{}]}, {})
+    assert f"| {found[ablation.GFLOP]:.2f} " in page and page.count(f"{found[ablation.PARAMETERS]:.2f}") == 1
+    for rows, drawn in (({"a": [found], "b": [found]}, False), ({"a": [found, found], "b": [other], "c": [{}]}, True)):
+        ablation.plot_cost(rows, tmp_path / "cost.png")
+        assert (tmp_path / "cost.png").exists() == drawn
 
 
 def test_more_stages_than_cores(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ import argparse
 import pytest
 
 from tests.conftest import REPOSITORY
-from vild.benchmarks import inference, train_step, vocabulary
+from vild.benchmarks import inference, objectives, train_step, vocabulary
+from vild.modeling.objectives import OBJECTIVES
 
 
 def rows_of(module, *arguments):
@@ -36,6 +37,13 @@ def test_a_training_step_distils_every_region():
     # with one head or two as many regions are more work; which RoIs get a mask is drawn anew
     assert all(1 < r["times_flops"] < 2 for r in rows)
     assert rows[0]["times_flops"] == pytest.approx(rows[1]["times_flops"], rel=0.2)
+
+
+def test_every_objective_is_beside_none():
+    rows = rows_of(objectives, "--size", 64, "--regions", 8, "--batch", 1)
+    assert [r["what"].split(", ")[1] for r in rows] == [*OBJECTIVES]
+    assert {(r["baseline"], r["baseline_s"]) for r in rows} == {("no objective", rows[0]["baseline_s"])}
+    assert all(r["times_baseline"] == r["ours_s"] / r["baseline_s"] for r in rows)
 
 
 def test_a_vocabulary_is_the_same_either_way():

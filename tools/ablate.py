@@ -5,13 +5,14 @@
     tools/ablate.py --grid configs/Glyphs/ablations/objectives.yaml --output output/objectives
 
 Everything of a seed is its own: world, teacher, proposals, stores, detectors; as many trainings run side by side as
-there are cores. Run again, it goes on from what is there. Writes OUTPUT/ablation.{md,json,png} after every seed.
+there are cores. Run again, it goes on from what is there. Writes OUTPUT/ablation.{md,json,png} after every seed,
+and cost.png (AP50 over GFLOP) where the rows cost different amounts.
 """
 
 import argparse
 from pathlib import Path
 
-from vild.ablation import plot, read_grid, read_row, run_seed, table
+from vild.ablation import plot, plot_cost, read_grid, read_row, run_seed, table
 from vild.errors import one_line_errors
 from vild.files import write_json, written_whole
 from vild.pipeline import GlyphsRun
@@ -44,6 +45,7 @@ def main():
             aside.write_text(page)
         write_json(args.output / "ablation.json", {"rows": results, "gauges": gauges})
         plot(results, args.output / "ablation.png")
+        plot_cost(results, args.output / "cost.png")
         print(page, flush=True)
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Report of an evaluated run: its numbers beside the published ones, diagnostics, per-class AP, pictures.
+"""Report of an evaluated run: its numbers beside the published ones, its cost, diagnostics, per-class AP,
+pictures.
 
     tools/report.py --run output/lvis/ensemble [--gauges output/lvis/ensemble/gauges.json]
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from vild.data.annotations import read_json
 from vild.errors import one_line_errors
 from vild.evaluation.page import write_page
-from vild.evaluation.run_report import diagnostics, read_run, run_blocks
+from vild.evaluation.run_report import cost_blocks, diagnostics, read_run, run_blocks
 
 
 @one_line_errors
@@ -30,6 +31,7 @@ def main():
     blocks = []
     for name, values in metrics.items():
         blocks += run_blocks(args.run, name, values, len(metrics) == 1, folder, args.threshold)
+    blocks += cost_blocks(args.run)
     if gauges:
         blocks += diagnostics(gauges)
     print(f"the report: {write_page(folder, f'Report of {args.run}', blocks)}, and report.html beside it")

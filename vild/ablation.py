@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from tabulate import tabulate
 
 from vild.errors import UserError
+from vild.evaluation import cost
 from vild.pipeline import GlyphsRun, Stage, stage
 from vild.vocabulary import Vocabulary
 
 METRICS = ["bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/APr", "bbox/APc", "bbox/APf",
            "segm/AP50_novel", "segm/AP50_base"]  # fmt: skip
-SECONDS = "seconds a step"
+SECONDS, PARAMETERS, GFLOP = "seconds a step", "million parameters", "GFLOP"
 CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "clip_on_crops": (False, True)}
 
 
@@ -168,7 +171,7 @@ def rotate_novel(vocabulary: Vocabulary) -> Vocabulary:
 
 
 def read_row(run: GlyphsRun, row: Row) -> dict[str, float | None]:
-    """A row's metrics of one seed; of a trained one also its seconds a step."""
+    """A row's metrics of one seed; of a trained one also its seconds a step, and what it costs."""
     if row.clip_on_crops:
         return {f"bbox/{key}": value for key, value in run.read_gauges()[1].items()}
     found = dict(run.metrics(row.stage))
@@ -176,6 +179,9 @@ def read_row(run: GlyphsRun, row: Row) -> dict[str, float | None]:
     if log.is_file():
         times = [json.loads(line).get("time") for line in log.read_text().splitlines()]
         found[SECONDS] = float(np.median([t for t in times if t is not None]))
+    if row.config and (built := cost.detector_of_run(run.folder / row.stage, "MODEL.DEVICE", "cpu")):
+        found[PARAMETERS] = cost.parameters(built[0])["all"] / 1e6
+        found[GFLOP] = cost.flops(*built)["all"] / 1e9
     return found
 
 
@@ -190,10 +196,12 @@ def mean_and_std(values: list[float | None], digits: int = 1) -> str:
 def table(results: Mapping[str, list[dict]], gauges: Mapping[str, list[dict]]) -> str:
     """Markdown. ``results``: row to a seed's metrics each; ``gauges``: gauge to a seed's {"base", "novel"} each."""
     options = {"tablefmt": "pipe", "disable_numparse": True}
-    headers = ["", "seeds", *(m.replace("bbox/", "box ").replace("segm/", "mask ") for m in METRICS), SECONDS]
+    headers = ["", "seeds", *(m.replace("bbox/", "box ").replace("segm/", "mask ") for m in METRICS),
+               SECONDS, PARAMETERS, GFLOP]  # fmt: skip
     body = [
         [name, str(len(values)), *(mean_and_std([v.get(m) for v in values]) for m in METRICS),
-         mean_and_std([v.get(SECONDS) for v in values], 2)]
+         mean_and_std([v.get(SECONDS) for v in values], 2),
+         *(mean_and_std([values[0].get(c)], 2) for c in (PARAMETERS, GFLOP))]  # the same whatever the seed
         for name, values in results.items() if values
     ]  # fmt: skip
     page = tabulate(body, headers, **options) + "\n"
@@ -208,21 +216,55 @@ def table(results: Mapping[str, list[dict]], gauges: Mapping[str, list[dict]]) -
 
 def plot(results: Mapping[str, list[dict]], path: Path) -> None:
     """Novel over base box AP50, a cross a row: mean and standard deviation over the seeds."""
+    with _axes(path) as axes:
+        for number, (name, values) in enumerate(r for r in results.items() if r[1]):
+            x, y = ([v.get(f"bbox/AP50_{mark}") for v in values] for mark in ("base", "novel"))
+            if None not in x and None not in y:
+                look = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "label": name}
+                axes.errorbar(np.mean(x), np.mean(y), xerr=_spread(x), yerr=_spread(y), **look, **_POINT)
+        axes.set_xlabel("box AP50, base names")
+        axes.set_ylabel("box AP50, novel names")
+
+
+def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
+    """Novel (filled) and base (open) box AP50 over GFLOP a picture, a row each; nothing where all rows cost the
+    same."""
+    rows = {name: values for name, values in results.items() if values and GFLOP in values[0]}
+    if len({round(values[0][GFLOP], 6) for values in rows.values()}) < 2:
+        return
+    with _axes(path) as axes:
+        for number, (name, values) in enumerate(rows.items()):
+            for mark, face in (("novel", f"C{number % 10}"), ("base", "none")):
+                y = [v.get(f"bbox/AP50_{mark}") for v in values]
+                if None in y:
+                    continue
+                look = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "markerfacecolor": face}
+                label = name if mark == "novel" else None
+                axes.errorbar(values[0][GFLOP], np.mean(y), yerr=_spread(y), label=label, **look, **_POINT)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:.3g}")
+        axes.xaxis.set_minor_formatter("{x:.3g}")
+        axes.set_xlabel("GFLOP a picture")
+        axes.set_ylabel("box AP50, novel (filled) and base names")
+
+
+_POINT = {"linestyle": "none", "capsize": 3}
+
+
+def _spread(values: list[float]) -> float | None:
+    return np.std(values, ddof=1) if len(values) > 1 else None
+
+
+@contextmanager
+def _axes(path: Path) -> Iterator[Any]:
+    """The axes of a picture with the legend beside it, written when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 6))
-    for number, (name, values) in enumerate(r for r in results.items() if r[1]):
-        x, y = ([v.get(f"bbox/AP50_{mark}") for v in values] for mark in ("base", "novel"))
-        if None in x or None in y:
-            continue
-        spread = {f"{axis}err": np.std(v, ddof=1) if len(v) > 1 else None for axis, v in (("x", x), ("y", y))}
-        look = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "label": name}
-        axes.errorbar(np.mean(x), np.mean(y), **spread, **look, linestyle="none", capsize=3)
-    axes.set_xlabel("box AP50, base names")
-    axes.set_ylabel("box AP50, novel names")
+    yield axes
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(path, dpi=110, bbox_inches="tight")

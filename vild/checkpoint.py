@@ -15,6 +15,7 @@ from vild.data.provenance import merge, network_record
 from vild.errors import UserError
 from vild.files import write_tensors
 from vild.teacher.clip import check_same_teacher
+from vild.timm_weights import TIMM, check_student
 
 
 class _VocabularyOf:
@@ -116,6 +117,8 @@ class VildCheckpointer(DetectionCheckpointer):
     def load(self, path, checkpointables=None):
         if path and "://" not in path and not Path(path).is_file():
             raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
+        if path and path.startswith(TIMM):
+            check_student(path, getattr(self.model, "module", self.model))
         if "vocabulary" in self.checkpointables and path:
             self.checkpointables["vocabulary"].where = f"checkpoint {path}"
         resumed = checkpointables is None

@@ -38,7 +38,7 @@ def add_vild_config(cfg: CfgNode) -> None:
     vild.DISTILL_WEIGHT = 0.5
     # What is distilled: {"NAME", "WEIGHT" (1), parameters ...} each, summed (vild/modeling/objectives/). A number may
     # be a schedule, {"FROM": 1, "TO": 0, "SHAPE": "linear", "cosine" or "step", "BETWEEN": [0.2, 0.8] of the
-    # training}. [{"NAME": "l1"}] is the paper's
+    # training}. [{"NAME": "l1"}] is the paper's; [] pools the regions and learns nothing of them
     vild.OBJECTIVES = [{"NAME": "l1"}]
     # Channels of the teacher's feature maps, for the adapter of the objective "tokens": the trainer asks the teacher.
     # 0: no adapter, as in a detector that is not in training
@@ -51,7 +51,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     vild.ENSEMBLE_WEIGHT = 2.0 / 3.0
     # (region, class) pairs that enter NMS at test
     vild.PRE_NMS_TOPK = 20000
-    # The student's backbone where BACKBONE.NAME is "build_timm_fpn_backbone": a model name of timm
+    # The student's backbone where BACKBONE.NAME is "build_timm_fpn_backbone": a model name of timm. RESNETS.NORM (BN,
+    # SyncBN, FrozenBN, GN) is what its BatchNorms become; MODEL.WEIGHTS may be timm's: vild/timm_weights.py
     vild.TIMM_BACKBONE = ""
 
     # ViLD's two heads for boxes and masks do not know the classes

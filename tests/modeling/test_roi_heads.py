@@ -61,6 +61,20 @@ def test_pictures_without_objects_or_regions_train(make_cfg, variant):
     assert total.isfinite()
 
 
+def test_without_objectives_the_regions_pass_the_head_and_teach_nothing(make_cfg):
+    """The baseline of what an objective costs: the losses of the sampled RoIs are those of the same batch with one."""
+    values = []
+    for objectives in ([], [{"NAME": "l1"}]):
+        cfg = make_cfg("vild", "MODEL.VILD.OBJECTIVES", objectives, "INPUT.RANDOM_FLIP", "none")
+        model = build(cfg).train()
+        torch.manual_seed(1)
+        with EventStorage() as storage:
+            values.append({k: v.item() for k, v in model(inputs_of(cfg)).items()})
+        assert storage.latest()["vild/num_distilled"][0] > 0
+    none, paper = values
+    assert paper.keys() - none.keys() == {"loss_l1"} and none == {k: paper[k] for k in none}
+
+
 def test_image_loss_is_weighted(make_cfg):
     values = []
     for weight in (0.5, 1.0):

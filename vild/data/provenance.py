@@ -13,6 +13,7 @@ Annotations are counted by *name*, so that any split can be asked later which of
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -23,7 +24,8 @@ from vild.teacher.proposals import hash_file
 from vild.teacher.store import EmbeddingStore
 
 CLEAN, LEAK, UNKNOWN = "clean", "LEAK", "cannot tell"
-IMAGENET = "detectron2://ImageNetPretrained/"  # Detectron2's classification backbones: labels, no boxes
+# Detectron2's classification backbones and timm's published ones: labels, no boxes
+CLASSIFIER = re.compile(r"detectron2://ImageNetPretrained/|timm://[^/]+$")
 
 
 def worst(verdicts: Collection[str]) -> str:
@@ -69,7 +71,7 @@ def judge_network(network: dict, novel: Collection[str], known: Collection[str])
         novel: the names whose annotations it must not have been given.
         known: every name of the benchmark. Other names may be other words for novel things.
     """
-    if network["file"].startswith(IMAGENET):
+    if CLASSIFIER.match(network["file"]):
         return CLEAN, f"{network['file']} is an image classifier"
     if network["trained_on"] is None:
         return UNKNOWN, f"{network['file']} ({network['sha']}) has no record of its training"

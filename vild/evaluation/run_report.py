@@ -17,6 +17,7 @@ from torchvision.ops import box_convert, box_iou
 from vild.data import datasets
 from vild.data.pictures import read_picture
 from vild.errors import UserError
+from vild.evaluation import cost
 from vild.evaluation.evaluator import CLASSES_FILE, METRICS_FILE, RESULTS_FILE
 from vild.evaluation.page import Block, Heading, Paragraph, Picture, Table
 from vild.evaluation.pictures import draw, side_by_side
@@ -94,6 +95,21 @@ def diagnostics(gauges: dict) -> list[Block]:
             )
         )
     return blocks
+
+
+def cost_blocks(run: Path) -> list[Block]:
+    """What the run's network costs, beside what it achieves; nothing where it cannot be built any more."""
+    if (built := cost.detector_of_run(run)) is None:
+        return []
+    model, size = built
+    counts, operations = cost.parameters(model), cost.flops(model, size)
+    headers = ["", *counts]
+    rows = [["million parameters", *(_number(v / 1e6, 2) for v in counts.values())],
+            ["GFLOP", *(_number(v / 1e9, 2) for v in operations.values())]]  # fmt: skip
+    seconds = cost.latency(model, size)
+    threads = f", threads: {torch.get_num_threads()}" if model.device.type == "cpu" else ""
+    text = f"A picture of {size} x {size} pixels takes {1000 * seconds:.0f} ms (median of 5, {model.device}{threads})."
+    return [Heading("What it costs"), Table(headers, rows), Paragraph(text)]
 
 
 def ranked_novel(classes: Iterable[dict], metric: str) -> list[dict]:
