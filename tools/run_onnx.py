@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def main():
     args = parser.parse_args()
     try:
         run(args)
-    except Mistake as mistake:
+    except (Mistake, OSError) as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
 
@@ -53,30 +54,36 @@ def run(args) -> None:
     feed = {"text": text, "shown": np.array(shown)}
     if any(x.name == "base" for x in session.get_inputs()):
         feed["base"] = np.array([s == "base" for s in words["splits"]] + [True] * (len(text) - shown))
-    records = []
-    for file_name in args.input:
+    records, start = [], time.monotonic()
+    for done, file_name in enumerate(args.input):
+        if sys.stderr.isatty():
+            left = (time.monotonic() - start) / max(done, 1) * (len(args.input) - done)
+            print(f"\r{done} of {len(args.input)} pictures, {left:.0f} s left ", end="", file=sys.stderr)
         array = read_picture(file_name, manifest["picture"]["format"])
-        height, width = array.shape[:2]
-        resized = resize(array, manifest["picture"])
-        boxes, scores, classes, *masks = session.run(None, {**feed, "picture": resized})
-        boxes = boxes * np.tile(np.float32([width / resized.shape[1], height / resized.shape[0]]), 2)
-        boxes = boxes.clip(0, np.float32([width, height, width, height]))
-        keep = (boxes[:, 2:] > boxes[:, :2]).all(1) & (scores > args.threshold)
-        detections = []
-        for i in keep.nonzero()[0][: args.top_k]:
-            name, split = words["names"][classes[i]], words["splits"][classes[i]]
-            found = {"name": name, "split": split, "score": float(scores[i]), "box": boxes[i].tolist()}
-            if masks:
-                found["mask"] = {
-                    "size": [height, width],
-                    "counts": run_lengths(paste(masks[0][i], boxes[i], height, width)),
-                }
-            detections.append(found)
-        records.append({"file_name": file_name, "height": height, "width": width, "detections": detections})
+        detections = detect(session, resize(array, manifest["picture"]), array.shape[:2], feed, words)
+        detections = [d for d in detections if d["score"] > args.threshold][: args.top_k]
+        records.append(
+            {"file_name": file_name, "height": array.shape[0], "width": array.shape[1], "detections": detections}
+        )
     args.output.parent.mkdir(parents=True, exist_ok=True)
     aside = args.output.with_name(args.output.name + ".tmp")  # a killed run leaves no half of a file
     aside.write_text(json.dumps(records, indent=1))
     os.replace(aside, args.output)
+
+
+def detect(session, picture: np.ndarray, size: tuple[int, int], feed: dict, words: dict) -> list[dict]:
+    """The detections in a picture that was resized, in pixels of its original ``size``, height and width."""
+    boxes, scores, classes, *masks = session.run(None, {**feed, "picture": picture})
+    whole = np.float32([size[1], size[0]] * 2)
+    boxes = (boxes * (whole / np.float32([picture.shape[1], picture.shape[0]] * 2))).clip(0, whole)
+    detections = []
+    for i in (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[0]:
+        name, split = words["names"][classes[i]], words["splits"][classes[i]]
+        found = {"name": name, "split": split, "score": float(scores[i]), "box": boxes[i].tolist()}
+        if masks:
+            found["mask"] = {"size": list(size), "counts": run_lengths(paste(masks[0][i], boxes[i], *size))}
+        detections.append(found)
+    return detections
 
 
 def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
@@ -90,7 +97,8 @@ def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
     try:
         manifest = json.loads(beside.read_text())
         manifest["picture"], manifest["teacher"], manifest["width"]
-        return onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers()), manifest
+        providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
+        return onnxruntime.InferenceSession(path, options, providers=providers), manifest
     except Exception as error:  # onnxruntime's own errors share no other class
         raise Mistake(f"model {path} cannot be read: {first_line(error)}") from error
 
@@ -100,16 +108,16 @@ def load_vocabulary(path: Path, manifest: dict) -> dict:
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            start = file.tell() + header["embeddings"]["data_offsets"][0]
-            state = json.loads(header["__metadata__"]["vild"])
-            shape = header["embeddings"]["shape"]
-            file.seek(start)
+            state, place = json.loads(header["__metadata__"]["vild"]), header["embeddings"]
+            shape = place["shape"]
+            file.seek(place["data_offsets"][0], os.SEEK_CUR)
             state["embeddings"] = np.frombuffer(file.read(4 * shape[0] * shape[1]), "<f4").reshape(shape)
+            theirs = state["fingerprint"]
     except FileNotFoundError as error:
         raise Mistake(f"vocabulary: {path} does not exist") from error
-    except (OSError, OverflowError, MemoryError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, OverflowError, MemoryError, ValueError, LookupError, TypeError) as error:
         raise Mistake(f"vocabulary: {path} is not a vocabulary file ({first_line(error)})") from error
-    theirs, mine = state["fingerprint"], manifest["teacher"]
+    mine = manifest["teacher"]
     if shape[1] != manifest["width"] or theirs.get("weights") != mine.get("weights"):
         raise Mistake(
             f"vocabulary {path} is of teacher {theirs.get('name', 'unknown')} (width {shape[1]}, weights "

@@ -31,13 +31,13 @@ def write_model(detector: OpenVocabularyDetector, path: str | Path) -> None:
     ``NAME.json`` and ``context.safetensors``, the base names of training as a vocabulary.
 
     ONNX's ``shown`` may be left out: all names are detected then. An archive wants ``import vild.export`` before it is
-    loaded, two names at least, and pictures of more sides than its coarsest feature map has pixels.
+    loaded (for :func:`nms_by_class`), and pictures with sides longer than the stride of its coarsest feature map.
 
     Raises:
         UserError: the packages that ONNX files are made with are not there.
     """
     path, wrapped = Path(path), ExportedDetector(detector.model)
-    program = wrapped.program(detector.trained.embeddings)
+    program = wrapped.program()
     with written_whole(path) as aside:
         if path.suffix == ".pt2":
             with open(aside, "wb") as file:
@@ -120,10 +120,14 @@ class ExportedDetector(nn.Module):
         return ["boxes", "scores", "classes"] + ["masks"] * self.model.roi_heads.mask_on
 
     @torch.no_grad()
-    def program(self, text: Tensor) -> ExportedProgram:
-        """Traced, for pictures and vocabularies of any size; ``text`` is any vocabulary's."""
-        example = {"picture": torch.zeros(320, 384, 3, dtype=torch.uint8), "text": text, "shown": torch.tensor(ALL)}
-        example["base"] = torch.ones(len(text), dtype=torch.bool)
+    def program(self) -> ExportedProgram:
+        """Traced, for pictures and vocabularies of any size."""
+        example = {
+            "picture": torch.zeros(320, 384, 3, dtype=torch.uint8),
+            "text": torch.zeros(5, self.model.vocabulary.width),
+            "shown": torch.tensor(ALL),
+            "base": torch.ones(5, dtype=torch.bool),
+        }
         return torch.export.export(
             self,
             tuple(example[name] for name in self.input_names),
