@@ -67,7 +67,8 @@ def best_pairs(blocks: Iterable[Tensor], score_threshold: float, limit: int) -> 
         best.append((block[rows, classes], rows + first, classes))
         first += len(block)
         pairs = tuple(torch.cat(x) for x in zip(*best, strict=True))
-        score, order = pairs[0].topk(min(limit, len(pairs[0])))
+        # many scores are 1 to the last bit: among these the order of the proposals decides, not that of topk
+        score, order = (x[:limit] for x in pairs[0].sort(descending=True, stable=True))
         best = [(score, pairs[1][order], pairs[2][order])]
         if len(score) == limit:
             least = torch.maximum(least, score[-1])

@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Find the names of a vocabulary in pictures with an exported detector: onnxruntime, numpy and Pillow, no PyTorch.
+
+    tools/run_onnx.py --model out/model.onnx --vocabulary V.safetensors --input a.jpg b.jpg --output R.json \\
+        [--context out/context.safetensors] [--threshold 0.3] [--top-k 10]
+
+R.json is a list with a record a picture: its file_name, height, width and detections (name, split, score, box as xyxy
+in pixels and, where the detector has masks, the mask as COCO's compressed run lengths), by falling score.
+
+A vocabulary is taken as it is, alone in the softmax. With --context (the base names of training) the others of these
+names take part in the softmax without being reported, and the vocabulary's are marked base where they are among them,
+else novel: what vild does with words. MODEL.json, which tools/export.py wrote, lies beside MODEL.onnx.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+class Mistake(ValueError):
+    """What a user got wrong, in one line."""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--vocabulary", required=True, type=Path, help=".safetensors, of the detector's teacher")
+    parser.add_argument("--input", required=True, nargs="+", help="pictures")
+    parser.add_argument("--output", required=True, type=Path, help="a JSON file")
+    parser.add_argument("--context", type=Path, help="names that take part in the softmax and are not reported")
+    parser.add_argument("--threshold", type=float, default=0.0, help="report only scores above it")
+    parser.add_argument("--top-k", type=int, help="report at most so many a picture")
+    args = parser.parse_args()
+    try:
+        run(args)
+    except (Mistake, OSError) as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(args) -> None:
+    session, manifest = load_model(args.model)
+    words = load_vocabulary(args.vocabulary, manifest)
+    text, shown = words["embeddings"], len(words["names"])
+    if args.context:
+        text, words["splits"] = with_context(words, load_vocabulary(args.context, manifest))
+    feed = {"text": text, "shown": np.array(shown)}
+    if any(x.name == "base" for x in session.get_inputs()):
+        feed["base"] = np.array([s == "base" for s in words["splits"]] + [True] * (len(text) - shown))
+    records, start = [], time.monotonic()
+    for done, file_name in enumerate(args.input):
+        if sys.stderr.isatty():
+            left = (time.monotonic() - start) / max(done, 1) * (len(args.input) - done)
+            print(f"\r{done} of {len(args.input)} pictures, {left:.0f} s left ", end="", file=sys.stderr)
+        array = read_picture(file_name, manifest["picture"]["format"])
+        detections = detect(session, resize(array, manifest["picture"]), array.shape[:2], feed, words)
+        detections = [d for d in detections if d["score"] > args.threshold][: args.top_k]
+        records.append(
+            {"file_name": file_name, "height": array.shape[0], "width": array.shape[1], "detections": detections}
+        )
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    aside = args.output.with_name(args.output.name + ".tmp")  # a killed run leaves no half of a file
+    aside.write_text(json.dumps(records, indent=1))
+    os.replace(aside, args.output)
+
+
+def detect(session, picture: np.ndarray, size: tuple[int, int], feed: dict, words: dict) -> list[dict]:
+    """The detections in a picture that was resized, in pixels of its original ``size``, height and width."""
+    boxes, scores, classes, *masks = session.run(None, {**feed, "picture": picture})
+    whole = np.float32([size[1], size[0]] * 2)
+    boxes = (boxes * (whole / np.float32([picture.shape[1], picture.shape[0]] * 2))).clip(0, whole)
+    detections = []
+    for i in (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[0]:
+        name, split = words["names"][classes[i]], words["splits"][classes[i]]
+        found = {"name": name, "split": split, "score": float(scores[i]), "box": boxes[i].tolist()}
+        if masks:
+            found["mask"] = {"size": list(size), "counts": run_lengths(paste(masks[0][i], boxes[i], *size))}
+        detections.append(found)
+    return detections
+
+
+def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
+    """A model and its manifest."""
+    beside = path.with_suffix(".json")
+    for file in (path, beside):
+        if not file.is_file():
+            raise Mistake(f"model: {file} does not exist; tools/export.py makes it")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # no warning that 'shown' can be given and can be left out: it is meant
+    try:
+        manifest = json.loads(beside.read_text())
+        manifest["picture"], manifest["teacher"], manifest["width"]
+        providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
+        return onnxruntime.InferenceSession(path, options, providers=providers), manifest
+    except Exception as error:  # onnxruntime's own errors share no other class
+        raise Mistake(f"model {path} cannot be read: {first_line(error)}") from error
+
+
+def load_vocabulary(path: Path, manifest: dict) -> dict:
+    """A vocabulary file's names, splits, synonyms and embeddings [C, D]; its teacher must be the model's."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            state, place = json.loads(header["__metadata__"]["vild"]), header["embeddings"]
+            shape = place["shape"]
+            file.seek(place["data_offsets"][0], os.SEEK_CUR)
+            state["embeddings"] = np.frombuffer(file.read(4 * shape[0] * shape[1]), "<f4").reshape(shape)
+            theirs = state["fingerprint"]
+    except FileNotFoundError as error:
+        raise Mistake(f"vocabulary: {path} does not exist") from error
+    except (OSError, OverflowError, MemoryError, ValueError, LookupError, TypeError) as error:
+        raise Mistake(f"vocabulary: {path} is not a vocabulary file ({first_line(error)})") from error
+    mine = manifest["teacher"]
+    if shape[1] != manifest["width"] or theirs.get("weights") != mine.get("weights"):
+        raise Mistake(
+            f"vocabulary {path} is of teacher {theirs.get('name', 'unknown')} (width {shape[1]}, weights "
+            f"{theirs.get('weights')}), but the model is of teacher {mine.get('name', 'unknown')} (width "
+            f"{manifest['width']}, weights {mine.get('weights')})"
+        )
+    return state
+
+
+def with_context(words: dict, context: dict) -> tuple[np.ndarray, list[str]]:
+    """The text matrix with the context's names below, none that is spelled as one asked for; and each asked-for
+    name's split, by whether the context has it."""
+    asked = [spellings(words, i) for i in range(len(words["names"]))]
+    known = [spellings(context, i) for i in range(len(context["names"]))]
+    others = [i for i, names in enumerate(known) if not names & set().union(*asked)]
+    splits = ["base" if names & set().union(*known) else "novel" for names in asked]
+    return np.concatenate([words["embeddings"], context["embeddings"][others]]), splits
+
+
+def spellings(words: dict, index: int) -> set[str]:
+    """The names of a class, cleaned as vild/prompts.py does it."""
+    synonyms = words["synonyms"][index] if words["synonyms"] else []
+    names = (words["names"][index], *synonyms)
+    return {n.replace("_", " ").replace("/", " or ").lower().strip().removesuffix(".") for n in names}
+
+
+def read_picture(file_name: str, image_format: str) -> np.ndarray:
+    """uint8 [H, W, 3], as vild/data/pictures.py reads it: upright, first frame, 16 bits to 8, any colour space."""
+    try:
+        with Image.open(file_name) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I") or picture.mode == "F":
+                values = np.asarray(picture)
+                if not 0 <= values.min() <= values.max() < 2**16:
+                    raise Mistake(f"grey values from {values.min()} to {values.max()}; at most 16 bits are read")
+                is_16_bit = picture.mode.startswith("I;16") or values.max() > 255
+                picture = Image.fromarray((values / 257 if is_16_bit else values).round().astype(np.uint8))
+            array = np.asarray(picture.convert("RGB"))
+    except Exception as error:  # a broken file can fail anywhere in the decoders
+        raise Mistake(f"picture {file_name} cannot be read: {first_line(error)}") from error
+    return array if image_format == "RGB" else np.ascontiguousarray(array[:, :, ::-1])
+
+
+def resize(array: np.ndarray, rule: dict) -> np.ndarray:
+    """By Pillow, so that the shorter side is ``shortest_edge``, or the longer one ``max_size`` where that is less."""
+    height, width = array.shape[:2]
+    if not rule["shortest_edge"]:
+        return array
+    sides = np.array([height, width]) * (rule["shortest_edge"] / min(height, width))
+    height, width = (sides * min(1, rule["max_size"] / sides.max()) + 0.5).astype(int).tolist()
+    return np.asarray(Image.fromarray(array).resize((width, height), Image.BILINEAR))
+
+
+def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Probabilities [M, M] within a box to bool [H, W]: bilinear between their centres, falling to 0 outside."""
+    weights = []  # of each pixel's row (column) in each of the mask's, [pixels, M]
+    places = []
+    for low, high, pixels in ((box[1], box[3], height), (box[0], box[2], width)):
+        place = np.arange(max(int(low) - 1, 0), min(int(np.ceil(high)) + 1, pixels))
+        at = (place.astype(np.float32) + 0.5 - low) / (high - low) * len(mask) - 0.5
+        weights.append((1 - np.abs(at[:, None] - np.arange(len(mask), dtype=np.float32))).clip(0))
+        places.append(place)
+    whole = np.zeros((height, width), bool)
+    whole[np.ix_(*places)] = weights[0] @ mask @ weights[1].T >= 0.5
+    return whole
+
+
+def run_lengths(mask: np.ndarray) -> str:
+    """COCO's compressed run lengths of a bool [H, W]: down the columns, zeros first; from the fourth on the difference
+    to the last but one; six bits a character, of which one says that more follow."""
+    flat = mask.T.ravel()
+    counts = np.diff(np.concatenate([[0], (flat[1:] != flat[:-1]).nonzero()[0] + 1, [flat.size]])).tolist()
+    if flat[0]:
+        counts.insert(0, 0)
+    text = []
+    for i, count in enumerate(counts):
+        rest = count - counts[i - 2] if i > 2 else count
+        more = True
+        while more:
+            bits, rest = rest & 31, rest >> 5
+            more = rest != (-1 if bits & 16 else 0)
+            text.append(chr(48 + bits + 32 * more))
+    return "".join(text)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+if __name__ == "__main__":
+    main()
