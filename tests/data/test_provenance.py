@@ -29,6 +29,8 @@ def test_records_of_networks(world, benchmark, tmp_path):
     verdict, evidence = judged(clean)
     assert verdict == "clean" and "annotations of 40 names, 0 novel, read from 'glyphs_train'" in evidence
     assert judged(clean, path="detectron2://ImageNetPretrained/MSRA/R-50.pkl")[0] == "clean"
+    assert judged(clean, path="timm://resnet18.a1_in1k")[0] == "clean"
+    assert judged(clean, path="timm://resnet18/mine.pth")[0] == "cannot tell"
     verdict, evidence = judged(clean, path="/somewhere/else.pth")
     assert verdict == "cannot tell" and "else.pth" in evidence and "no record of its training" in evidence
     verdict, evidence = judged(oracle)
