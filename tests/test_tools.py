@@ -103,3 +103,13 @@ def test_a_builder_killed_after_its_first_shard_ends_in_the_same_bytes(world, pr
     for _, boxes in store.boxes():
         assert (box_iou(boxes, boxes).fill_diagonal_(0) <= 0.5).all()
         assert (boxes[:, 2:] - boxes[:, :2] >= 20).all()
+
+
+def test_every_tool_is_in_the_list():
+    text = (REPOSITORY / "tools" / "README.md").read_text()
+    missing = [
+        path.name
+        for path in (REPOSITORY / "tools").glob("*.py")
+        if f"tools/{path.name} " not in text.replace("\n", " ")
+    ]
+    assert not missing
