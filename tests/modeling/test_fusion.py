@@ -55,7 +55,7 @@ def test_blocks_give_what_sorting_everything_gives(rows, classes, score_threshol
 def test_among_equal_scores_the_better_proposal_is_kept(block):
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]]).repeat(50, 1) + torch.rand(50, 4)
     scores = torch.zeros(50, 20).index_fill(1, torch.tensor([3, 7]), 1.0)
-    _, score, classes, proposals = fusion.best_detections(boxes, scores.split(block), 0.0, 0.5, 10, 30)
+    _, score, classes, proposals = fusion.best_detections(boxes, scores.split(block), 0.0, 0.5, 10, 200)
     assert score.tolist() == [1, 1] and sorted(classes.tolist()) == [3, 7] and proposals.tolist() == [0, 0]
 
 

@@ -68,7 +68,9 @@ def best_pairs(blocks: Iterable[Tensor], score_threshold: float, limit: int) -> 
         first += len(block)
         pairs = tuple(torch.cat(x) for x in zip(*best, strict=True))
         # many scores are 1 to the last bit: among these the order of the proposals decides, not that of topk
-        score, order = (x[:limit] for x in pairs[0].sort(descending=True, stable=True))
+        order = pairs[0].topk(min(limit, len(pairs[0])), sorted=False).indices.sort().values
+        score, by_score = pairs[0][order].sort(descending=True, stable=True)
+        order = order[by_score]
         best = [(score, pairs[1][order], pairs[2][order])]
         if len(score) == limit:
             least = torch.maximum(least, score[-1])
