@@ -114,6 +114,9 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
     ]:
         with pytest.raises(UserError, match=message):
             open_store(make_cfg("vild", "MODEL.VILD.TEACHERS", str(teachers), *more))
+    over = ["MODEL.VILD.OBJECTIVES", "[{'NAME': 'soft_targets', 'OVER': 'background'}]"]
+    with pytest.raises(UserError, match="OVER is 'base' alone"):
+        build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), *over))
     with pytest.raises(UserError, match="names other classes"):
         build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([{**second, "VOCABULARY": str(swapped)}])))
 

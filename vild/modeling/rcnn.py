@@ -36,10 +36,10 @@ class ViLDRCNN(GeneralizedRCNN):
         self.old_student = [detector.eval().requires_grad_(False)]
 
     def _remembered(self, image: Tensor, boxes: list[Boxes]) -> Tensor:
-        """The old student's unit region embeddings [R, D]."""
+        """The old student's unit region embeddings [R, D]: of its only head, or of the text head."""
         (old,) = self.old_student
         with torch.no_grad():
-            return old.roi_heads.region_embeddings(old.backbone(image), boxes)
+            return old.roi_heads.embedding(old.roi_heads._pool(old.backbone(image), boxes))[0]
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -129,7 +129,7 @@ class ViLDROIHeads(StandardROIHeads):
             distill_weight=vild.DISTILL_WEIGHT,
             iterations=cfg.SOLVER.MAX_ITER,
             concepts={path: _concepts(path, vocabulary) for path in word_lists(objectives)},
-            others=_others(vild, vocabulary, text_embedding.projection.in_features),
+            others=_others(vild, vocabulary, text_embedding.projection.in_features, objectives),
             old_student_weight=vild.OLD_STUDENT.WEIGHT,
             ensemble_weight=vild.ENSEMBLE_WEIGHT,
             score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
@@ -337,10 +337,13 @@ def _concepts(path: str, vocabulary: Vocabulary) -> Tensor:
     return words.embeddings
 
 
-def _others(vild, vocabulary: Vocabulary, features: int) -> OtherTeachers | None:
+def _others(vild, vocabulary: Vocabulary, features: int, objectives: list[Objective]) -> OtherTeachers | None:
     """The heads of ``MODEL.VILD.TEACHERS``; None where there are none."""
     entries = check_teachers(vild.TEACHERS)
     if not entries or vild.VARIANT == "text":
         return None
+    for objective in objectives:
+        if objective.parameters.get("over", "base") != "base":
+            raise UserError(f"MODEL.VILD.OBJECTIVES, {objective.name}: with MODEL.VILD.TEACHERS OVER is 'base' alone")
     vocabularies = [Vocabulary.load(e["VOCABULARY"]) for e in entries]
     return OtherTeachers(features, vocabularies, [e["WEIGHT"] for e in entries], vocabulary.names, vild.TEMPERATURE)
