@@ -47,6 +47,8 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {config: vild, data: some}}", "data: some is not one of"),
         ("rows: {a: {data: all}}", "give one of config"),
         ("rows: {a: {evaluate: b}}", "'b' is no row"),
+        ("rows: {a: {evaluate: b}, b: {clip_on_crops: true}}", "'b' is no row with a config"),
+        ("rows: {a: {clip_on_crops: true}}", "beside a row with a config"),
         ("rows: {a b: {config: vild}, a-b: {config: text}}", "two rows"),
         ("rows: [", "grid"),
     ],

@@ -33,23 +33,27 @@ def load_tool(name: str):
     return module.main
 
 
-@pytest.fixture
-def demo(world, checkpoint_file, teacher_folder, capsys):
-    """The tool: what follows the detector's flags to (exit status, stdout, stderr)."""
-    main = load_tool("demo")
+def runner(name, checkpoint_file, teacher_folder, capsys):
+    """A tool: what follows the detector's flags to (exit status, stdout, stderr)."""
+    main = load_tool(name)
 
     def run(*arguments, opts=()):
         config = ["--config-file", REPOSITORY / "configs/Glyphs/vild.yaml"]
         opts = ["--opts", "MODEL.WEIGHTS", checkpoint_file, "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}",
                 "MODEL.VILD.TEACHER.PRETRAINED", "random", "TEST.DETECTIONS_PER_IMAGE", 10, *opts]  # fmt: skip
         try:
-            status = main([str(a) for a in (*config, *arguments, *opts)])
+            status = main([str(a) for a in (*config, *arguments, *opts)]) or 0
         except SystemExit as stopped:
             status = stopped.code
         told = capsys.readouterr()
         return status, told.out, told.err
 
     return run
+
+
+@pytest.fixture
+def demo(world, checkpoint_file, teacher_folder, capsys):
+    return runner("demo", checkpoint_file, teacher_folder, capsys)
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from PIL import Image
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
-from tests.conftest import REPOSITORY
 from tests.data.test_pictures import bad_pictures
-from tests.test_demo import error_of, load_tool
+from tests.test_demo import error_of, load_tool, runner
 from vild.data import datasets
 from vild.errors import UserError
 from vild.label import PartialLabels
@@ -24,21 +23,7 @@ WORDS = "chess knight | horse, umbrella, sun"
 
 @pytest.fixture
 def label(world, checkpoint_file, teacher_folder, capsys):
-    """The tool: its own flags to (exit status, stdout, stderr)."""
-    main = load_tool("label")
-
-    def run(*arguments, opts=()):
-        config = ["--config-file", REPOSITORY / "configs/Glyphs/vild.yaml"]
-        opts = ["--opts", "MODEL.WEIGHTS", checkpoint_file, "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}",
-                "TEST.DETECTIONS_PER_IMAGE", 10, *opts]  # fmt: skip
-        try:
-            status = main([str(a) for a in (*config, *arguments, *opts)]) or 0
-        except SystemExit as stopped:
-            status = stopped.code
-        told = capsys.readouterr()
-        return status, told.out, told.err
-
-    return run
+    return runner("label", checkpoint_file, teacher_folder, capsys)
 
 
 @pytest.fixture

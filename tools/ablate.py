@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vild.ablation import plot, plot_cost, read_grid, read_row, run_seed, table
 from vild.errors import one_line_errors
-from vild.files import write_json, written_whole
+from vild.files import write_json, write_text
 from vild.pipeline import GlyphsRun
 
 
@@ -41,8 +41,7 @@ def main():
             for name, values in run.read_gauges()[0].items():
                 gauges.setdefault(name, []).append(values)
         page = table(results, gauges)
-        with written_whole(args.output / "ablation.md") as aside:
-            aside.write_text(page)
+        write_text(args.output / "ablation.md", page)
         write_json(args.output / "ablation.json", {"rows": results, "gauges": gauges})
         plot(results, args.output / "ablation.png")
         plot_cost(results, args.output / "cost.png")

@@ -22,7 +22,7 @@ from vild.errors import UserError, one_line_errors
 from vild.evaluation import evaluator
 from vild.evaluation.protocol import Truth, evaluate
 from vild.evaluation.results import read_results
-from vild.files import write_json
+from vild.files import write_json, write_text
 
 SPLITS = {"lvis": "lvis", "coco": "everything", "coco-48-17": "coco_48_17"}
 
@@ -67,7 +67,7 @@ def main():
     print(page, end="")
     evaluator.write_flat(args.output / evaluator.METRICS_FILE, {name: result.metrics})
     write_json(args.output / evaluator.CLASSES_FILE, {"counts": result.counts, "classes": result.classes})
-    (args.output / "table.md").write_text(page)
+    write_text(args.output / "table.md", page)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from vild.engine import Trainer, setup
 from vild.errors import one_line_errors
 from vild.evaluation.evaluator import write_metrics
 from vild.evaluation.run_report import transfer_table
+from vild.files import write_text
 from vild.launch import launch
 from vild.predictor import OpenVocabularyDetector, vocabulary_of
 
@@ -37,7 +38,7 @@ def main(args):
     if comm.is_main_process():
         path = write_metrics(cfg.OUTPUT_DIR, results)
         page = transfer_table(results)
-        Path(cfg.OUTPUT_DIR, "transfer.md").write_text(page + "\n")
+        write_text(Path(cfg.OUTPUT_DIR, "transfer.md"), page + "\n")
         print(f"{page}\nmetrics: {path}")
 
 

@@ -81,12 +81,16 @@ def read_grid(path: Path) -> Grid:
         tuple(document.get("seeds", (0, 1, 2))),
         document.get("iterations", 0),
     )
-    names, stages = [r.name for r in grid.rows], [r.stage for r in grid.rows]
+    trained, stages = {r.name: r for r in grid.rows if r.config}, [r.stage for r in grid.rows]
     for row in grid.rows:
         if stages.count(row.stage) > 1:
             raise UserError(f"grid {path}: two rows would lie in {row.stage}; name them differently")
-        if row.evaluate and row.evaluate not in names:
-            raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' is no row")
+        if row.evaluate and row.evaluate not in trained:
+            raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' is no row with a config")
+        if row.clip_on_crops and not any(r.data == "train" for r in trained.values()):
+            raise UserError(
+                f"grid {path}, row '{row.name}': it is measured beside a row with a config, which is missing"
+            )
     return grid
 
 

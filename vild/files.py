@@ -33,10 +33,15 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole."""
+    with written_whole(path) as aside:
+        aside.write_text(text)
+
+
 def write_json(path: str | Path, document: object) -> None:
     """Write a JSON file whole."""
-    with written_whole(path) as aside:
-        aside.write_text(json.dumps(document, indent=1))
+    write_text(path, json.dumps(document, indent=1))
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

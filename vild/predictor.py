@@ -23,7 +23,7 @@ from vild.data.pictures import read_picture, to_array
 from vild.detections import Detections
 from vild.engine import load_config
 from vild.errors import UserError
-from vild.files import written_whole
+from vild.files import write_text
 from vild.modeling.classifier import Offered
 from vild.prompts import LearnedPrompts
 from vild.teacher.clip import Teacher, check_same_teacher
@@ -86,8 +86,7 @@ class OpenVocabularyDetector:
         if teacher:
             self.teacher.save(folder / TEACHER)
         save_weights(folder / WEIGHTS, self.model, read_network_record(self.cfg.MODEL.WEIGHTS)["trained_on"])
-        with written_whole(folder / CONFIG) as aside:  # the last: it marks a whole folder
-            aside.write_text(self.cfg.dump())
+        write_text(folder / CONFIG, self.cfg.dump())  # the last: it marks a whole folder
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_common_arguments(parser: argparse.ArgumentParser, repeats: int = 5) -> None:
     parser.add_argument("--config-file", type=Path, default=CONFIG, help="the detector (configs/LVIS/vild.yaml)")
     parser.add_argument("--size", type=int, default=320, help="side of the square pictures (320)")
-    parser.add_argument("--repeats", type=int, default=repeats, help=f"medians of so many, interleaved ({repeats})")
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"the least of so many, interleaved ({repeats})")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 

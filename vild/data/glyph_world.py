@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vild.data import glyphs
 from vild.errors import UserError
-from vild.files import written_whole
+from vild.files import write_text
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ def _write_json(path: Path, info: dict, images: list[dict], annotations: list[di
         annotations = [{**a, "iscrowd": 0} for a in annotations]
     annotations = [{"id": i, **a} for i, a in enumerate(annotations, 1)]
     document = {"info": info, "images": images, "annotations": annotations, "categories": _categories()}
-    with written_whole(path) as aside:
-        aside.write_text(json.dumps(document))
+    write_text(path, json.dumps(document))
 
 
 def write_world(

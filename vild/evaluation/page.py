@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from vild.files import write_text
+
 _STYLE = """body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; border-bottom: 1px solid #ddd }
 td + td { text-align: right } img { max-width: 100% } details { margin: 1em 0 }"""
@@ -81,7 +83,7 @@ def as_html(title: str, blocks: Sequence[Block]) -> str:
 def write_page(folder: Path, title: str, blocks: Sequence[Block]) -> Path:
     """``report.md`` and ``report.html`` in ``folder``; returns the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.html").write_text(as_html(title, blocks))
+    write_text(folder / "report.html", as_html(title, blocks))
     path = folder / "report.md"
-    path.write_text(markdown(title, blocks))
+    write_text(path, markdown(title, blocks))
     return path

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from vild.data import datasets
 from vild.data.pictures import read_picture
 from vild.evaluation.pictures import draw, side_by_side
-from vild.files import write_json
+from vild.files import write_json, write_text
 from vild.predictor import OpenVocabularyDetector
 
 
@@ -101,5 +101,5 @@ def write_report(folder: Path, document: dict, columns: Sequence[str], text: str
         ]
     )  # fmt: skip
     path = folder / "report.md"
-    path.write_text(page + "\n")
+    write_text(path, page + "\n")
     return path

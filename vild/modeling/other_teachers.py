@@ -90,3 +90,20 @@ class OtherTeachers(nn.Module):
     def texts(self) -> list[Tensor]:
         """Text embeddings [C, D_k] in each space."""
         return [self.get_buffer(f"text{number}") for number in range(len(self.weights))]
+
+
+def build_other_teachers(
+    entries: Sequence[dict], features: int, names: tuple[str, ...], temperature: float, objectives: Sequence[Objective]
+) -> OtherTeachers | None:
+    """The heads of :func:`check_teachers`' entries; None where there are none.
+
+    Raises:
+        UserError: an objective over other words than a further teacher has, or a vocabulary of other names.
+    """
+    if not entries:
+        return None
+    for objective in objectives:
+        if objective.parameters.get("over", "base") != "base":
+            raise UserError(f"MODEL.VILD.OBJECTIVES, {objective.name}: with MODEL.VILD.TEACHERS OVER is 'base' alone")
+    vocabularies = [Vocabulary.load(e["VOCABULARY"]) for e in entries]
+    return OtherTeachers(features, vocabularies, [e["WEIGHT"] for e in entries], names, temperature)

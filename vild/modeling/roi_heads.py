@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from vild.errors import UserError
 from vild.modeling import fusion, losses
 from vild.modeling.classifier import Offered, RegionEmbedding, TextClassifier
-from vild.modeling.objectives import Objective, Regions, of_maps, parse_objectives, word_lists
-from vild.modeling.other_teachers import OtherTeachers, check_teachers
-from vild.teacher.clip import check_same_teacher
+from vild.modeling.objectives import Objective, Regions, load_concepts, of_maps, parse_objectives
+from vild.modeling.other_teachers import OtherTeachers, build_other_teachers, check_teachers
 from vild.vocabulary import Vocabulary
 
 VARIANTS = ("text", "image", "vild", "ensemble")
@@ -112,8 +111,9 @@ class ViLDROIHeads(StandardROIHeads):
         def embedding():
             return RegionEmbedding(build_box_head(cfg, shape), vocabulary.width)
 
-        text_embedding = embedding()
-        bbox_pred = nn.Linear(text_embedding.projection.in_features, 4)
+        text_embedding, teachers = embedding(), check_teachers(vild.TEACHERS) if vild.VARIANT != "text" else []
+        features = text_embedding.projection.in_features
+        bbox_pred = nn.Linear(features, 4)
         nn.init.normal_(bbox_pred.weight, std=0.001)
         nn.init.zeros_(bbox_pred.bias)
         settings.update(
@@ -128,8 +128,8 @@ class ViLDROIHeads(StandardROIHeads):
             objectives=objectives,
             distill_weight=vild.DISTILL_WEIGHT,
             iterations=cfg.SOLVER.MAX_ITER,
-            concepts={path: _concepts(path, vocabulary) for path in word_lists(objectives)},
-            others=_others(vild, vocabulary, text_embedding.projection.in_features, objectives),
+            concepts=load_concepts(objectives, vocabulary),
+            others=build_other_teachers(teachers, features, vocabulary.names, vild.TEMPERATURE, objectives),
             old_student_weight=vild.OLD_STUDENT.WEIGHT,
             ensemble_weight=vild.ENSEMBLE_WEIGHT,
             score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
@@ -328,22 +328,3 @@ class ViLDROIHeads(StandardROIHeads):
             )
             results.append(Instances(p.image_size, pred_boxes=Boxes(kept), scores=score, pred_classes=found))
         return results
-
-
-def _concepts(path: str, vocabulary: Vocabulary) -> Tensor:
-    """The text embeddings [K, D] of an objective's word list; UserError if they are of another teacher."""
-    words = Vocabulary.load(path)
-    check_same_teacher(words.fingerprint, f"vocabulary {path}", vocabulary.fingerprint, "the config's vocabulary")
-    return words.embeddings
-
-
-def _others(vild, vocabulary: Vocabulary, features: int, objectives: list[Objective]) -> OtherTeachers | None:
-    """The heads of ``MODEL.VILD.TEACHERS``; None where there are none."""
-    entries = check_teachers(vild.TEACHERS)
-    if not entries or vild.VARIANT == "text":
-        return None
-    for objective in objectives:
-        if objective.parameters.get("over", "base") != "base":
-            raise UserError(f"MODEL.VILD.OBJECTIVES, {objective.name}: with MODEL.VILD.TEACHERS OVER is 'base' alone")
-    vocabularies = [Vocabulary.load(e["VOCABULARY"]) for e in entries]
-    return OtherTeachers(features, vocabularies, [e["WEIGHT"] for e in entries], vocabulary.names, vild.TEMPERATURE)

@@ -20,6 +20,8 @@ from vild.errors import UserError
 from vild.modeling.objectives import contrast, feature, intermediate, relation, targets
 from vild.modeling.objectives.regions import Regions
 from vild.modeling.objectives.schedule import Schedule, parse_schedule
+from vild.teacher.clip import check_same_teacher
+from vild.vocabulary import Vocabulary
 
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "l1": feature.l1,
@@ -82,9 +84,23 @@ def word_lists(objectives: Sequence[Objective]) -> list[str]:
     return sorted(lists - {"base", "background"})
 
 
+def load_concepts(objectives: Sequence[Objective], vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """The text embeddings [K, D] of their word lists, by file.
+
+    Raises:
+        UserError: a list of another teacher than ``vocabulary``.
+    """
+    found = {}
+    for path in word_lists(objectives):
+        words = Vocabulary.load(path)
+        check_same_teacher(words.fingerprint, f"vocabulary {path}", vocabulary.fingerprint, "the config's vocabulary")
+        found[path] = words.embeddings
+    return found
+
+
 def of_maps(objectives: Sequence[Objective]) -> list[str]:
     """The names of those that look at feature maps, which only a live teacher has."""
     return [o.name for o in objectives if OBJECTIVES[o.name] in intermediate.OF_MAPS]
 
 
-__all__ = ["OBJECTIVES", "Objective", "Regions", "of_maps", "parse_objectives", "word_lists"]
+__all__ = ["OBJECTIVES", "Objective", "Regions", "load_concepts", "of_maps", "parse_objectives", "word_lists"]
