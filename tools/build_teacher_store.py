@@ -9,6 +9,7 @@ a GPU: processes on the CPU); torchrun and SLURM's srun start the same command w
 """
 
 import argparse
+from contextlib import nullcontext
 
 import torch
 from detectron2.utils import comm
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from vild.data import datasets
 from vild.errors import UserError, one_line_errors
 from vild.launch import add_launch_arguments, launch
+from vild.lock import only_writer
 from vild.teacher.clip import PRECISIONS, Teacher
 from vild.teacher.crops import MODES, SCALES
 from vild.teacher.proposals import hash_file, load_proposals, read_provenance, select_proposals
@@ -55,6 +57,11 @@ def parse() -> argparse.Namespace:
 
 @one_line_errors
 def main(args):
+    with only_writer(args.output, folder=True) if comm.is_main_process() else nullcontext():
+        build(args)
+
+
+def build(args):
     files = {r["image_id"]: r["file_name"] for r in datasets.load_dicts(args.dataset)}
     proposals = load_proposals(args.proposals)
     if strangers := sorted(set(proposals) - set(files)):

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from vild.data import datasets
 from vild.errors import UserError, one_line_errors
+from vild.lock import only_writer
 from vild.teacher import store_care
+from vild.teacher.manifest import read_manifest
 from vild.teacher.store_merge import merge
 
 
@@ -33,11 +35,14 @@ def main() -> None:
     if args.merge:
         if len(args.merge) < 2:
             raise UserError("--merge takes two stores or more")
-        merge(args.merge, args.output)
+        with only_writer(args.output):
+            merge(args.merge, args.output)
         print(store_care.summarise(args.output))
         return
     if args.repair:
-        lines = store_care.repair(args.store)
+        read_manifest(args.store)  # a mistyped name makes no folder
+        with only_writer(args.store, folder=True):
+            lines = store_care.repair(args.store)
         print("\n".join(lines) or f"store {args.store}: nothing is broken")
         if lines:
             print("removed; run the tools/build_teacher_store.py command of this store again: it computes only these")

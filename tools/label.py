@@ -20,6 +20,7 @@ from vild.demo import writing
 from vild.errors import UserError, one_line_errors
 from vild.inputs import find_pictures
 from vild.label import PartialLabels, plan_of
+from vild.lock import only_writer
 from vild.teacher.proposals import hash_file
 from vild.words import parse_thresholds
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.input.is_dir():
         raise UserError(f"--input {args.input}: is not a folder")
     pictures = find_pictures([args.input])
-    with writing(args.output, args.output.parent):
+    with writing(args.output, args.output.parent), only_writer(args.output):
         detector = make_detector(args, args.threshold)
         is_file = args.vocabulary is not None and Path(args.vocabulary).is_file()
         asked = {

@@ -16,6 +16,7 @@ from vild.data import datasets
 from vild.data.loader import build_test_loader
 from vild.engine import load_config
 from vild.errors import UserError, one_line_errors
+from vild.lock import only_writer
 from vild.teacher.proposals import save_proposals
 
 
@@ -27,6 +28,11 @@ def main():
     parser.add_argument("--output", required=True)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE ...")
     args = parser.parse_args()
+    with only_writer(args.output):
+        make(args)
+
+
+def make(args):
     cfg = load_config(args.config_file, args.opts)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the trained proposal network")

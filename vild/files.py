@@ -5,32 +5,64 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor
+
+from vild.errors import UserError
+
+
+@contextmanager
+def cannot_write(path: str | Path) -> Iterator[None]:
+    """What the system refuses in the block (a full disk, a read-only or vanished folder) is told in one line that
+    names ``path``.
+
+    Raises:
+        UserError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        elsewhere = error.filename is not None and not str(error.filename).startswith(str(path))
+        raise UserError(f"{path} cannot be written: {error if elsewhere else error.strerror or error}") from error
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """The name to write to instead of ``path``; makes its folder.
 
-    When the block ends the file is synced and renamed, so that neither a killed process nor a power cut leaves a part
-    under the name. When the block raises, the file aside is removed and what was at ``path`` is as it was. A killed
-    process leaves the file aside, under a name that its next run writes again.
+    When the block ends the file is synced and renamed, and so is its folder's entry, so that neither a killed process
+    nor a power cut leaves a part under the name. When the block raises, the file aside is removed and what was at
+    ``path`` is as it was. A killed process leaves the file aside, under a name that its next run writes again.
+
+    Raises:
+        UserError: the system does not let it be written (:func:`cannot_write`).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
+    with cannot_write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            _sync(aside)
+            os.replace(aside, path)
+        except BaseException:
+            with suppress(OSError):  # of a vanished or read-only folder: the first error is the one to tell
+                aside.unlink(missing_ok=True)
+            raise
+    with suppress(OSError):  # not every network's file system can; the file itself is whole
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield aside
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:
