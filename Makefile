@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test ablation lint install clean
+.PHONY: quickstart test ablation kill-test lint install clean
 
 quickstart: install        ## the whole method on the built-in world, with a report (output/quickstart)
 	$(BIN)/python tools/quickstart.py --output output/quickstart
@@ -13,6 +13,9 @@ test: install              ## the test suite
 
 ablation: install          ## all variants and controls, three seeds (output/ablation)
 	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output output/ablation
+
+kill-test: install         ## SIGKILL at 50 random moments, the same command again: nothing may be lost (output/kill-test)
+	$(BIN)/python tools/kill_test.py --output output/kill-test
 
 lint: install
 	$(BIN)/ruff check .

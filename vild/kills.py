@@ -1,0 +1,284 @@
+"""SIGKILL at random moments, the same command again: does the end equal that of a run that was left alone?"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vild.errors import UserError
+
+KINDS = {"start": 0.1, "work": 0.55, "write": 0.35}  # of moments, with their shares
+LOGS = ("log.txt", "metrics.json", "events.out.tfevents")  # one that was resumed says so
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that goes on when it is started again.
+
+    Attributes:
+        command: run in a folder of its own, so that all its paths can be relative.
+        output: the folder below that one which it writes.
+        kill: whether it is killed, or only run after one that was.
+        losses: whether the losses that it logged last belong to its result.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    output: str
+    kill: bool = True
+    losses: bool = False
+
+
+@dataclass(frozen=True)
+class Course:
+    """How far a run is: seconds from its start to the first change in its folder (None: there was none yet), seconds
+    since, names that have appeared there."""
+
+    begin: float | None
+    work: float
+    names: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a run is killed; ``at`` [0, 1) is drawn evenly.
+
+    Of kind "start", before it has written anything; "work", at a share of the seconds that an undisturbed run works
+    after that; "write", when the n-th new name appears in its folder: what has just been begun is not whole yet.
+    """
+
+    kind: str
+    at: float
+
+    def has_come(self, undisturbed: Course, seconds: float, now: Course) -> bool:
+        """``seconds``: since the start."""
+        if self.kind == "start":
+            return seconds >= self.at * undisturbed.begin
+        if self.kind == "work":
+            return now.begin is not None and now.work >= self.at * undisturbed.work
+        return now.names > self.at * undisturbed.names
+
+
+def draw_moments(seed: int) -> Iterator[Moment]:
+    """Without end."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield Moment(str(rng.choice(list(KINDS), p=list(KINDS.values()))), float(rng.random()))
+
+
+def shares(total: int, parts: int) -> list[int]:
+    """``total`` in so many parts, as even as can be."""
+    return [(n + 1) * total // parts - n * total // parts for n in range(parts)]
+
+
+def look(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file below a folder: time of its last change and size."""
+    found = {}
+    for path in [folder, *(p for p in _list(folder) if p.is_dir())]:
+        for entry in _list(path):
+            try:
+                state = entry.stat()
+            except FileNotFoundError:
+                continue
+            found[str(entry.relative_to(folder))] = state.st_mtime_ns, state.st_size
+    return found
+
+
+def _list(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def run(
+    job: Job,
+    folder: Path,
+    environment: Mapping[str, str],
+    moment: Moment | None = None,
+    undisturbed: Course | None = None,
+) -> tuple[int, Course]:
+    """Run a job in ``folder``, until its end or, with its whole process group, the ``moment``. Its output is appended
+    to ``<name>.log`` there.
+
+    Returns:
+        exit status (-9: killed) and how far it came.
+    """
+    first, names, before = None, 0, look(folder / job.output)
+    with open(folder / f"{job.name}.log", "ab") as log:
+        process = subprocess.Popen(
+            job.command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    start = time.monotonic()
+    try:
+        while process.poll() is None:
+            seconds, seen = time.monotonic() - start, look(folder / job.output)
+            if seen != before:
+                first = seconds if first is None else first
+                names += len(seen.keys() - before.keys())
+                before = seen
+            now = Course(first, 0.0 if first is None else seconds - first, names)
+            if moment is not None and moment.has_come(undisturbed, seconds, now):
+                break
+            time.sleep(0.001)
+        else:
+            seconds = time.monotonic() - start
+            return process.returncode, Course(first, seconds - (first or seconds), names)
+    finally:
+        with suppress(ProcessLookupError):  # a run that ended by itself may have left children, too
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return process.returncode, now
+
+
+def differences(whole: Path, other: Path, losses: bool = False) -> str:
+    """The first thing in which two output folders differ; "" if nothing does.
+
+    Checkpoints are compared by what is in them, bit for bit, other files by their bytes, but for logs; with ``losses``
+    the last ones logged in metrics.json, too.
+    """
+    names = [{n for n in look(f) if not Path(n).name.startswith(LOGS) and (f / n).is_file()} for f in (whole, other)]
+    if names[0] != names[1]:
+        missing, more = sorted(names[0] - names[1]), sorted(names[1] - names[0])
+        return f"{missing[0]} is missing" if missing else f"{more[0]} was left behind"
+    for name in sorted(names[0]):
+        mine, theirs = whole / name, other / name
+        if name.endswith(".pth"):
+            if place := first_difference(load(mine), load(theirs)):
+                return f"{name}: {place}"
+        elif mine.read_bytes() != theirs.read_bytes():
+            return f"{name} has other bytes"
+    if losses and (pair := [last_losses(f / "metrics.json") for f in (whole, other)]) and pair[0] != pair[1]:
+        return f"losses {pair[1]}, not {pair[0]}"
+    return ""
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def first_difference(a: object, b: object, place: str = "") -> str:
+    """Where two nested structures of plain values and tensors first differ, "model/weight" say; "" if nowhere."""
+    if type(a) is not type(b):
+        return place or "its type"
+    if isinstance(a, Mapping):
+        if a.keys() != b.keys():
+            return f"{place}/{min(map(str, a.keys() ^ b.keys()))}".lstrip("/")
+        found = (first_difference(a[k], b[k], f"{place}/{k}".lstrip("/")) for k in a)
+    elif isinstance(a, list | tuple):
+        if len(a) != len(b):
+            return place or "its length"
+        found = (first_difference(x, y, f"{place}/{n}".lstrip("/")) for n, (x, y) in enumerate(zip(a, b, strict=True)))
+    else:
+        equal = torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
+        return "" if equal else place or "its value"
+    return next(filter(None, found), "")
+
+
+def last_losses(path: Path) -> dict[str, float]:
+    """The losses of the last step that a training's metrics.json has."""
+    rows = [row for row in map(json.loads, path.read_text().splitlines()) if "total_loss" in row]
+    return {key: value for key, value in rows[-1].items() if "loss" in key} if rows else {}
+
+
+@dataclass
+class Harness:
+    """Jobs that build on one another, run once undisturbed, then in rounds in which each is killed and begun again.
+
+    Args:
+        folder: ``whole/``, ``expected/`` and ``round/`` lie in it.
+        jobs: in their order.
+        environment: of the commands.
+        link: names in ``folder`` that the jobs read, linked into the folder they run in.
+    """
+
+    folder: Path
+    jobs: Sequence[Job]
+    environment: Mapping[str, str]
+    link: Sequence[str] = ()
+    courses: dict[str, Course] = field(default_factory=dict)
+    killed: dict[str, dict[str, int]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+
+    def measure(self, tell: Callable[[str], None] = print) -> None:
+        """Every job once, left alone; its output is kept as ``expected/<job>``.
+
+        Raises:
+            UserError: one failed.
+        """
+        whole, expected = self._empty("whole"), self._empty("expected")
+        for job in self.jobs:
+            status, self.courses[job.name] = run(job, whole, self.environment)
+            if status != 0:
+                raise UserError(f"{job.name}: {self._last_line(whole, job)} (see {whole / job.name}.log)")
+            shutil.copytree(whole / job.output, expected / job.name)
+            course = self.courses[job.name]
+            tell(f"{job.name}, undisturbed: {course.begin or 0:.1f} s to its start, {course.work:.1f} s of work")
+            self.killed[job.name] = dict.fromkeys(KINDS, 0)
+
+    def torment(self, kills: int, rounds: int, seed: int, tell: Callable[[str], None] = print) -> None:
+        """Kill ``kills`` times, evenly over jobs and rounds; what is lost is added to ``lost``."""
+        moments, victims, done, start = draw_moments(seed), [j for j in self.jobs if j.kill], 0, time.monotonic()
+        quotas = iter(shares(kills, rounds * len(victims)))
+        for number in range(rounds):
+            folder = self._empty("round")
+            for job in self.jobs:
+                quota, finished = next(quotas) if job.kill else 0, False
+                while quota or not finished:
+                    if finished:  # it ended before its moment came: once more, from the beginning
+                        shutil.rmtree(folder / job.output)
+                    moment = next(moments) if quota else None
+                    status, now = run(job, folder, self.environment, moment, self.courses[job.name])
+                    finished = status == 0
+                    if status == -signal.SIGKILL and moment is not None:
+                        quota, done = quota - 1, done + 1
+                        self.killed[job.name][moment.kind] += 1
+                        left = (time.monotonic() - start) / done * (kills - done)
+                        tell(f"kill {done} of {kills}: {_describe(job, moment, now)}; {left / 60:.0f} min left")
+                    elif not finished:
+                        self._lose(number, job, self._last_line(folder, job))
+                        shutil.rmtree(folder / job.output, ignore_errors=True)
+                        finished = not quota
+                    elif place := differences(self.folder / "expected" / job.name, folder / job.output, job.losses):
+                        self._lose(number, job, place)
+
+    def _lose(self, number: int, job: Job, what: str) -> None:
+        self.lost.append(f"round {number + 1}, {job.name}: {what}")
+        kept = self.folder / f"lost{len(self.lost)}"
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(self.folder / "round", kept, symlinks=True)
+
+    def _empty(self, name: str) -> Path:
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for other in self.link:
+            (folder / other).symlink_to(Path("..") / other)
+        return folder
+
+    def _last_line(self, folder: Path, job: Job) -> str:
+        lines = (folder / f"{job.name}.log").read_text(errors="replace").strip().splitlines()
+        return (lines or ["no output"])[-1]
+
+    def verdict(self) -> str:
+        """One line."""
+        kills = sum(sum(kinds.values()) for kinds in self.killed.values())
+        return "; ".join([f"{kills} kills, {len(self.lost)} lost", *self.lost])
+
+
+def _describe(job: Job, moment: Moment, now: Course) -> str:
+    if now.begin is None:
+        return f"{job.name}, while it starts"
+    where = f", at the appearance of its name {now.names}" if moment.kind == "write" else ""
+    return f"{job.name}, {now.work:.1f} s into its work{where}"
