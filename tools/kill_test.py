@@ -12,6 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
+import vild.engine  # noqa: F401  (what the commands load)
 from vild.errors import one_line_errors
 from vild.files import write_json
 from vild.kills import Harness, Job
@@ -53,6 +56,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("output/kill-test"))
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=4, help="how often all of it is begun from nothing")
+    parser.add_argument("--cold", action="store_true", help="a new interpreter for every start, which takes far longer")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     folder, start = args.output.resolve(), time.monotonic()
@@ -67,7 +71,8 @@ def main():
             "DETECTRON2_DATASETS": str(folder / "world" / "datasets"),
             "OMP_NUM_THREADS": "1",  # as many in every run, for the same last bits
         }
-        harness = Harness(folder, make_jobs(world.config("vild")), environment, link=["world"])
+        harness = Harness(folder, make_jobs(world.config("vild")), environment, link=["world"], warm=not args.cold)
+        torch.set_num_threads(1)  # a process of several threads cannot be copied
         harness.measure(tell)
         harness.torment(args.kills, args.rounds, args.seed, tell)
         seconds = round(time.monotonic() - start)

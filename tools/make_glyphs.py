@@ -6,6 +6,7 @@ import argparse
 from vild.data import datasets
 from vild.data.glyph_world import SETS, contact_sheet, write_world
 from vild.errors import one_line_errors
+from vild.files import write_picture
 
 
 @one_line_errors
@@ -18,7 +19,7 @@ def main():
     args = parser.parse_args()
     root = datasets.root() / "glyphs"
     write_world(root, args.seed, tuple(args.sets), args.workers, args.fraction)
-    contact_sheet(args.seed).save(root / "contact_sheet.png")
+    write_picture(root / "contact_sheet.png", contact_sheet(args.seed))
     print(f"the built-in world is in {root}; look at {root / 'contact_sheet.png'}")
 
 

@@ -25,6 +25,7 @@ from tabulate import tabulate
 
 from vild.errors import UserError
 from vild.evaluation import cost
+from vild.files import written_whole
 from vild.pipeline import GlyphsRun, Stage, stage
 from vild.vocabulary import Vocabulary
 
@@ -271,5 +272,6 @@ def _axes(path: Path) -> Iterator[Any]:
     yield axes
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with written_whole(path) as aside:
+        figure.savefig(aside, format=path.suffix[1:], dpi=110, bbox_inches="tight")
     pyplot.close(figure)

@@ -10,14 +10,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from vild.data.pictures import read_picture
 from vild.detections import Detections
 from vild.errors import UserError
 from vild.evaluation.pictures import draw
-from vild.files import write_json, written_whole
+from vild.files import write_json, write_picture, written_whole
 from vild.inputs import SUFFIXES, PictureFile
 from vild.predictor import OpenVocabularyDetector
 from vild.video import Frames, VideoWriter
@@ -89,10 +88,7 @@ def annotate_pictures(
             told = str(error)
             broken.append(told if str(picture.path) in told else f"{picture.path}: {told}")
             continue
-        with written_whole(target) as aside:
-            draw(array, found, found.names).save(
-                aside, Image.registered_extensions()[target.suffix.lower()], quality=92
-            )
+        write_picture(target, draw(array, found, found.names), quality=92)
         write_json(target.with_suffix(".json"), {"file_name": picture.name, **found.to_dict()})
         tqdm.write(f"{target}: {describe(found)}")
     return broken

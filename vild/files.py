@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
@@ -74,6 +75,13 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, document: object) -> None:
     """Write a JSON file whole."""
     write_text(path, json.dumps(document, indent=1))
+
+
+def write_picture(path: str | Path, picture: Image.Image, **options: object) -> None:
+    """Write a picture whole, in the format of the name's ending. ``options``: of Pillow's ``save``."""
+    path = Path(path)
+    with written_whole(path) as aside:
+        picture.save(aside, Image.registered_extensions()[path.suffix.lower()], **options)
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

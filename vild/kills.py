@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import runpy
 import shutil
 import signal
-import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -102,28 +105,78 @@ def _list(folder: Path) -> list[Path]:
         return []
 
 
+def start(job: Job, folder: Path, environment: Mapping[str, str], warm: bool) -> int:
+    """Begin a job in ``folder``, in a process group of its own; its output is appended to ``<name>.log`` there.
+
+    ``warm``: the command, a Python script, runs in a copy of this process, which has loaded the libraries already: a
+    new interpreter takes some ten seconds to do so before anything can be lost.
+
+    Returns:
+        its process id.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        os.setsid()
+        os.chdir(folder)
+        log = os.open(f"{job.name}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if not warm:
+            os.execve(job.command[0], job.command, environment)
+        os.environ.clear()
+        os.environ.update(environment)
+        status = _run_script(job.command[1:])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _run_script(arguments: Sequence[str]) -> int:
+    """Run a script as if the interpreter had been started with it; its exit status."""
+    for seed in (torch.seed, np.random.seed, random.seed):
+        seed()  # the copies would all draw the same
+    sys.argv = list(arguments)
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            return ended.code or 0
+        print(ended.code, file=sys.stderr)
+        return 1
+    return 0
+
+
 def run(
     job: Job,
     folder: Path,
     environment: Mapping[str, str],
     moment: Moment | None = None,
     undisturbed: Course | None = None,
+    warm: bool = False,
 ) -> tuple[int, Course]:
-    """Run a job in ``folder``, until its end or, with its whole process group, the ``moment``. Its output is appended
-    to ``<name>.log`` there.
+    """Run a job (:func:`start`) until its end or, with its whole process group, the ``moment``.
 
     Returns:
         exit status (-9: killed) and how far it came.
     """
     first, names, before = None, 0, look(folder / job.output)
-    with open(folder / f"{job.name}.log", "ab") as log:
-        process = subprocess.Popen(
-            job.command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    start = time.monotonic()
+    child, status, begun = start(job, folder, environment, warm), None, time.monotonic()
     try:
-        while process.poll() is None:
-            seconds, seen = time.monotonic() - start, look(folder / job.output)
+        while True:
+            over, waited = os.waitpid(child, os.WNOHANG)
+            seconds = time.monotonic() - begun
+            if over:
+                status = os.waitstatus_to_exitcode(waited)
+                return status, Course(first, seconds - (first or seconds), names)
+            seen = look(folder / job.output)
             if seen != before:
                 first = seconds if first is None else first
                 names += len(seen.keys() - before.keys())
@@ -132,14 +185,13 @@ def run(
             if moment is not None and moment.has_come(undisturbed, seconds, now):
                 break
             time.sleep(0.001)
-        else:
-            seconds = time.monotonic() - start
-            return process.returncode, Course(first, seconds - (first or seconds), names)
     finally:
-        with suppress(ProcessLookupError):  # a run that ended by itself may have left children, too
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return process.returncode, now
+        # a run that ended by itself may have left children, too; one that has just begun has no group yet
+        for kill, target in ((os.killpg, child), (os.kill, child)):
+            if kill is os.killpg or status is None:
+                with suppress(ProcessLookupError):
+                    kill(target, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), now
 
 
 def differences(whole: Path, other: Path, losses: bool = False) -> str:
@@ -201,12 +253,14 @@ class Harness:
         jobs: in their order.
         environment: of the commands.
         link: names in ``folder`` that the jobs read, linked into the folder they run in.
+        warm: see :func:`start`.
     """
 
     folder: Path
     jobs: Sequence[Job]
     environment: Mapping[str, str]
     link: Sequence[str] = ()
+    warm: bool = False
     courses: dict[str, Course] = field(default_factory=dict)
     killed: dict[str, dict[str, int]] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
@@ -219,7 +273,7 @@ class Harness:
         """
         whole, expected = self._empty("whole"), self._empty("expected")
         for job in self.jobs:
-            status, self.courses[job.name] = run(job, whole, self.environment)
+            status, self.courses[job.name] = run(job, whole, self.environment, warm=self.warm)
             if status != 0:
                 raise UserError(f"{job.name}: {self._last_line(whole, job)} (see {whole / job.name}.log)")
             shutil.copytree(whole / job.output, expected / job.name)
@@ -229,7 +283,7 @@ class Harness:
 
     def torment(self, kills: int, rounds: int, seed: int, tell: Callable[[str], None] = print) -> None:
         """Kill ``kills`` times, evenly over jobs and rounds; what is lost is added to ``lost``."""
-        moments, victims, done, start = draw_moments(seed), [j for j in self.jobs if j.kill], 0, time.monotonic()
+        moments, victims, done, begun = draw_moments(seed), [j for j in self.jobs if j.kill], 0, time.monotonic()
         quotas = iter(shares(kills, rounds * len(victims)))
         for number in range(rounds):
             folder = self._empty("round")
@@ -239,12 +293,12 @@ class Harness:
                     if finished:  # it ended before its moment came: once more, from the beginning
                         shutil.rmtree(folder / job.output)
                     moment = next(moments) if quota else None
-                    status, now = run(job, folder, self.environment, moment, self.courses[job.name])
+                    status, now = run(job, folder, self.environment, moment, self.courses[job.name], self.warm)
                     finished = status == 0
                     if status == -signal.SIGKILL and moment is not None:
                         quota, done = quota - 1, done + 1
                         self.killed[job.name][moment.kind] += 1
-                        left = (time.monotonic() - start) / done * (kills - done)
+                        left = (time.monotonic() - begun) / done * (kills - done)
                         tell(f"kill {done} of {kills}: {_describe(job, moment, now)}; {left / 60:.0f} min left")
                     elif not finished:
                         self._lose(number, job, self._last_line(folder, job))

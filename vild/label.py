@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -17,7 +18,7 @@ from pycocotools import mask as mask_api
 
 from vild.detections import Detections
 from vild.errors import UserError
-from vild.files import written_whole
+from vild.files import cannot_write, written_whole
 from vild.predictor import OpenVocabularyDetector
 from vild.teacher.proposals import hash_file
 
@@ -63,11 +64,11 @@ class PartialLabels:
         self.path, self.aside = path, path.with_name(path.name + ".partial")
         self._at: dict[str, int] = {}  # where each record begins
         self._broken: dict[str, str] = {}
-        if not self.aside.exists():
-            if path.exists():
-                raise UserError(f"--output {path}: is there already; remove it, or name another file")
+        if path.exists() and not self.aside.exists():
+            raise UserError(f"--output {path}: is there already; remove it, or name another file")
+        with cannot_write(self.aside):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.aside, "a+b")  # noqa: SIM115
+            self._file = open(self.aside, "a+b")  # noqa: SIM115
         self._go_on(plan)
 
     def _go_on(self, plan: dict) -> None:
@@ -103,16 +104,18 @@ class PartialLabels:
             self._broken[record["file_name"]] = record["broken"]
 
     def _append(self, record: dict) -> int:
-        at = self._file.seek(0, 2)
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
-        return at
+        with cannot_write(self.aside):
+            at = self._file.seek(0, 2)
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+            return at
 
     def __enter__(self) -> PartialLabels:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk has not taken is tried once more, and was told before
+            self._file.close()
 
     @property
     def done(self) -> set[str]:
@@ -144,6 +147,8 @@ class PartialLabels:
         Returns:
             what is wrong with the broken ones, a line each; ``info`` lists them too.
         """
+        if not self.aside.exists():
+            raise UserError(f"{self.aside} has gone while it was being written")
         broken = {n: self._broken[n] for n in file_names if n in self._broken}
         whole = [n for n in file_names if n not in broken]
         categories = [{"id": n, "name": name} for n, name in enumerate(names, 1)]

@@ -73,7 +73,7 @@ class Pipeline:
 
     def _work_through(self, todo: list[Stage], running: list[_Running], at_once: int, threads: int) -> None:
         """Until all have ended; tells every few seconds (on a terminal) or every half minute how far they are."""
-        terminal, told = sys.stdout.isatty(), 0.0
+        terminal, told = sys.stdout.isatty(), -60.0
         while todo or running:
             while todo and len(running) < at_once:
                 running.append(_Running(todo.pop(0), self.folder, threads))
@@ -83,8 +83,8 @@ class Pipeline:
                 self.seconds[process.stage.name] = process.finish()
                 left = f"; {len(todo) + len(running)} left at this point" if todo or running else ""
                 print(f"{process.stage.name}: done in {process.seconds:.0f} s{left}{' ' * 40}", flush=True)
-            if running and time.time() - told > (3 if terminal else 30):
-                told = time.time()
+            if running and time.monotonic() - told > (3 if terminal else 30):
+                told = time.monotonic()
                 line = "; ".join(r.progress() for r in running)
                 print(f"\r{line:<78}" if terminal else line, end="" if terminal else "\n", flush=True)
         if terminal:
@@ -95,7 +95,7 @@ class _Running:
     """A stage in its process."""
 
     def __init__(self, each: Stage, folder: Path, threads: int):
-        self.stage, self.started, self.seconds = each, time.time(), 0.0
+        self.stage, self.started, self.seconds = each, time.monotonic(), 0.0
         self.marker, self.log = (folder / "stages" / f"{each.name}.{end}" for end in ("json", "log"))
         environment = {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets"), "OMP_NUM_THREADS": str(threads)}
         with open(self.log, "wb") as file:
@@ -114,7 +114,7 @@ class _Running:
 
     def finish(self) -> float:
         """Mark the stage as done; its seconds. UserError if it failed."""
-        self.seconds = round(time.time() - self.started, 1)
+        self.seconds = round(time.monotonic() - self.started, 1)
         if self.process.returncode != 0:
             lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
             reason = lines[-1].removeprefix("error: ")
@@ -131,7 +131,7 @@ class _Running:
         if found:
             percent, left, eta = (part.decode() for part in found[-1])
             rest = f", {percent}{', ' if percent else ''}{left or eta} left in this step"
-        return f"{self.stage.name}: {time.time() - self.started:.0f} s{rest}"
+        return f"{self.stage.name}: {time.monotonic() - self.started:.0f} s{rest}"
 
 
 class GlyphsRun(Pipeline):

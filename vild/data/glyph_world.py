@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vild.data import glyphs
 from vild.errors import UserError
-from vild.files import write_text
+from vild.files import cannot_write, write_text
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def _make_scene(job: tuple[int, int, SceneSet, str]) -> tuple[dict, list[dict]]:
     picture, placed = glyphs.scene(
         seed * 1000 + kind.offset, index, novel=kind.novel, uniform=kind.uniform, val_styles=kind.val_styles
     )
-    Image.fromarray(picture).save(path, quality=95)
+    with cannot_write(path):
+        Image.fromarray(picture).save(path, quality=95)
     image_id = index + 1
     annotations = []
     for thing in placed:
@@ -107,7 +108,8 @@ def write_world(
     the detector may read them; ``*_all.json`` beside them also hold the novel ones, for the oracle.
     """
     annotation_dir = root / "annotations"
-    annotation_dir.mkdir(parents=True, exist_ok=True)
+    with cannot_write(annotation_dir):
+        annotation_dir.mkdir(parents=True, exist_ok=True)
     rare = {c["id"] for c in _categories() if c["frequency"] == "r"}
     for name in sets:
         kind = SETS[name]
@@ -117,7 +119,8 @@ def write_world(
             if there != made_with:
                 raise UserError(f"{last_file}: was made with {there}, not with {made_with}; remove {root}")
             continue
-        (root / name).mkdir(exist_ok=True)
+        with cannot_write(root / name):
+            (root / name).mkdir(exist_ok=True)
         jobs = [(seed, i, kind, str(root / name / f"{i + 1:06d}.jpg")) for i in range(round(kind.count * fraction))]
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
             done = list(tqdm(pool.imap(_make_scene, jobs, chunksize=25), total=len(jobs), desc=f"scenes: {name}"))

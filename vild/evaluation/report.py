@@ -15,7 +15,7 @@ from tabulate import tabulate
 from vild.data import datasets
 from vild.data.pictures import read_picture
 from vild.evaluation.pictures import draw, side_by_side
-from vild.files import write_json, write_text
+from vild.files import write_json, write_picture, write_text
 from vild.predictor import OpenVocabularyDetector
 
 
@@ -77,7 +77,7 @@ def comparison(detectors: dict[str, OpenVocabularyDetector], name: str, count: i
 
 def write_report(folder: Path, document: dict, columns: Sequence[str], text: str, picture: Image.Image) -> Path:
     """``report.json``, ``report.md`` and ``report.png`` in ``folder``; returns the page's path."""
-    picture.save(folder / "report.png")
+    write_picture(folder / "report.png", picture)
     write_json(folder / "report.json", document)
     detectors = {k: v for k, v in document.items() if k not in ("gauges", "seconds")}
     gauges = {

@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from pycocotools import mask as mask_api
 
 from vild.errors import UserError
-from vild.files import written_whole
+from vild.files import cannot_write, written_whole
 
 _CHUNK = 1 << 24  # characters read at once
 _RECORD = 1 << 26  # a longer record is a broken file
@@ -165,16 +165,19 @@ class ResultsWriter:
     """
 
     def __init__(self, folder: str | None = None):
-        if folder:
-            os.makedirs(folder, exist_ok=True)
-        self._lines = tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8")  # noqa: SIM115
+        self._where = folder or tempfile.gettempdir()
+        with cannot_write(self._where):
+            os.makedirs(self._where, exist_ok=True)
+            self._lines = tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8")  # noqa: SIM115
 
     def add(self, records: list[dict]) -> None:
-        self._lines.writelines(json.dumps(record) + "\n" for record in records)
+        with cannot_write(self._where):
+            self._lines.writelines(json.dumps(record) + "\n" for record in records)
 
     def finish(self, path: str | Path) -> None:
         """Bring every rank's records together in one results file, whole or not at all. All ranks must call it."""
-        self._lines.seek(0)
+        with cannot_write(self._where):
+            self._lines.seek(0)  # and what is still in memory goes to the disk
         main = comm.is_main_process()
         with written_whole(path) if main else nullcontext(os.devnull) as aside, open(aside, "w") as file:
             file.write("[")

@@ -23,6 +23,7 @@ from vild.evaluation.page import Block, Heading, Paragraph, Picture, Table
 from vild.evaluation.pictures import draw, side_by_side
 from vild.evaluation.report import ground_truth
 from vild.evaluation.results import iterate_records
+from vild.files import write_picture
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 _SHORT = {"bbox/": "box ", "segm/": "mask "}
@@ -164,7 +165,8 @@ def class_pictures(name: str, results: Path, chosen: Sequence[dict], folder: Pat
         picture = read_picture(record["file_name"], "RGB")
         pair = [draw(picture, i, classes.names, classes.splits, 400) for i in (truth, instances)]
         file = f"class_{c['id']}.jpg"
-        side_by_side([pair], [f"ground truth: {c['name']}", "found"]).convert("RGB").save(folder / file)
+        drawn = side_by_side([pair], [f"ground truth: {c['name']}", "found"])
+        write_picture(folder / file, drawn.convert("RGB"))
         blocks.append(Picture(file, f"{c['name']}: first picture of the data set that holds it"))
     return blocks
 

@@ -73,7 +73,7 @@ def _crops(pictures: list, rng: np.random.Generator) -> Tensor:
 
 def train(folder: Path, steps: int = 400, seed: int = 0, learning_rate: float = 6e-3) -> None:
     """Train and write an open_clip ``local-dir:`` folder. Deterministic for a seed (on one machine)."""
-    started = time.time()
+    started = time.monotonic()
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 11])
     names = [g.name for g in glyphs.table()]
@@ -112,4 +112,4 @@ def train(folder: Path, steps: int = 400, seed: int = 0, learning_rate: float = 
             model.logit_scale.clamp_(0, float(np.log(100)))
         progress.set_postfix(loss=f"{loss.item():.3f}")
     save_local(model, MODEL_CFG, folder)
-    logger.info("teacher: %d steps, loss %.3f, %.0f s", steps, loss.item(), time.time() - started)
+    logger.info("teacher: %d steps, loss %.3f, %.0f s", steps, loss.item(), time.monotonic() - started)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vild.errors import UserError
-from vild.files import write_tensors
+from vild.files import cannot_write, write_tensors
 from vild.teacher.clip import describe, same_regions, same_teacher
 from vild.teacher.manifest import MANIFEST, hash_ids, read_manifest, unfinished, write_manifest
 from vild.teacher.shards import Head, MappedShard, hash_shard, pack, read_head, unpack
@@ -63,7 +63,8 @@ class StoreWriter:
         dtype: str = "float16",
     ):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with cannot_write(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.plan = {**plan, "dtype": dtype, "images": len(image_ids), "image_ids_sha": hash_ids(image_ids)}
         self.plan["shard_pictures"] = shard_pictures
         self.provenance = provenance
@@ -96,7 +97,7 @@ class StoreWriter:
         """Compute ``regions(image_id)`` for every picture of the shard and write it.
 
         Raises:
-            UserError: embeddings that are not finite, with the picture.
+            UserError: embeddings that are not finite, with the picture; the store has gone.
         """
         ids = self.chunks[index]
         rows = [regions(i) for i in ids]
@@ -111,6 +112,8 @@ class StoreWriter:
             **pack(torch.cat([r.embeddings for r in rows]).cpu(), self.plan["dtype"]),
             "scores": torch.cat([r.scores for r in rows]).float().contiguous(),
         }
+        if not (self.folder / MANIFEST).exists():  # renamed, or on a disk that has gone: nothing is begun in its place
+            raise UserError(f"store {self.folder}: {MANIFEST} has gone while the store was being written")
         write_tensors(self.shard_path(index), tensors)
 
     def finish(self) -> dict:

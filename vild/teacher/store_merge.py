@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vild.errors import UserError
+from vild.files import cannot_write
 from vild.teacher.clip import describe, same_regions
 from vild.teacher.manifest import hash_ids, read_manifest, write_manifest
 from vild.teacher.shards import broken
@@ -45,20 +46,24 @@ def merge(folders: Sequence[Path], output: Path) -> dict:
     plan |= {"images": len(ids), "image_ids_sha": hash_ids(ids), "merged": [str(folder) for folder in folders]}
 
     aside, shards = output.with_name(output.name + ".partial"), []
-    shutil.rmtree(aside, ignore_errors=True)  # of a merge that was killed
-    aside.mkdir(parents=True)
-    for folder, manifest in zip(folders, manifests, strict=True):
-        for shard in manifest["shards"]:
-            name = f"shard-{len(shards):05d}.safetensors"
-            if copy(folder / shard["file"], aside / name) != shard["sha256"]:
-                shutil.rmtree(aside)
-                raise broken(folder / shard["file"], "its checksum is not the manifest's")
-            shards.append({**shard, "file": name})
     origins = [part.provenance for part in parts]
     whole = {"plan": plan, "provenance": {"merged": origins} if any(origins) else None, "complete": True}
-    whole |= {"regions": sum(shard["regions"] for shard in shards), "shards": shards}
-    write_manifest(aside, whole)
-    os.rename(aside, output)
+    shutil.rmtree(aside, ignore_errors=True)  # of a merge that was killed
+    try:
+        with cannot_write(output):
+            aside.mkdir(parents=True)
+            for folder, manifest in zip(folders, manifests, strict=True):
+                for shard in manifest["shards"]:
+                    name = f"shard-{len(shards):05d}.safetensors"
+                    if copy(folder / shard["file"], aside / name) != shard["sha256"]:
+                        raise broken(folder / shard["file"], "its checksum is not the manifest's")
+                    shards.append({**shard, "file": name})
+            whole |= {"regions": sum(shard["regions"] for shard in shards), "shards": shards}
+            write_manifest(aside, whole)
+            os.rename(aside, output)
+    except UserError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     return whole
 
 

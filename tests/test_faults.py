@@ -1,0 +1,330 @@
+"""The disk is full, read-only or gone, a file is missing or altered, the clock goes backwards: one line that names the
+path, and what was there is there."""
+
+import errno
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.structures import Boxes
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from vild.data.glyph_world import write_world
+from vild.detections import Detections
+from vild.errors import UserError, one_line_errors
+from vild.evaluation.results import ResultsWriter
+from vild.files import write_json, write_picture, write_tensors, written_whole
+from vild.label import PartialLabels
+from vild.lock import only_writer
+from vild.teacher.proposals import save_proposals
+from vild.teacher.store import EmbeddingStore, Regions, StoreWriter
+from vild.teacher.store_care import repair, verify
+from vild.teacher.store_merge import merge
+from vild.vocabulary import Vocabulary
+
+FORK = multiprocessing.get_context("fork")
+PLAN = {"fingerprint": {"name": "t", "pretrained": "", "weights": "00", "width": 64}, "proposals": "p"}
+PICTURES = list(range(40))
+NOISE = torch.rand(3, 250, 250, generator=torch.Generator().manual_seed(0))
+
+PICTURE = Image.fromarray((NOISE * 255).byte().permute(1, 2, 0).numpy())
+
+
+def regions(image_id: int) -> Regions:
+    generator = torch.Generator().manual_seed(image_id)
+    embeddings = torch.nn.functional.normalize(torch.randn(40, 64, generator=generator), dim=1)
+    return Regions(torch.arange(160.0).view(40, 4), embeddings, torch.rand(40, generator=generator))
+
+
+def build(folder: Path) -> None:
+    """A store of 240 kB in 20 shards."""
+    writer = StoreWriter(folder, PLAN, PICTURES, 2)
+    for index, _ in writer.missing():
+        writer.write_shard(index, regions)
+    writer.finish()
+
+
+def detections(count: int) -> Detections:
+    return Detections(
+        (100, 100), ["a"], [""], pred_boxes=Boxes(torch.arange(4 * count).view(count, 4) / 7), scores=torch.ones(count),
+        pred_classes=torch.zeros(count, dtype=torch.int64),
+    )  # fmt: skip
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def label(path: Path) -> None:
+    with PartialLabels(path, {"words": ["a"]}) as labels:
+        for n in range(9):
+            labels.add(f"{n}.jpg", detections(200))
+        labels.finish([f"{n}.jpg" for n in range(9)], ["a"], {})
+
+
+def results(path: Path) -> None:
+    writer = ResultsWriter(str(path.parent))
+    for n in range(5000):
+        writer.add([{"image_id": n, "category_id": 1, "bbox": [0.5, 0.5, 10.25, 10.25], "score": 0.5}])
+    writer.finish(path)
+
+
+# each writes more than 128 kB below a folder
+WRITERS = {
+    "store": lambda folder: build(folder / "store"),
+    "json": lambda folder: write_json(folder / "x.json", list(range(50_000))),
+    "tensors": lambda folder: write_tensors(folder / "x.safetensors", {"x": NOISE}),
+    "proposals": lambda folder: save_proposals(folder / "p.safetensors", {1: (torch.ones(9999, 4), torch.ones(9999))}),
+    "vocabulary": lambda folder: Vocabulary(["a", "b"], torch.eye(2, 40_000), ["", ""]).save(folder / "v.safetensors"),
+    "labels": lambda folder: label(folder / "labels.json"),
+    "results": lambda folder: results(folder / "results.json"),
+    "picture": lambda folder: write_picture(folder / "x.png", PICTURE),
+    "world": lambda folder: write_world(folder / "glyphs", sets=("val",), workers=1, fraction=0.1),
+}  # fmt: skip
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 128 kB of its own, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "vild", folder]).returncode:
+        pytest.skip("mount is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk(disk, kind):
+    (disk / "mine.txt").write_text("there before")
+    with pytest.raises(UserError, match=r"No space left on device") as caught:
+        WRITERS[kind](disk)
+    assert str(caught.value).startswith(str(disk)) and "\n" not in str(caught.value)
+    after = content(disk)
+    assert after.pop("mine.txt") == b"there before"
+    assert not [name for name in after if name.endswith(".tmp")]
+    # nothing, or what the next run goes on from
+    assert all(name.startswith(("store/", "labels.json.partial", "glyphs/val/")) for name in after), after
+
+
+def test_a_store_goes_on_when_there_is_room_again(disk, tmp_path):
+    with pytest.raises(UserError, match=r"shard-000\d\d\.safetensors cannot be written: No space left on device"):
+        build(disk / "store")
+    begun = content(disk / "store")
+    assert 2 < len(begun) < 12
+    remount(disk, "size=1m")
+    build(disk / "store")
+    build(tmp_path / "whole")
+    whole = content(tmp_path / "whole")
+    assert content(disk / "store") == whole
+    assert all(whole[name] == begun[name] for name in begun if name != "manifest.json")
+
+
+def test_labels_go_on_when_there_is_room_again(disk, tmp_path):
+    with pytest.raises(UserError, match=r"labels\.json\.partial cannot be written: No space left"):
+        label(disk / "labels.json")
+    remount(disk, "size=4m")
+    label(disk / "labels.json")
+    label(tmp_path / "labels.json")
+    assert (disk / "labels.json").read_bytes() == (tmp_path / "labels.json").read_bytes()
+    assert sorted(content(disk)) == ["labels.json"]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_read_only_disk(disk, kind):
+    write_json(disk / "x.json", [1])
+    remount(disk, "ro")
+    with pytest.raises(UserError, match="cannot be written: .*Read-only file system") as caught:
+        WRITERS[kind](disk)
+    assert str(caught.value).startswith(str(disk)) and sorted(content(disk)) == ["x.json"]
+
+
+def test_a_disk_that_becomes_read_only_on_the_way(disk):
+    writer = StoreWriter(disk / "store", PLAN, PICTURES, 2)
+    writer.write_shard(0, regions)
+    before = content(disk)
+    remount(disk, "ro")
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors cannot be written: Read-only file system"):
+        writer.write_shard(1, regions)
+    assert content(disk) == before
+    with pytest.raises(UserError, match="store cannot be written: Read-only"), only_writer(disk / "store", folder=True):
+        pass
+
+
+def limited(kind: str, folder: Path, answer) -> None:
+    """In a process of its own: no file may grow beyond 20 kB."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        WRITERS[kind](folder)
+    except UserError as error:
+        answer.send(str(error))
+    except BaseException as error:
+        answer.send(repr(error))
+
+
+@pytest.mark.parametrize("kind", ["json", "tensors", "labels", "results", "picture"])
+def test_a_file_that_may_not_grow(tmp_path, kind):
+    """As a full disk, for those who may not mount one."""
+    mine, its = FORK.Pipe()
+    process = FORK.Process(target=limited, args=(kind, tmp_path, its))
+    process.start()
+    assert mine.poll(60) and (told := mine.recv()).startswith(str(tmp_path)) and told.endswith("File too large"), told
+    process.join()
+    assert {p.name for p in tmp_path.iterdir()} <= {"labels.json.partial"}
+
+
+def test_a_replaced_file_stays_when_the_new_one_cannot_be_written(tmp_path):
+    write_json(tmp_path / "x.json", [1])
+    told = pytest.raises(UserError, match=r"x\.json cannot be written: No space left on device")
+    with told, written_whole(tmp_path / "x.json") as aside:
+        aside.write_text("[2")
+        with open("/dev/full", "w") as full:
+            full.write("more")
+    assert content(tmp_path) == {"x.json": b"[\n 1\n]"}
+
+
+def test_a_store_that_vanishes_is_not_begun_anew_in_its_place(tmp_path):
+    writer = StoreWriter(tmp_path / "store", PLAN, PICTURES, 2)
+    writer.write_shard(0, regions)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"store {tmp_path}/store: manifest.json has gone while"):
+        writer.write_shard(1, regions)
+    with pytest.raises(UserError, match=r"shard-00000\.safetensors is broken \(No such file"):
+        writer.finish()
+    assert [p.name for p in tmp_path.iterdir()] == ["elsewhere"] and len(content(tmp_path / "elsewhere")) == 2
+
+
+def test_a_folder_that_vanishes_during_a_write(tmp_path):
+    folder = tmp_path / "folder"
+    told = pytest.raises(UserError, match=rf"^{folder}/x\.json cannot be written: No such file or directory")
+    with told, written_whole(folder / "x.json") as aside:
+        aside.write_text("[]")
+        folder.rename(tmp_path / "elsewhere")
+    assert not folder.exists() and (tmp_path / "elsewhere" / "x.json.tmp").exists()
+
+
+def test_labels_that_vanish(tmp_path):
+    folder = tmp_path / "folder"
+    told = pytest.raises(UserError, match=r"labels\.json\.partial has gone while it was being written")
+    with told, PartialLabels(folder / "labels.json", {}) as labels:
+        labels.add("a.jpg", detections(3))
+        folder.rename(tmp_path / "elsewhere")
+        labels.finish(["a.jpg"], ["a"], {})
+    assert not folder.exists()
+
+
+def test_a_shard_that_vanishes_under_a_reader(tmp_path):
+    build(tmp_path / "store")
+    store = EmbeddingStore(tmp_path / "store")
+    (tmp_path / "store" / "shard-00003.safetensors").unlink()
+    assert len(store[0].boxes) == 40
+    with pytest.raises(UserError, match=r"shard-00003\.safetensors has gone or shrunk since the store was opened"):
+        store[6]
+    with pytest.raises(UserError, match=r"shard-00003\.safetensors is listed in manifest.json but missing"):
+        EmbeddingStore(tmp_path / "store")
+
+
+def test_a_flipped_bit_or_a_wrong_checksum(tmp_path):
+    build(tmp_path / "store")
+    whole, shard = content(tmp_path / "store"), tmp_path / "store" / "shard-00003.safetensors"
+    altered = bytearray(whole[shard.name])
+    altered[-700] ^= 4
+    shard.write_bytes(altered)
+    ((path, line),) = verify(tmp_path / "store")
+    assert path == shard and "its checksum is" in line and "\n" not in line
+    assert shard.read_bytes() == altered  # looking removes nothing
+    repair(tmp_path / "store")
+    build(tmp_path / "store")
+    assert content(tmp_path / "store") == whole
+
+    manifest = json.loads(whole["manifest.json"])
+    manifest["shards"][3]["sha256"] = "0" * 64
+    write_json(tmp_path / "store" / "manifest.json", manifest)
+    ((path, line),) = verify(tmp_path / "store")
+    assert path == shard and "the manifest says 0000000000000000..." in line
+    with pytest.raises(UserError, match=r"shard-00003\.safetensors is broken \(its checksum"):
+        merge([tmp_path / "store", other_store(tmp_path)], tmp_path / "merged")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "store"]
+    repair(tmp_path / "store")
+    build(tmp_path / "store")
+    assert content(tmp_path / "store") == whole
+
+
+def other_store(tmp_path: Path) -> Path:
+    writer = StoreWriter(tmp_path / "other", PLAN, [100, 101], 2)
+    writer.write_shard(0, regions)
+    writer.finish()
+    return tmp_path / "other"
+
+
+def test_a_merge_that_finds_no_room_leaves_nothing(disk, tmp_path):
+    build(tmp_path / "store")
+    with pytest.raises(UserError, match=r"merged cannot be written: No space left on device"):
+        merge([tmp_path / "store", other_store(tmp_path)], disk / "merged")
+    assert content(disk) == {}
+
+
+def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
+    """Nothing is decided by which of two times is the later one."""
+    build(tmp_path / "whole")
+    now = iter(range(2_000_000_000, 0, -86_400))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    writer = StoreWriter(tmp_path / "store", PLAN, PICTURES, 2)
+    for index, _ in list(writer.missing())[:7]:
+        writer.write_shard(index, regions)
+        os.utime(writer.shard_path(index), (next(now), next(now)))
+    os.utime(tmp_path / "store" / "manifest.json", (2_100_000_000, 2_100_000_000))  # written in the future
+    build(tmp_path / "store")
+    assert content(tmp_path / "store") == content(tmp_path / "whole")
+    assert list(verify(tmp_path / "store")) == []
+    label(tmp_path / "a.json")
+    label(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EACCES])
+def test_a_librarys_disk_error_is_one_line_too(capsys, number):
+    @one_line_errors
+    def main():
+        raise OSError(number, os.strerror(number), "/data/log.txt")
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    line = f"error: [Errno {number}] {os.strerror(number)}: '/data/log.txt'\n"
+    assert caught.value.code == 2 and capsys.readouterr().err == line
+
+    @one_line_errors
+    def wrong():
+        raise FileNotFoundError(errno.ENOENT, "of ours, perhaps")
+
+    with pytest.raises(FileNotFoundError):
+        wrong()
+
+
+def test_the_store_builder_on_a_full_disk(disk, world, proposals_file, teacher_folder):
+    remount(disk, "size=40k")  # the store would have 60 kB
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "tools" / "build_teacher_store.py", "--dataset", "glyphs_train", "--proposals",
+         proposals_file, "--teacher", f"local-dir:{teacher_folder}", "--shard-pictures", "8", "--num-workers", "0",
+         "--output", disk / "deep" / "store"],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert last.startswith(f"error: {disk}/deep/store/shard-0000") and last.endswith("No space left on device")
+    assert not list((disk / "deep" / "store").glob("*.tmp")) and not (disk / "deep" / "store" / ".lock").exists()
