@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import weakref
 
 import torch
 import yaml
 from detectron2.config import get_cfg
-from detectron2.engine import DefaultTrainer, HookBase, default_setup
+from detectron2.engine import DefaultTrainer, HookBase, default_setup, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 import vild.modeling  # noqa: F401  (registers the detector)
+from vild import signals
 from vild.best import BEST, KeepBest, StopEarly
 from vild.checkpoint import VildCheckpointer
 from vild.config import add_vild_config
@@ -28,8 +30,10 @@ from vild.distillation import (
     set_helpers,
     with_map_channels,
 )
-from vild.errors import UserError
+from vild.errors import Failure, UserError
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
+from vild.guards import Guard
+from vild.signals import Ended
 from vild.teacher.clip import check_same_teacher, describe
 from vild.vocabulary import Vocabulary
 
@@ -74,9 +78,9 @@ def setup(args):
 
 
 def _no_user_errors(record: logging.LogRecord) -> bool:
-    """Detectron2 logs every exception with its traceback; a user's mistake is told in one line instead, and an early
-    end is none."""
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError | StopEarly))
+    """Detectron2 logs every exception with its traceback; what is foreseen is told in one line instead (an OSError
+    that is not has its traceback at the end), and an early end is none."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError | Failure | OSError | StopEarly))
 
 
 def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
@@ -136,9 +140,28 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.BEST_METRIC:
             best = KeepBest(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
             self.register_hooks([best])
+        self.guard, self.whole = Guard(), -1  # the last step of this process that was done, with its schedulers'
+        self.register_hooks([self.guard])
 
     def train(self):
-        """As Detectron2's. A training that ends early leaves the best checkpoint as ``model_final.pth``, evaluated."""
+        """As Detectron2's. A training that ends early leaves the best checkpoint as ``model_final.pth``, evaluated.
+
+        Asked by SIGTERM or SIGINT to end, it writes a checkpoint after the step (in an evaluation, at once).
+
+        Raises:
+            Ended: such a signal came.
+        """
+        with signals.held():
+            try:
+                return self._train()
+            except Ended as ended:
+                kept = self._keep()
+                if self.guard.agreed:  # the launcher ends the others when one has left
+                    comm.synchronize()
+                line = f"ended by {ended.signal.name}; {kept}" if comm.is_main_process() else ""
+                raise Ended(ended.signal, line) from None
+
+    def _train(self):
         try:
             return super().train()
         except StopEarly as reason:
@@ -146,6 +169,25 @@ class Trainer(DefaultTrainer):
             self.checkpointer.load(os.path.join(self.cfg.OUTPUT_DIR, f"{BEST}.pth"), checkpointables=[])
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
             return self.test(self.cfg, self.model)
+
+    def after_step(self):
+        self.whole = self.iter  # the hooks that may end the training come after those that belong to the step
+        super().after_step()
+
+    def after_train(self):
+        if sys.exc_info()[0] is not None:  # it has not come to its end: there is nothing to evaluate
+            self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook | KeepBest)]
+        super().after_train()
+
+    def _keep(self) -> str:
+        """Write what the last whole step has left, and say so. (That of the very last step is written already.)"""
+        if 0 <= self.whole < self.max_iter - 1:
+            self.iter = self.whole
+            with signals.unheard():
+                self.checkpointer.save(f"model_{self.whole:07d}")
+        if not self.checkpointer.has_checkpoint():
+            return "no step was done"
+        return f"--resume goes on from {self.checkpointer.get_checkpoint_file()}"
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -206,7 +248,8 @@ class Trainer(DefaultTrainer):
                 words = bare.vocabulary
                 teacher = describe(words.fingerprint)
                 logger.info("vocabulary: %d names, prompts '%s', teacher %s", len(words), words.prompts, teacher)
-            results = super().test(cfg, model, evaluators)
+            with signals.at_once():  # nothing is lost
+                results = super().test(cfg, model, evaluators)
         finally:
             if trained is not None:
                 bare.set_vocabulary(trained)
