@@ -9,7 +9,8 @@ import torch
 from detectron2.engine import default_argument_parser
 
 from tests.conftest import REPOSITORY
-from vild.engine import Trainer, is_proposal_network, load_config
+from vild.distillation import is_proposal_network
+from vild.engine import Trainer, load_config
 from vild.modeling.roi_heads import VARIANTS
 
 CONFIGS = REPOSITORY / "configs"

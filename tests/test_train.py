@@ -41,18 +41,27 @@ def run(arguments):
     return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
 
 
-def test_resume_after_a_kill_equals_never_stopped(command, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_resume_after_a_signal_equals_never_stopped(command, tmp_path, number):
+    """SIGTERM goes to the loader's worker too, as a scheduler's does."""
     assert run(command(tmp_path / "whole")).returncode == 0
-    process = subprocess.Popen(command(tmp_path / "killed", "SOLVER.MAX_ITER", "6"), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    for _ in range(600):
+    process = subprocess.Popen(command(tmp_path / "killed", "SOLVER.CHECKPOINT_PERIOD", "3"), text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    for _ in range(1200):
         if (tmp_path / "killed" / "last_checkpoint").exists():
             break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    assert not (tmp_path / "killed" / "model_final.pth").exists()
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    told = process.communicate(timeout=120)[1].strip().splitlines()
+    assert not (tmp_path / "killed" / "model_final.pth").exists(), "it ended before it could be stopped"
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number, told
+        last = (tmp_path / "killed" / "last_checkpoint").read_text()
+        assert last in ("model_0000003.pth", "model_0000004.pth")  # of the step it was asked in, not of the period
+        assert told[-1] == f"ended by SIGTERM; --resume goes on from {tmp_path}/killed/{last}"
+        assert not any("Traceback" in line for line in told)
     resumed = run(command(tmp_path / "killed", flags=("--num-gpus", "0", "--resume")))
     assert resumed.returncode == 0, resumed.stderr
     whole, killed = (torch.load(tmp_path / n / "model_final.pth", weights_only=True) for n in ("whole", "killed"))

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import weakref
 
 import torch
 import yaml
 from detectron2.config import get_cfg
-from detectron2.engine import DefaultTrainer, HookBase, default_setup
+from detectron2.engine import DefaultTrainer, HookBase, default_setup, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 import vild.modeling  # noqa: F401  (registers the detector)
+from vild import signals
 from vild.best import BEST, KeepBest, StopEarly
 from vild.checkpoint import VildCheckpointer
 from vild.config import add_vild_config
 from vild.data import datasets
-from vild.data.live import LiveTargets
 from vild.data.loader import build_test_loader, build_train_loader
 from vild.data.provenance import training_record
-from vild.errors import UserError
+from vild.distillation import (
+    distils_maps,
+    is_proposal_network,
+    open_live_teacher,
+    open_store,
+    set_helpers,
+    with_map_channels,
+)
+from vild.errors import Failure, UserError
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
-from vild.modeling.objectives import of_maps, parse_objectives
-from vild.modeling.other_teachers import check_teachers
-from vild.teacher.clip import Teacher, check_same_teacher, crop_of, describe
-from vild.teacher.several_stores import SeveralStores
-from vild.teacher.store import EmbeddingStore
+from vild.guards import Guard
+from vild.signals import Ended
+from vild.teacher.clip import check_same_teacher, describe
 from vild.vocabulary import Vocabulary
 
 logger = logging.getLogger("vild")
@@ -71,102 +78,9 @@ def setup(args):
 
 
 def _no_user_errors(record: logging.LogRecord) -> bool:
-    """Detectron2 logs every exception with its traceback; a user's mistake is told in one line instead, and an early
-    end is none."""
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError | StopEarly))
-
-
-def is_proposal_network(cfg) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
-
-
-def distils_from(cfg) -> str:
-    """``MODEL.VILD.DISTILL_FROM``; "nothing" where nothing is distilled."""
-    source = cfg.MODEL.VILD.DISTILL_FROM
-    if source not in ("store", "teacher", "mixed"):
-        raise UserError(f"MODEL.VILD.DISTILL_FROM: '{source}' is not one of store, teacher, mixed")
-    return "nothing" if is_proposal_network(cfg) or cfg.MODEL.VILD.VARIANT == "text" else source
-
-
-def distils_maps(cfg) -> bool:
-    """Do the objectives look at the teacher's feature maps? UserError where they do and no live teacher has them."""
-    source = distils_from(cfg)
-    names = [] if source == "nothing" else of_maps(parse_objectives(cfg.MODEL.VILD.OBJECTIVES))
-    if names and source != "teacher":
-        raise UserError(
-            f"MODEL.VILD.OBJECTIVES: '{names[0]}' needs the teacher's feature maps, which no store holds: "
-            f"set MODEL.VILD.DISTILL_FROM to 'teacher', not '{source}'"
-        )
-    return bool(names)
-
-
-def open_store(cfg) -> EmbeddingStore | None:
-    """The store of a training config, with those of further teachers, checked against their vocabularies; None where
-    none is read."""
-    source, others = distils_from(cfg), check_teachers(cfg.MODEL.VILD.TEACHERS)
-    if others and source in ("teacher", "mixed"):
-        raise UserError(f"MODEL.VILD.TEACHERS: further teachers are read from stores, DISTILL_FROM is '{source}'")
-    if source in ("nothing", "teacher"):
-        return None
-    if not cfg.MODEL.VILD.STORE:
-        variant = cfg.MODEL.VILD.VARIANT
-        raise UserError(f"MODEL.VILD.STORE is empty, but the variant '{variant}' distils (DISTILL_FROM '{source}')")
-    store = SeveralStores(cfg.MODEL.VILD.STORE, [o["STORE"] for o in others])
-    files = [cfg.MODEL.VILD.VOCABULARY, *(o["VOCABULARY"] for o in others)]
-    for each, file in zip([store, *store.others], files, strict=True):
-        each.check_teacher(Vocabulary.load(file).fingerprint, f"vocabulary {file}")
-    return store
-
-
-def open_live_teacher(cfg, store: EmbeddingStore | None) -> LiveTargets | None:
-    """The teacher at work in training, checked against the vocabulary, cropping as the store's did where there is
-    one; None where no teacher is at work."""
-    if distils_from(cfg) in ("nothing", "store"):
-        return None
-    vild = cfg.MODEL.VILD
-    # the detector's first weights are the same wherever its targets come from
-    with torch.random.fork_rng(devices=[]):
-        crop = crop_of(store.fingerprint) if store else "squash"
-        teacher = Teacher(vild.TEACHER.NAME, vild.TEACHER.PRETRAINED, cfg.MODEL.DEVICE, crop)
-    maps = distils_maps(cfg)
-    check_same_teacher(
-        teacher.fingerprint,
-        "MODEL.VILD.TEACHER",
-        Vocabulary.load(vild.VOCABULARY).fingerprint,
-        f"vocabulary {vild.VOCABULARY}",
-    )
-    return LiveTargets(
-        teacher.encode_regions_and_maps if maps else teacher.encode_regions,
-        image_format=cfg.INPUT.FORMAT,
-        per_image=vild.DISTILL_PER_IMAGE,
-        min_visible=vild.MIN_VISIBLE,
-        map_channels=teacher.map_shape[0] if maps else 0,
-    )
-
-
-def with_map_channels(cfg, live_teacher: LiveTargets | None):
-    """The config with ``MODEL.VILD.MAP_CHANNELS`` as the live teacher has them."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.VILD.MAP_CHANNELS = live_teacher.map_channels if live_teacher else 0
-    cfg.freeze()
-    return cfg
-
-
-def load_old_student(cfg) -> torch.nn.Module:
-    """The detector of ``MODEL.VILD.OLD_STUDENT.WEIGHTS``, of the config's own kind."""
-    path = cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS
-    old = cfg.clone()
-    old.defrost()
-    old.MODEL.VILD.update({"VOCABULARY": path, "OBJECTIVES": [], "TEACHERS": []})
-    check_same_teacher(
-        Vocabulary.load(path).fingerprint, f"MODEL.VILD.OLD_STUDENT.WEIGHTS {path}",
-        Vocabulary.load(cfg.MODEL.VILD.VOCABULARY).fingerprint, f"vocabulary {cfg.MODEL.VILD.VOCABULARY}",
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        model = DefaultTrainer.build_model(old)
-    VildCheckpointer(model).load(path, checkpointables=[])
-    return model
+    """Detectron2 logs every exception with its traceback; what is foreseen is told in one line instead (an OSError
+    that is not has its traceback at the end), and an early end is none."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError | Failure | OSError | StopEarly))
 
 
 def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
@@ -217,10 +131,7 @@ class Trainer(DefaultTrainer):
         record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
         live_teacher = open_live_teacher(cfg, store)
         super().__init__(with_map_channels(cfg, live_teacher))
-        if cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS:
-            getattr(self.model, "module", self.model).set_old_student(load_old_student(cfg))
-        if live_teacher is not None:
-            getattr(self.model, "module", self.model).set_live_teacher(live_teacher)
+        set_helpers(self.model, cfg, live_teacher)
         self.checkpointer = VildCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record)
         for hook in self._hooks:  # Detectron2 has bound the hook to its own checkpointer
             if hasattr(hook, "checkpointer"):
@@ -229,9 +140,28 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.BEST_METRIC:
             best = KeepBest(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
             self.register_hooks([best])
+        self.guard, self.whole = Guard(), -1  # the last step of this process that was done, with its schedulers'
+        self.register_hooks([self.guard])
 
     def train(self):
-        """As Detectron2's. A training that ends early leaves the best checkpoint as ``model_final.pth``, evaluated."""
+        """As Detectron2's. A training that ends early leaves the best checkpoint as ``model_final.pth``, evaluated.
+
+        Asked by SIGTERM or SIGINT to end, it writes a checkpoint after the step (in an evaluation, at once).
+
+        Raises:
+            Ended: such a signal came.
+        """
+        with signals.held():
+            try:
+                return self._train()
+            except Ended as ended:
+                kept = self._keep()
+                if self.guard.agreed:  # the launcher ends the others when one has left
+                    comm.synchronize()
+                line = f"ended by {ended.signal.name}; {kept}" if comm.is_main_process() else ""
+                raise Ended(ended.signal, line) from None
+
+    def _train(self):
         try:
             return super().train()
         except StopEarly as reason:
@@ -239,6 +169,25 @@ class Trainer(DefaultTrainer):
             self.checkpointer.load(os.path.join(self.cfg.OUTPUT_DIR, f"{BEST}.pth"), checkpointables=[])
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
             return self.test(self.cfg, self.model)
+
+    def after_step(self):
+        self.whole = self.iter  # the hooks that may end the training come after those that belong to the step
+        super().after_step()
+
+    def after_train(self):
+        if sys.exc_info()[0] is not None:  # it has not come to its end: there is nothing to evaluate
+            self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook | KeepBest)]
+        super().after_train()
+
+    def _keep(self) -> str:
+        """Write what the last whole step has left, and say so. (That of the very last step is written already.)"""
+        if 0 <= self.whole < self.max_iter - 1:
+            self.iter = self.whole
+            with signals.unheard():
+                self.checkpointer.save(f"model_{self.whole:07d}")
+        if not self.checkpointer.has_checkpoint():
+            return "no step was done"
+        return f"--resume goes on from {self.checkpointer.get_checkpoint_file()}"
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -299,7 +248,8 @@ class Trainer(DefaultTrainer):
                 words = bare.vocabulary
                 teacher = describe(words.fingerprint)
                 logger.info("vocabulary: %d names, prompts '%s', teacher %s", len(words), words.prompts, teacher)
-            results = super().test(cfg, model, evaluators)
+            with signals.at_once():  # nothing is lost
+                results = super().test(cfg, model, evaluators)
         finally:
             if trained is not None:
                 bare.set_vocabulary(trained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,9 @@ import torch.distributed as dist
 from detectron2 import engine
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
+from vild import signals
 from vild.errors import UserError
 
 
@@ -59,7 +62,7 @@ def launch(main: Callable, args) -> None:
     GPU, --num-gpus is the number of processes."""
     here = place(os.environ)
     if here is None:
-        engine.launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+        _launch_here(main, args)
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(here.local_rank)
@@ -77,3 +80,19 @@ def launch(main: Callable, args) -> None:
         main(args)
     finally:
         dist.destroy_process_group()
+
+
+def _launch_here(main: Callable, args) -> None:
+    """By Detectron2's launcher. Of several processes the first that ended badly has told why; its exit status is
+    ours."""
+    settings = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+    if args.num_gpus * args.num_machines <= 1:
+        engine.launch(main, *settings)
+        return
+    try:
+        with signals.passed_on():
+            engine.launch(main, *settings)
+    except ProcessExitedException as error:
+        if error.exit_code < 0:
+            print(f"error: {error.msg}; when memory is short, the system kills with SIGKILL", file=sys.stderr)
+        sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)

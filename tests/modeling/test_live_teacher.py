@@ -14,7 +14,8 @@ from tests.conftest import store_plan
 from vild.data import datasets
 from vild.data.live import LiveTargets
 from vild.data.mapper import ViLDMapper, training_augmentations, visible_window
-from vild.engine import Trainer, open_live_teacher, open_store
+from vild.distillation import open_live_teacher, open_store
+from vild.engine import Trainer
 from vild.errors import UserError
 from vild.modeling.losses import image_loss
 from vild.predictor import OpenVocabularyDetector

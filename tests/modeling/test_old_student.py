@@ -4,7 +4,8 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from vild.engine import Trainer, load_old_student
+from vild.distillation import load_old_student
+from vild.engine import Trainer
 from vild.errors import UserError
 from vild.teacher.clip import hash_weights
 

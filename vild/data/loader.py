@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data.build import worker_init_reset_seed
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
@@ -17,6 +18,7 @@ from detectron2.utils import comm
 from vild.data import datasets
 from vild.data.mapper import InferenceMapper, ViLDMapper
 from vild.errors import UserError
+from vild.signals import outlive_first_sigterm
 from vild.teacher.store import EmbeddingStore
 
 logger = logging.getLogger(__name__)
@@ -143,7 +145,7 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
         )
     else:
         repeats = torch.ones(len(records))
-    return build_detection_train_loader(
+    loader = build_detection_train_loader(
         dataset=SeededStream(records, ViLDMapper.from_config(cfg, store), seed),
         mapper=None,
         sampler=ResumableSampler(repeats, seed, start_iteration * cfg.SOLVER.IMS_PER_BATCH),
@@ -151,6 +153,15 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+    inner = loader.dataset if cfg.DATALOADER.ASPECT_RATIO_GROUPING else loader
+    inner.worker_init_fn = start_worker  # Detectron2 takes none
+    return loader
+
+
+def start_worker(number: int) -> None:
+    """In a new worker process of the training loader."""
+    worker_init_reset_seed(number)
+    outlive_first_sigterm()
 
 
 def build_test_loader(cfg, name: str):

@@ -1,0 +1,122 @@
+"""What SIGTERM and SIGINT do: a line and a status in every tool, a wait for the end of the step in training."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from detectron2.engine import DefaultTrainer
+
+from tests.conftest import REPOSITORY
+from vild import signals
+from vild.engine import Trainer
+from vild.signals import Ended
+
+
+def me(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)  # the handler runs between two steps of the interpreter
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_signal_waits_for_the_end_of_a_step_and_interrupts_an_evaluation(number):
+    before = signal.getsignal(number)
+    with signals.held():
+        assert signals.asked() is None
+        me(number)
+        me(number)  # as torchrun passes on what all have got
+        assert signals.asked() == number
+        with pytest.raises(Ended) as ended, signals.at_once():
+            raise AssertionError("the evaluation has begun")
+        assert ended.value.signal == number
+    assert signals.asked() is None and signal.getsignal(number) is before
+    with signals.held():
+        with pytest.raises(Ended), signals.at_once():
+            me(number)
+        with signals.unheard():
+            me(number)
+    with signals.at_once():  # outside a training it is nothing
+        pass
+
+
+def script(body):
+    return subprocess.Popen([sys.executable, "-c", f"import signal, sys, time\n{body}"], cwd=REPOSITORY, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def test_a_second_signal_ends_at_once():
+    process = script("""
+from vild import signals
+with signals.held():
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.05)
+""")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr.readline().startswith("SIGTERM: the training ends after this step")
+    time.sleep(signals.ONE_WISH + 0.1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == -signal.SIGTERM
+
+
+TOOL = """
+from vild.errors import Failure, one_line_errors
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests run
+@one_line_errors
+def main():
+    print("ready", flush=True)
+    {}
+main()
+"""
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_every_tool_ends_in_one_line(number):
+    process = script(TOOL.format("time.sleep(60)"))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    told = process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + number and told == f"ended by {number.name}\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("OSError(28, 'No space left on device', '/o/m.pth')", "error: /o/m.pth: No space left on device\n"),
+        ("PermissionError(13, 'Permission denied')", "error: Permission denied\n"),
+        ("Failure('a loss')", "error: a loss\n"),
+    ],
+)
+def test_what_nobody_typed_wrong_is_one_line_too(raised, told):
+    process = script(TOOL.format(f"raise {raised}"))
+    assert process.communicate(timeout=30)[1] == told and process.returncode == 1
+
+
+def test_an_oserror_of_our_own_keeps_its_traceback():
+    process = script(TOOL.format("raise FileNotFoundError(2, 'No such file', 'x')"))
+    assert "Traceback" in process.communicate(timeout=30)[1]
+
+
+def test_a_signal_in_an_evaluation_ends_it_and_keeps_the_step(make_cfg, world, tmp_path, monkeypatch):
+    """And the training goes on from there; the last checkpoint is not written twice."""
+    settings = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 4, "TEST.EVAL_PERIOD", 2)
+    asked = []
+
+    def evaluate(cls, cfg, model, evaluators=None):
+        asked.append(1)
+        me(signal.SIGINT)
+        raise AssertionError("the evaluation goes on")
+
+    monkeypatch.setattr(DefaultTrainer, "test", classmethod(evaluate))
+    for resume, last in ((False, "model_0000001.pth"), (True, "model_final.pth")):
+        trainer = Trainer(make_cfg("text", *settings, "OUTPUT_DIR", str(tmp_path)))
+        trainer.resume_or_load(resume)
+        with pytest.raises(Ended, match=rf"^ended by SIGINT; --resume goes on from {tmp_path}/{last}$"):
+            trainer.train()
+        assert (tmp_path / "last_checkpoint").read_text() == last
+        assert trainer.start_iter == (2 if resume else 0)
+    assert len(asked) == 2  # of the second training only the last: a signal is no failure to be evaluated again

@@ -1,0 +1,120 @@
+"""What a training distils from: the store, the live teacher, further teachers, the old student; found in the config,
+checked against one another, handed to the model."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.modeling import build_model
+
+from vild.checkpoint import VildCheckpointer
+from vild.data.live import LiveTargets
+from vild.errors import UserError
+from vild.modeling.objectives import of_maps, parse_objectives
+from vild.modeling.other_teachers import check_teachers
+from vild.teacher.clip import Teacher, check_same_teacher, crop_of
+from vild.teacher.several_stores import SeveralStores
+from vild.teacher.store import EmbeddingStore
+from vild.vocabulary import Vocabulary
+
+
+def is_proposal_network(cfg) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+
+
+def distils_from(cfg) -> str:
+    """``MODEL.VILD.DISTILL_FROM``; "nothing" where nothing is distilled."""
+    source = cfg.MODEL.VILD.DISTILL_FROM
+    if source not in ("store", "teacher", "mixed"):
+        raise UserError(f"MODEL.VILD.DISTILL_FROM: '{source}' is not one of store, teacher, mixed")
+    return "nothing" if is_proposal_network(cfg) or cfg.MODEL.VILD.VARIANT == "text" else source
+
+
+def distils_maps(cfg) -> bool:
+    """Do the objectives look at the teacher's feature maps? UserError where they do and no live teacher has them."""
+    source = distils_from(cfg)
+    names = [] if source == "nothing" else of_maps(parse_objectives(cfg.MODEL.VILD.OBJECTIVES))
+    if names and source != "teacher":
+        raise UserError(
+            f"MODEL.VILD.OBJECTIVES: '{names[0]}' needs the teacher's feature maps, which no store holds: "
+            f"set MODEL.VILD.DISTILL_FROM to 'teacher', not '{source}'"
+        )
+    return bool(names)
+
+
+def open_store(cfg) -> EmbeddingStore | None:
+    """The store of a training config, with those of further teachers, checked against their vocabularies; None where
+    none is read."""
+    source, others = distils_from(cfg), check_teachers(cfg.MODEL.VILD.TEACHERS)
+    if others and source in ("teacher", "mixed"):
+        raise UserError(f"MODEL.VILD.TEACHERS: further teachers are read from stores, DISTILL_FROM is '{source}'")
+    if source in ("nothing", "teacher"):
+        return None
+    if not cfg.MODEL.VILD.STORE:
+        variant = cfg.MODEL.VILD.VARIANT
+        raise UserError(f"MODEL.VILD.STORE is empty, but the variant '{variant}' distils (DISTILL_FROM '{source}')")
+    store = SeveralStores(cfg.MODEL.VILD.STORE, [o["STORE"] for o in others])
+    files = [cfg.MODEL.VILD.VOCABULARY, *(o["VOCABULARY"] for o in others)]
+    for each, file in zip([store, *store.others], files, strict=True):
+        each.check_teacher(Vocabulary.load(file).fingerprint, f"vocabulary {file}")
+    return store
+
+
+def open_live_teacher(cfg, store: EmbeddingStore | None) -> LiveTargets | None:
+    """The teacher at work in training, checked against the vocabulary, cropping as the store's did where there is
+    one; None where no teacher is at work."""
+    if distils_from(cfg) in ("nothing", "store"):
+        return None
+    vild = cfg.MODEL.VILD
+    # the detector's first weights are the same wherever its targets come from
+    with torch.random.fork_rng(devices=[]):
+        crop = crop_of(store.fingerprint) if store else "squash"
+        teacher = Teacher(vild.TEACHER.NAME, vild.TEACHER.PRETRAINED, cfg.MODEL.DEVICE, crop)
+    maps = distils_maps(cfg)
+    check_same_teacher(
+        teacher.fingerprint,
+        "MODEL.VILD.TEACHER",
+        Vocabulary.load(vild.VOCABULARY).fingerprint,
+        f"vocabulary {vild.VOCABULARY}",
+    )
+    return LiveTargets(
+        teacher.encode_regions_and_maps if maps else teacher.encode_regions,
+        image_format=cfg.INPUT.FORMAT,
+        per_image=vild.DISTILL_PER_IMAGE,
+        min_visible=vild.MIN_VISIBLE,
+        map_channels=teacher.map_shape[0] if maps else 0,
+    )
+
+
+def with_map_channels(cfg, live_teacher: LiveTargets | None):
+    """The config with ``MODEL.VILD.MAP_CHANNELS`` as the live teacher has them."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.VILD.MAP_CHANNELS = live_teacher.map_channels if live_teacher else 0
+    cfg.freeze()
+    return cfg
+
+
+def load_old_student(cfg) -> torch.nn.Module:
+    """The detector of ``MODEL.VILD.OLD_STUDENT.WEIGHTS``, of the config's own kind."""
+    path = cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS
+    old = cfg.clone()
+    old.defrost()
+    old.MODEL.VILD.update({"VOCABULARY": path, "OBJECTIVES": [], "TEACHERS": []})
+    check_same_teacher(
+        Vocabulary.load(path).fingerprint, f"MODEL.VILD.OLD_STUDENT.WEIGHTS {path}",
+        Vocabulary.load(cfg.MODEL.VILD.VOCABULARY).fingerprint, f"vocabulary {cfg.MODEL.VILD.VOCABULARY}",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(old)
+    VildCheckpointer(model).load(path, checkpointables=[])
+    return model
+
+
+def set_helpers(model: torch.nn.Module, cfg, live_teacher: LiveTargets | None) -> None:
+    """Hand a detector (or what DistributedDataParallel made of it) the old student of its config and the live
+    teacher."""
+    bare = getattr(model, "module", model)
+    if cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS:
+        bare.set_old_student(load_old_student(cfg))
+    if live_teacher is not None:
+        bare.set_live_teacher(live_teacher)
