@@ -7,9 +7,23 @@ import logging
 import sys
 from collections.abc import Callable
 
+LONGEST = 2000  # characters of a message
+
 
 class UserError(ValueError):
-    """A mistake the user can mend. The message is one line that names the file, the key and the value."""
+    """A mistake the user can mend. The message is one line that names the file, the key and the value.
+
+    It is one line whatever a file put into it: a name of two lines, or the control characters that move a terminal's
+    cursor, become spaces.
+    """
+
+    def __init__(self, message: str):
+        text = str(message).strip()
+        # a data loader's worker wraps the message into its traceback, whose last line is the message
+        if text.startswith("Caught ") and "\n" in text:
+            text = text.splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: ")
+        text = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+        super().__init__("".join(c if c.isprintable() else " " for c in text))
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -21,9 +35,7 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
             return main(*args, **kwargs)
         except UserError as error:
             logging.shutdown()
-            # a data loader's worker wraps the message into its traceback, whose last line is the message
-            line = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
     return wrapper

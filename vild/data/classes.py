@@ -77,7 +77,7 @@ def read_split(name: str, root: Path) -> Split:
     try:
         rules = {key: _rule(content[key]) for key in ("base", "novel")} | {"offered": _rule(content.get("offered", []))}
         ids = {str(n): int(i) for n, i in content.get("ids", {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f'split {path}: not of the form {{"base": [...], "novel": [...]}} ({error})') from error
     split = Split(path, rules, ids)
     seen: dict[str, str] = {}

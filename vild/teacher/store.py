@@ -153,6 +153,9 @@ class EmbeddingStore:
             if not path.is_file():
                 raise UserError(f"store {folder}: {path.name} is listed in {MANIFEST} but missing")
             head = read_head(path, self.plan["dtype"])
+            width = self.fingerprint.get("width")
+            if width not in (None, head.places["embeddings"][1][1]):
+                raise UserError(f"store {folder}: {path.name} is not {width} wide, as its teacher is")
             if head.offsets[-1] != shard["regions"]:
                 raise UserError(
                     f"store {folder}: {path.name} has {head.offsets[-1]} regions, {MANIFEST} says {shard['regions']}"
