@@ -26,6 +26,10 @@ class UserError(ValueError):
         super().__init__("".join(c if c.isprintable() else " " for c in text))
 
 
+class BadPicture(UserError):
+    """A picture that cannot be read, or is not what its annotations are of."""
+
+
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None]:
     """Decorate a script's ``main``: a UserError ends as one line on stderr and exit status 2."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from vild.errors import UserError
+from vild.errors import BadPicture
 
 FORMATS = ("BGR", "RGB")
 # Pillow would hand an EPS to Ghostscript, and reads many formats that nobody has looked at for years
@@ -29,14 +29,16 @@ def read_picture(file_name: str | Path, image_format: str = "BGR") -> np.ndarray
     colour space as RGB (or BGR).
 
     Raises:
-        UserError: no picture of FILE_FORMATS, a truncated one, or one of more than MOST_PIXELS.
+        BadPicture: no picture of FILE_FORMATS, a truncated one, or one of more than MOST_PIXELS.
     """
     try:
         with open_picture(file_name) as picture:
             return to_array(picture, image_format)
     except Exception as error:  # a broken file can fail anywhere in the decoders
         lines = str(error).strip().splitlines()
-        raise UserError(f"picture {file_name} cannot be read: {lines[0] if lines else type(error).__name__}") from error
+        raise BadPicture(
+            f"picture {file_name} cannot be read: {lines[0] if lines else type(error).__name__}"
+        ) from error
 
 
 @contextmanager

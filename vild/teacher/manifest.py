@@ -47,6 +47,9 @@ def _check(manifest: dict) -> None:
             raise ValueError(f"a shard is called {shard['file']}"[:200])
         if type(shard["regions"]) is not int or not isinstance(shard["sha256"], str):
             raise ValueError(f"{shard['file']}: {shard}"[:200])
+    unreadable = manifest.get("unreadable", [])
+    if not isinstance(unreadable, list) or not all(type(i) is int for i in unreadable):
+        raise ValueError("unreadable is no list of image ids")
     if not isinstance(manifest.get("provenance"), dict | None):
         raise ValueError("its provenance is not a record")
 

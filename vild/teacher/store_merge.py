@@ -57,6 +57,8 @@ def merge(folders: Sequence[Path], output: Path) -> dict:
     origins = [part.provenance for part in parts]
     whole = {"plan": plan, "provenance": {"merged": origins} if any(origins) else None, "complete": True}
     whole |= {"regions": sum(shard["regions"] for shard in shards), "shards": shards}
+    if unreadable := [i for manifest in manifests for i in manifest.get("unreadable", [])]:
+        whole["unreadable"] = unreadable
     write_manifest(aside, whole)
     os.rename(aside, output)
     return whole
