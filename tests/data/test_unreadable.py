@@ -139,10 +139,10 @@ def test_a_clean_set_passes(world, tool, capsys):
 def test_a_store_lists_what_it_could_not_read(broken, tool, teacher_folder, proposals_file, tmp_path, capsys):
     def build(folder, *flags):
         return tool(
-            "build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file, "--max-per-image", "2",
-            "--teacher", f"local-dir:{teacher_folder}", "--output", folder, "--num-workers", "0", "--shard-pictures",
-            "30", *flags,
-        )  # fmt: skip
+            *("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file),
+            *("--teacher", f"local-dir:{teacher_folder}", "--output", folder, "--num-workers", "0"),
+            *("--max-per-image", "2", "--shard-pictures", "30", *flags),
+        )
 
     assert build(tmp_path / "refused") == 2
     assert build(tmp_path / "store", "--unreadable", "skip") == 0

@@ -3,6 +3,7 @@ a split file (``vild/data/splits/*.json``; the form is told in datasets/README.m
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,7 +71,7 @@ class Split:
 def read_split(name: str, root: Path) -> Split:
     """A split by its name (one of vild's) or by its path (below ``root``, or from here)."""
     places = [SPLIT_DIR / f"{name}.json", root / name, Path(name)]
-    path = next((p for p in places if p.is_file()), None)
+    path = next((p for p in places if os.path.isfile(p)), None)
     if path is None:
         raise UserError(f"split '{name}' is neither one of vild/data/splits nor a file (below {root} or from here)")
     content = read_json(path)

@@ -78,7 +78,7 @@ def read_annotations(name: str) -> dict:
 def read_entry(name: str, entry: Entry) -> dict:
     """The same for a data set that need not be known yet."""
     path = root() / entry.json
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also for a name that no file can have
         hint = f"; {origin(entry)}" if BUILTIN.get(name) == entry else ""
         raise UserError(f"data set '{name}': {path} does not exist (DETECTRON2_DATASETS is {root()}){hint}")
     return _read_checked(str(path), (path.stat().st_mtime_ns, path.stat().st_size))

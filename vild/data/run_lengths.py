@@ -29,7 +29,16 @@ def run_lengths(counts: str) -> np.ndarray:
     return values
 
 
+def check_end(counts: str) -> None:
+    """ValueError for a text that is cut off within a number, which C code would go on reading: what millions of
+    detections are asked, for which :func:`fits` is too slow."""
+    if counts and (not counts.isascii() or ord(counts[-1]) - 48 & 32):
+        raise ValueError("run lengths that are cut off")
+
+
 def fits(counts: str | list[int], height: int, width: int) -> bool:
     """Do run lengths (a list, or compressed) make a mask of this size?"""
+    if not isinstance(counts, list | str):
+        raise ValueError("neither a list nor a text")
     lengths = np.array(counts, np.int64) if isinstance(counts, list) else run_lengths(counts)
     return bool((lengths >= 0).all()) and int(lengths.sum()) == height * width
