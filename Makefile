@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test ablation kill-test lint install clean
+.PHONY: quickstart test fuzz kill-test ablation lint install clean
 
 quickstart: install        ## the whole method on the built-in world, with a report (output/quickstart)
 	$(BIN)/python tools/quickstart.py --output output/quickstart
 
 test: install              ## the test suite
 	$(BIN)/python -m pytest -q
+
+fuzz: install              ## 10,000 broken and hostile files (a fixed few hundred of them are part of the tests)
+	VILD_FUZZ=nightly $(BIN)/python -m pytest -q tests/fuzz
 
 ablation: install          ## all variants and controls, three seeds (output/ablation)
 	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output output/ablation

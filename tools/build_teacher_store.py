@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from vild.data import datasets
+from vild.data.unreadable import CHOICES
 from vild.errors import UserError, one_line_errors
 from vild.launch import add_launch_arguments, launch
 from vild.lock import only_writer
@@ -50,6 +51,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2048 if gpu else 128, help="crops; halved when memory ends")
     parser.add_argument("--num-workers", type=int, default=8 if gpu else 1, help="processes that decode pictures")
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
+    parser.add_argument(
+        "--unreadable", choices=CHOICES, default="refuse",
+        help="a picture that cannot be read ends the run, or is left without regions (the manifest lists them)",
+    )  # fmt: skip
     parser.add_argument("--output", required=True)
     add_launch_arguments(parser)
     return parser.parse_args()
@@ -90,29 +95,32 @@ def build(args):
     nothing = torch.zeros(0, 4), torch.zeros(0)
     regions = {i: proposals.get(i, nothing) for i in files}
     encoder = Encoder(teacher, args.batch_size)
-    gpu = teacher.device.type == "cuda"
+    gpu, skip = teacher.device.type == "cuda", args.unreadable == "skip"
+    counts = {i: len(boxes) for i, (boxes, _) in regions.items()}
 
     def compute(ids):
-        return list(encode_pictures(encoder, load_pictures(files, ids, 0, gpu), [regions[i][0] for i in ids]))
+        return list(encode_pictures(encoder, load_pictures(files, ids, 0, gpu, skip), [regions[i][0] for i in ids]))
 
     missing = list(writer.missing())
     comm.synchronize()  # nobody writes before all have seen what is missing
     if comm.is_main_process():
-        counts = {i: len(boxes) for i, (boxes, _) in regions.items()}
         to_do = [i for _, ids in missing for i in ids]
         world = comm.get_world_size()
         work = describe_work(counts, teacher.width, args.dtype, compute, to_do)
         print(work + (f", for {world} processes together" if world > 1 else ""), flush=True)
     shards = missing[comm.get_rank() :: comm.get_world_size()]
     ids = [i for _, some in shards for i in some]
-    pictures = load_pictures(files, ids, args.num_workers, gpu)
+    pictures = load_pictures(files, ids, args.num_workers, gpu, skip)
     with tqdm(total=len(ids), desc="store", unit="picture", disable=not comm.is_main_process()) as progress:
         for count in write_shards(writer, shards, encoder, pictures, regions):
             progress.update(count)
     comm.synchronize()
     if comm.is_main_process():
-        manifest = writer.finish()
+        manifest = writer.finish(counts)
         print(f"{manifest['regions']} regions of {len(files)} pictures: {args.output}")
+        if lost := manifest.get("unreadable"):
+            shown = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
+            print(f"WARNING: {len(lost)} pictures CANNOT BE READ and have no regions: image_id {shown}")
 
 
 if __name__ == "__main__":

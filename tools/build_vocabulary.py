@@ -15,6 +15,7 @@ from vild.data import datasets
 from vild.errors import UserError, one_line_errors
 from vild.prompts import PROMPT_SETS, LearnedPrompts, find_prompts
 from vild.teacher.clip import Teacher, check_same_teacher
+from vild.untrusted import read_bytes, refused_as
 from vild.vocabulary import Vocabulary
 
 
@@ -37,7 +38,8 @@ def main():
         classes = datasets.get_classes(args.dataset)
         names, splits, synonyms = classes.names, classes.splits, classes.synonyms
     elif Path(args.names).is_file():
-        names = Path(args.names).read_text().splitlines()
+        with refused_as(f"--names {args.names}: is not a text file"):
+            names = read_bytes(args.names).decode().splitlines()
     else:
         names = args.names.split(",")
     if not (args.npy or args.teacher):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from vild.checkpoint import VildCheckpointer
 from vild.data import datasets
 from vild.data.loader import build_test_loader
+from vild.data.unreadable import REASON
 from vild.engine import load_config
 from vild.errors import UserError, one_line_errors
 from vild.lock import only_writer
@@ -45,10 +46,14 @@ def make(args):
         "network": VildCheckpointer(model).load_recorded(cfg.MODEL.WEIGHTS),
     }
 
-    proposals = {}
+    proposals, unreadable = {}, {}
     with torch.inference_mode():
         for inputs in tqdm(loader, desc="proposals"):
             for given, output in zip(inputs, model(inputs), strict=True):
+                if REASON in given:
+                    unreadable |= given[REASON]
+                    proposals[given["image_id"]] = torch.zeros(0, 4), torch.zeros(0)
+                    continue
                 found = (output["proposals"] if "proposals" in output else output["instances"]).to("cpu")
                 if found.has("proposal_boxes"):
                     boxes, scores = found.proposal_boxes.tensor, found.objectness_logits.sigmoid()
@@ -59,6 +64,8 @@ def make(args):
     save_proposals(args.output, proposals, provenance)
     total = sum(len(boxes) for boxes, _ in proposals.values())
     print(f"{total} proposals of {len(proposals)} pictures: {args.output}")
+    for why in unreadable.values():
+        print(f"NO PROPOSALS: {why}")
 
 
 if __name__ == "__main__":

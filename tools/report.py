@@ -14,7 +14,7 @@ from pathlib import Path
 from vild.data.annotations import read_json
 from vild.errors import one_line_errors
 from vild.evaluation.page import write_page
-from vild.evaluation.run_report import cost_blocks, diagnostics, read_run, run_blocks
+from vild.evaluation.run_report import cost_blocks, diagnostics, read_run, run_blocks, unreadable_blocks
 
 
 @one_line_errors
@@ -31,6 +31,7 @@ def main():
     blocks = []
     for name, values in metrics.items():
         blocks += run_blocks(args.run, name, values, len(metrics) == 1, folder, args.threshold)
+    blocks += unreadable_blocks(args.run, "were left out of the training")
     blocks += cost_blocks(args.run)
     if gauges:
         blocks += diagnostics(gauges)

@@ -23,6 +23,10 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+MOST_PIXELS = 89_478_485  # of a picture, as in vild/data/pictures.py
+FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
+MOST_JSON = 1 << 24  # bytes of a manifest or a vocabulary's header, as in vild/untrusted.py
+
 
 class Mistake(ValueError):
     """What a user got wrong, in one line."""
@@ -95,6 +99,8 @@ def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # no warning that 'shown' can be given and can be left out: it is meant
     try:
+        if beside.stat().st_size > MOST_JSON:
+            raise Mistake(f"{beside} is larger than {MOST_JSON} bytes")
         manifest = json.loads(beside.read_text())
         manifest["picture"], manifest["teacher"], manifest["width"]
         providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
@@ -107,15 +113,21 @@ def load_vocabulary(path: Path, manifest: dict) -> dict:
     """A vocabulary file's names, splits, synonyms and embeddings [C, D]; its teacher must be the model's."""
     try:
         with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            length = int.from_bytes(file.read(8), "little")
+            if length > MOST_JSON:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
             state, place = json.loads(header["__metadata__"]["vild"]), header["embeddings"]
             shape = place["shape"]
             file.seek(place["data_offsets"][0], os.SEEK_CUR)
+            if 4 * shape[0] * shape[1] > path.stat().st_size or min(shape) < 0:
+                raise ValueError(f"embeddings {shape} in a file of {path.stat().st_size} bytes")
             state["embeddings"] = np.frombuffer(file.read(4 * shape[0] * shape[1]), "<f4").reshape(shape)
             theirs = state["fingerprint"]
+            theirs.get("weights"), state["names"], state["splits"], state["synonyms"]
     except FileNotFoundError as error:
         raise Mistake(f"vocabulary: {path} does not exist") from error
-    except (OSError, OverflowError, MemoryError, ValueError, LookupError, TypeError) as error:
+    except Exception as error:  # a broken file can fail anywhere
         raise Mistake(f"vocabulary: {path} is not a vocabulary file ({first_line(error)})") from error
     mine = manifest["teacher"]
     if shape[1] != manifest["width"] or theirs.get("weights") != mine.get("weights"):
@@ -147,7 +159,10 @@ def spellings(words: dict, index: int) -> set[str]:
 def read_picture(file_name: str, image_format: str) -> np.ndarray:
     """uint8 [H, W, 3], as vild/data/pictures.py reads it: upright, first frame, 16 bits to 8, any colour space."""
     try:
-        with Image.open(file_name) as picture:
+        Image.init()  # a build of Pillow may lack some
+        with Image.open(file_name, formats=[f for f in FILE_FORMATS if f in Image.OPEN]) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise Mistake(f"{picture.width} x {picture.height} pixels, more than the limit of {MOST_PIXELS}")
             picture = ImageOps.exif_transpose(picture)
             if picture.mode.startswith("I") or picture.mode == "F":
                 values = np.asarray(picture)

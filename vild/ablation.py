@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from tabulate import tabulate
 
 from vild.errors import UserError
 from vild.evaluation import cost
 from vild.files import written_whole
 from vild.pipeline import GlyphsRun, Stage, stage
+from vild.untrusted import read_yaml
 from vild.vocabulary import Vocabulary
 
 METRICS = ["bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/APr", "bbox/APc", "bbox/APf",
@@ -68,11 +68,8 @@ def read_grid(path: Path) -> Grid:
     Raises:
         UserError: no such file, or a key or value that does not fit.
     """
-    try:
-        document = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"grid {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict) or not document.keys() <= {"rows", "seeds", "iterations"}:
+    document = read_yaml(path, "grid")
+    if not document.keys() <= {"rows", "seeds", "iterations"}:
         raise UserError(f"grid {path}: its keys are rows, seeds and iterations")
     rows = document.get("rows")
     if not isinstance(rows, dict) or not rows:

@@ -6,9 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vild.data.provenance import merge, network_record
@@ -16,6 +14,8 @@ from vild.errors import UserError
 from vild.files import write_tensors
 from vild.teacher.clip import check_same_teacher
 from vild.timm_weights import TIMM, check_student
+from vild.vocabulary import Vocabulary
+from vild.weight_files import load_weights
 
 
 class _VocabularyOf:
@@ -62,37 +62,11 @@ def save_weights(path: str | Path, model: nn.Module, trained_on: dict | None = N
     write_tensors(path, tensors, {"vild": json.dumps(state), **rest})
 
 
-def load_weights(path: str | Path) -> dict:
-    """A file of :func:`save_weights`, in the form of Detectron2's checkpoints.
-
-    Raises:
-        UserError: another file.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            state, rest = json.loads(file.metadata()["vild"]), file.metadata().get("trained_on")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            state["embeddings"] = tensors.pop("embeddings")
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"checkpoint {path} is not one of vild's ({error})") from error
-    checkpoint = {"model": {key.removeprefix("model."): value for key, value in tensors.items()}, "vocabulary": state}
-    return checkpoint if rest is None else {**checkpoint, "trained_on": json.loads(rest)}
-
-
 def read_network_record(path: str) -> dict:
     """The network record of a local file of weights, of any origin."""
     if not Path(path).is_file():
         raise UserError(f"weights: {path} does not exist")
-    try:
-        if path.endswith(".safetensors"):
-            state = load_weights(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True) if path.endswith(".pth") else {}
-    except UserError:
-        raise
-    except Exception as error:  # a broken file can fail anywhere in the unpickler
-        raise UserError(f"weights: {path} cannot be read ({type(error).__name__})") from error
-    return network_record(path, path, state.get("trained_on"))
+    return network_record(path, path, load_weights(path).get("trained_on"))
 
 
 class VildCheckpointer(DetectionCheckpointer):
@@ -112,7 +86,12 @@ class VildCheckpointer(DetectionCheckpointer):
             self.add_checkpointable("vocabulary", _VocabularyOf(bare, "the checkpoint"))
 
     def _load_file(self, filename):
-        return load_weights(filename) if str(filename).endswith(".safetensors") else super()._load_file(filename)
+        checkpoint = load_weights(filename)  # not Detectron2's own, which runs what a .pkl says
+        if "vocabulary" in checkpoint:
+            Vocabulary.from_state(checkpoint["vocabulary"], f"checkpoint {filename}: what it holds")
+        if "matching_heuristics=True" in self._parsed_url_during_load.query:
+            checkpoint["matching_heuristics"] = True
+        return checkpoint
 
     def load(self, path, checkpointables=None):
         if path and "://" not in path and not Path(path).is_file():

@@ -71,5 +71,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     # Large-scale jitter: resize by a random factor of SIZE, then a random SIZE x SIZE crop (or padding);
     # replaces the resize and crop keys of Detectron2 in training
     cfg.INPUT.LARGE_SCALE_JITTER = CfgNode({"ENABLED": False, "SIZE": 1024, "MIN": 0.1, "MAX": 2.0})
+    # A picture that cannot be read, or in training is of another size than its annotations say: "refuse" ends the run
+    # with its name; "skip" trains on another in its place, evaluates it as one without detections, and counts it
+    cfg.INPUT.UNREADABLE = "refuse"
     # Adam beside Detectron2's SGD: "SGD" or "AdamW"; gradients as SOLVER.CLIP_GRADIENTS says
     cfg.SOLVER.OPTIMIZER = "SGD"

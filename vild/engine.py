@@ -8,7 +8,6 @@ import sys
 import weakref
 
 import torch
-import yaml
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer, HookBase, default_setup, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -35,6 +34,7 @@ from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEva
 from vild.guards import Guard
 from vild.signals import Ended
 from vild.teacher.clip import check_same_teacher, describe
+from vild.untrusted import check_config, refused_as
 from vild.vocabulary import Vocabulary
 
 logger = logging.getLogger("vild")
@@ -51,11 +51,10 @@ def load_config(config_file: str, overrides: list[str] | None = None):
     add_vild_config(cfg)
     if not os.path.isfile(config_file):
         raise UserError(f"config {config_file} does not exist")
-    try:
-        cfg.merge_from_file(config_file)
+    check_config(config_file)
+    with refused_as(f"config {config_file}"):
+        cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(overrides or [])
-    except (KeyError, AssertionError, ValueError, OSError, yaml.YAMLError) as error:
-        raise UserError(f"config {config_file}: {' '.join(str(error).split())}") from error
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu":

@@ -16,10 +16,27 @@ _STORAGE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
     *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.EMFILE),
 }
+LONGEST = 2000  # characters of a message
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. The message is one line that names the file, the key and the value."""
+    """A mistake the user can mend. The message is one line that names the file, the key and the value.
+
+    It is one line whatever a file put into it: a name of two lines, or the control characters that move a terminal's
+    cursor, become spaces.
+    """
+
+    def __init__(self, message: str):
+        text = str(message).strip()
+        # a data loader's worker wraps the message into its traceback, whose last line is the message
+        if text.startswith("Caught ") and "\n" in text:
+            text = text.splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: ")
+        text = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+        super().__init__("".join(c if c.isprintable() else " " for c in text))
+
+
+class BadPicture(UserError):
+    """A picture that cannot be read, or is not what its annotations are of."""
 
 
 class Failure(RuntimeError):
@@ -42,9 +59,7 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
             with ended_by_sigterm():
                 return main(*args, **kwargs)
         except UserError as error:
-            # a data loader's worker wraps the message into its traceback, whose last line is the message
-            line = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-            _leave(f"error: {line}", 2)
+            _leave(f"error: {error}", 2)
         except Failure as error:
             _leave(f"error: {error}", 1)
         except OSError as error:

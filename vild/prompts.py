@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vild.errors import UserError
 from vild.files import write_tensors
+from vild.untrusted import open_tensors, parse_json, refused_as
 
 _ADJECTIVES_OF_PHOTO = (
     "good", "bad", "bright", "dark", "low resolution", "cropped", "close-up", "jpeg corrupted", "blurry",
@@ -86,7 +86,13 @@ class LearnedPrompts:
 
     @classmethod
     def from_state(cls, state: dict) -> LearnedPrompts:
-        return cls(**{**state, "context": torch.tensor(state["context"])})
+        """ValueError, or TypeError, for a state of another form."""
+        made = cls(**{**state, "context": torch.as_tensor(state["context"])})
+        if made.context.ndim != 2 or made.context.dtype != torch.float32 or not made.context.isfinite().all():
+            raise ValueError("context is no matrix of finite numbers")
+        if not isinstance(made.words, str) or not all(isinstance(v, dict) for v in (made.fingerprint, made.record)):
+            raise ValueError("words, fingerprint or record are of another kind")
+        return made
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
@@ -98,11 +104,9 @@ class LearnedPrompts:
         """UserError for another file."""
         if not Path(path).is_file():
             raise UserError(f"prompt set: {path} does not exist; tools/learn_prompts.py makes one")
-        try:
-            with safe_open(path, "pt") as file:
-                return cls(context=file.get_tensor("context"), **json.loads(file.metadata()["vild_prompts"]))
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise UserError(f"prompt set: {path} is not a file of tools/learn_prompts.py ({error})") from error
+        with refused_as(f"prompt set: {path} is not a file of tools/learn_prompts.py"), open_tensors(path) as file:
+            rest = parse_json(file.metadata()["vild_prompts"])
+            return cls.from_state({**rest, "context": file.get_tensor("context")})
 
 
 def find_prompts(prompts: str | Path | LearnedPrompts) -> list[str] | LearnedPrompts:

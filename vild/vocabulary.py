@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vild.errors import UserError
 from vild.files import write_tensors
 from vild.prompts import LearnedPrompts, clean_name, fill, find_prompts
+from vild.teacher.fingerprint import check_fingerprint
 from vild.text_cache import TextCache
+from vild.untrusted import open_tensors, parse_json, refused_as
+from vild.weight_files import load_weights
 
 SPLITS = ("base", "novel", "")
 NAMES_AT_ONCE = 64
@@ -50,8 +52,7 @@ class Vocabulary:
     def __post_init__(self):
         if not self.names:
             raise UserError("vocabulary: it is empty; give at least one name")
-        if len(set(self.names)) != len(self.names):
-            twice = next(n for n in self.names if self.names.count(n) > 1)
+        if (twice := first_twice(self.names)) is not None:
             raise UserError(f"vocabulary: the name '{twice}' stands in it twice")
         assert self.embeddings.shape[0] == len(self.names) == len(self.splits)
         assert set(self.splits) <= set(SPLITS)
@@ -111,17 +112,21 @@ class Vocabulary:
         ``fingerprint``: of the teacher the matrix is known to come from (None: unknown; such a vocabulary fits
         no store).
         """
-        try:
-            matrix = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"vocabulary: {path} cannot be read as .npy ({error})") from error
+        with refused_as(f"vocabulary: {path} cannot be read as .npy"):
+            # mapped: an array that is larger than its file is refused before memory is taken for it
+            matrix = np.lib.format.open_memmap(path, mode="r")
+            if matrix.dtype.kind not in "fiu":
+                raise ValueError(f"it holds {matrix.dtype}")
+            matrix = np.array(matrix, np.float32)
+            if not np.isfinite(matrix).all():
+                raise ValueError("not every value is finite")
         if matrix.ndim != 2 or len(names) not in matrix.shape:
             raise UserError(f"{path}: shape {list(matrix.shape)} does not fit {len(names)} names")
         if matrix.shape[0] != len(names):
             matrix = matrix.T
         if fingerprint and fingerprint["width"] != matrix.shape[1]:
             raise UserError(f"{path}: its embeddings are {matrix.shape[1]} wide, the teacher's {fingerprint['width']}")
-        embeddings = F.normalize(torch.from_numpy(np.ascontiguousarray(matrix)).float(), dim=1)
+        embeddings = F.normalize(torch.from_numpy(np.ascontiguousarray(matrix)), dim=1)
         splits = tuple(splits) if splits else ("",) * len(names)
         return cls(tuple(names), embeddings, splits, fingerprint=fingerprint or {})
 
@@ -137,14 +142,18 @@ class Vocabulary:
         }
 
     @classmethod
-    def from_state(cls, state: dict) -> Vocabulary:
-        prompts = state["prompts"]
+    def from_state(cls, state: dict, where: str = "vocabulary") -> Vocabulary:
+        """UserError, naming ``where`` it is from, for a state of another form."""
+        with refused_as(f"{where} is not a vocabulary of vild's"):
+            _check_state(state)
+            prompts = state["prompts"]
+            prompts = LearnedPrompts.from_state(prompts) if isinstance(prompts, dict) else prompts
         return cls(
             tuple(state["names"]),
             state["embeddings"],
             tuple(state["splits"]),
             tuple(tuple(s) for s in state["synonyms"]),
-            LearnedPrompts.from_state(prompts) if isinstance(prompts, dict) else prompts,
+            prompts,
             state["fingerprint"],
         )
 
@@ -160,20 +169,13 @@ class Vocabulary:
         if not Path(path).is_file():
             raise UserError(f"vocabulary: {path} does not exist; tools/build_vocabulary.py makes one")
         if str(path).endswith(".pth"):
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True).get("vocabulary")
-            except Exception as error:  # a broken file can fail anywhere in the unpickler
-                raise UserError(f"checkpoint {path} cannot be read ({type(error).__name__})") from error
+            state = load_weights(path).get("vocabulary")
             if state is None:
                 raise UserError(f"checkpoint {path} holds no vocabulary: it is not one of vild's")
-            return cls.from_state(state)
-        try:
-            with safe_open(path, "pt") as file:
-                state = json.loads((file.metadata() or {})["vild"])
-                state["embeddings"] = file.get_tensor("embeddings")
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise UserError(f"vocabulary: {path} is not a vocabulary file ({error})") from error
-        return cls.from_state(state)
+            return cls.from_state(state, f"checkpoint {path}: what it holds")
+        with refused_as(f"vocabulary: {path} is not a vocabulary file"), open_tensors(path) as file:
+            state = {**parse_json((file.metadata() or {})["vild"]), "embeddings": file.get_tensor("embeddings")}
+        return cls.from_state(state, f"vocabulary: {path}")
 
     def marked_by(self, trained: Vocabulary) -> Vocabulary:
         """The same classes, "base" where a name or synonym is one of a base class of ``trained``, else "novel": what
@@ -197,6 +199,34 @@ class Vocabulary:
             splits=pick(self.splits),
             synonyms=synonyms,
         )
+
+
+def first_twice(names: Sequence[str]) -> str | None:
+    """The first name that was there before."""
+    seen: set[str] = set()
+    return next((n for n in names if n in seen or seen.add(n)), None)
+
+
+def _check_state(state: dict) -> None:
+    """ValueError, TypeError or KeyError unless a state is of the form that ``Vocabulary.state`` gives."""
+
+    def texts(values) -> bool:
+        return isinstance(values, list | tuple) and all(isinstance(v, str) for v in values)
+
+    names, fingerprint, embeddings = state["names"], state["fingerprint"], state["embeddings"]
+    if not texts(names):
+        raise ValueError("names are no list of texts")
+    if not texts(state["splits"]) or len(state["splits"]) != len(names) or not set(state["splits"]) <= set(SPLITS):
+        raise ValueError(f"splits are not one of {SPLITS} for each name")
+    if len(state["synonyms"]) not in (0, len(names)) or not all(map(texts, state["synonyms"])):
+        raise ValueError("synonyms are no list of texts for each name")
+    if not isinstance(state["prompts"], str | dict):
+        raise ValueError("prompts are of another kind")
+    if not isinstance(embeddings, Tensor) or embeddings.dtype != torch.float32 or embeddings.ndim != 2:
+        raise ValueError("embeddings are no matrix of float32")
+    if len(embeddings) != len(names) or not embeddings.isfinite().all():
+        raise ValueError(f"embeddings {list(embeddings.shape)} of {len(names)} names, or not finite")
+    check_fingerprint(fingerprint, embeddings.shape[1])
 
 
 def encode_names(

@@ -10,7 +10,6 @@ import html
 import re
 import threading
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from vild.data.pictures import to_array
+from vild.data.pictures import TooManyPixels, open_picture, to_array
 from vild.detections import Detections
 from vild.errors import UserError
 from vild.evaluation.pictures import COLOURS, draw
@@ -76,15 +75,13 @@ def read_photo(path: str | Path) -> Photo:
     if Path(path).stat().st_size > MOST_BYTES:
         raise UserError(f"This file is larger than {MOST_BYTES >> 20} MB.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the lower one
-            with Image.open(path, formats=FORMATS) as picture:
-                width, height = picture.size
-                _check_size(width, height)
-                array = to_array(picture, "RGB")
+        with open_picture(path, FORMATS) as picture:
+            width, height = picture.size
+            _check_size(width, height)
+            array = to_array(picture, "RGB")
     except UserError:
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, TooManyPixels) as error:
         raise UserError(f"This picture has more than {MOST_PIXELS // 10**6} million pixels.") from error
     except Exception as error:  # a broken file can fail anywhere in the decoders
         raise UserError("This file is not a picture that can be read, or only a part of one.") from error

@@ -41,8 +41,8 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is None and scope["path"] == JOIN:
             body = await _body(receive)
-            if _names_an_address(body):
-                refusal = (403, "No addresses, please.")
+            if _names_a_foreign_file(body, self.folder):
+                refusal = (403, "Only files that were uploaded here, please.")
             receive = _again(body, receive)
         if refusal is not None:
             return await _answer(send, *refusal)
@@ -85,8 +85,9 @@ def stored(folder: Path) -> int:
     return total
 
 
-def _names_an_address(body: bytes) -> bool:
-    """Whether a call's JSON holds a file that gradio would fetch."""
+def _names_a_foreign_file(body: bytes, folder: Path) -> bool:
+    """Whether a call's JSON holds a file that gradio would fetch, or one that is no upload of a visitor's."""
+    folder = folder.resolve()
     try:
         left = [json.loads(body)]
     except (ValueError, RecursionError):
@@ -94,12 +95,17 @@ def _names_an_address(body: bytes) -> bool:
     while left:
         value = left.pop()
         if isinstance(value, dict):
-            if "://" in str(value.get("path", "")):
+            path = value.get("path")
+            if path is not None and not (isinstance(path, str) and _lies_in(folder, path)):
                 return True
             left += value.values()
         elif isinstance(value, list):
             left += value
     return False
+
+
+def _lies_in(folder: Path, path: str) -> bool:
+    return "://" not in path and "\0" not in path and Path(path).resolve().is_relative_to(folder)
 
 
 async def _body(receive) -> bytes:

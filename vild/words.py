@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from vild.data import datasets
 from vild.errors import UserError
-from vild.vocabulary import Vocabulary
+from vild.untrusted import read_bytes, refused_as
+from vild.vocabulary import Vocabulary, first_twice
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ def parse_words(lines: Sequence[str]) -> Words:
     if not groups:
         raise UserError("vocabulary: it is empty; give at least one name")
     names = [group[0] for group in groups]
-    if len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
+    if (twice := first_twice(names)) is not None:
         raise UserError(f"vocabulary: the name '{twice}' stands in it twice")
     return Words(tuple(names), tuple(tuple(group[1:]) for group in groups))
 
@@ -50,10 +49,9 @@ def read_words(text: str) -> Words | Vocabulary:
     if os.path.isfile(text):
         if text.endswith(".safetensors"):
             return Vocabulary.load(text)
-        try:
-            return parse_words(Path(text).read_text().splitlines())
-        except UnicodeDecodeError as error:
-            raise UserError(f"vocabulary: {text} is not a text file") from error
+        with refused_as(f"vocabulary: {text} is not a text file"):
+            lines = read_bytes(text).decode().splitlines()
+        return parse_words(lines)
     if text.endswith((".txt", ".safetensors")):
         raise UserError(f"vocabulary: {text} does not exist")
     if text in datasets.entries():

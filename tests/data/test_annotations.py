@@ -114,7 +114,7 @@ def test_what_official_files_hold_passes():
     for box in ([-5, -5, 20, 20], [70.5, 50, 40, 40], [3, 4, 0, 5], [3, 4, 5, 0.0], [0, 0, 80, 60]):
         right["annotations"][0]["bbox"] = box  # sticking out (Objects365), without width (COCO), the whole picture
         check_annotations(right, "x")
-    for segmentation in (None, [], [[1, 2, 3, 4]], {"size": [60, 80], "counts": "ab"}):
+    for segmentation in (None, [], [[1, 2, 3, 4]], {"size": [60, 80], "counts": "Pf4"}):
         right["annotations"][0]["segmentation"] = segmentation
         check_annotations(right, "x")
     del right["annotations"][0]["segmentation"], right["annotations"][0]["area"]

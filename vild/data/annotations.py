@@ -8,25 +8,25 @@ are xywh in pixels. Official files hold boxes that stick out of their picture (O
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
-from math import inf
 from pathlib import Path
 
+from vild.data.run_lengths import fits
 from vild.errors import UserError
+from vild.untrusted import parse_json, read_bytes, refused_as
 
+MOST_BYTES = 1 << 34  # Objects365's training file has 6 GB
+FAR = 1e18  # beyond it float32 and int64 end, and no picture reaches it
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def read_json(path: str | Path):
     """A JSON file, parsed; UserError in one line if it is missing, cut off or not JSON."""
-    try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is not an annotation file (nested too deeply)") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise UserError(f"{path} is not JSON, or cut off ({error})") from error
+    with refused_as(f"{path} cannot be read"):
+        content = read_bytes(path, MOST_BYTES)
+    with refused_as(f"{path} is not JSON, or cut off"):
+        return parse_json(content)
 
 
 def is_lvis_form(document: dict) -> bool:
@@ -64,7 +64,8 @@ def _check(document: dict, key: str, where: str | Path, fault: Callable[[dict], 
     for n, record in enumerate(document[key]):
         if not isinstance(record, dict):
             raise UserError(f"{where}: {key}[{n}] is {_short(record)}, not an object")
-        found = fault(record) if type(record.get("id")) is int else f"{_found(record, 'id')}; it must be an integer"
+        is_id = type(record.get("id")) is int and abs(record["id"]) < 2**63
+        found = fault(record) if is_id else f"{_found(record, 'id')}; it must be an integer"
         if found:
             raise UserError(f"{where}: {key}[{n}] (id {_short(record.get('id'))}): {found}")
     by_id = {record["id"]: record for record in document[key]}
@@ -93,11 +94,14 @@ def _category_fault(category: dict) -> str | None:
 
 def _image_fault(image: dict, categories: dict[int, dict]) -> str | None:
     for key in ("width", "height"):
-        if type(image.get(key)) is not int or image[key] <= 0:
+        if type(image.get(key)) is not int or not 0 < image[key] < 2**31:
             return f"{_found(image, key)}; it must be a positive integer"
     key = "coco_url" if "file_name" not in image and "coco_url" in image else "file_name"
     if not isinstance(image.get(key), str):
         return f"{_found(image, key)}; a text must name the picture's file"
+    for key, place in (("file_name", str), ("coco_url", file_of_url)):
+        if isinstance(image.get(key), str) and not stays_below(place(image[key])):
+            return f"{_found(image, key)}; it must name a file below the picture folder"
     for key in LVIS_LISTS:
         if key in image:
             if not _is_list_of(image[key], int):
@@ -107,35 +111,48 @@ def _image_fault(image: dict, categories: dict[int, dict]) -> str | None:
     return None
 
 
+def file_of_url(url: str) -> str:
+    """Folder and file of a picture of COCO's, the last two parts of its address: "val2017/000000000139.jpg"."""
+    return "/".join(url.split("/")[-2:])
+
+
+def stays_below(file_name: str) -> bool:
+    """Does a file name, put after a folder's, name something in this folder? By its text alone: what links in it point
+    to is the user's own doing."""
+    if not file_name or "\0" in file_name or file_name[0] in "/\\" or file_name[1:2] == ":":
+        return False
+    return ".." not in re.split(r"[/\\]", file_name) and not re.search("[\ud800-\udfff]", file_name)
+
+
 def _is_sound(a: dict, sizes: dict[int, tuple[int, int]], categories: dict[int, dict]) -> bool:
     """Is an annotation right in everything? Exceptions and comparisons with NaN count as no."""
     try:
         x, y, w, h = a["bbox"]
         width, height = sizes[a["image_id"]]
         return (
-            -inf < x + y + w + h < inf
+            abs(x) + abs(y) + w + h < FAR
             and w >= 0
             and h >= 0
             and ((x < width and y < height and x + w > 0 and y + h > 0) or w == 0 or h == 0)
             and a["category_id"] in categories
             and type(a["image_id"]) is type(a["category_id"]) is int
             and a.get("iscrowd", 0) in (0, 1)
-            and -inf < a.get("area", 0) < inf
-            and _segmentation_is_sound(a.get("segmentation"))
+            and -FAR < a.get("area", 0) < FAR
+            and _segmentation_is_sound(a.get("segmentation"), width, height)
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
 
 
-def _segmentation_is_sound(segmentation) -> bool:
-    """None, polygons (lists of finite numbers) or RLE. May raise TypeError for one that is not."""
+def _segmentation_is_sound(segmentation, width: int, height: int) -> bool:
+    """None, polygons (lists of finite numbers) or RLE of the picture's size. May raise what _is_sound expects."""
     if isinstance(segmentation, dict):
-        height, width = segmentation["size"]
         counts = segmentation["counts"]
-        return type(height) is type(width) is int and (isinstance(counts, str) or _is_list_of(counts, int))
+        is_text_or_list = isinstance(counts, str) or _is_list_of(counts, int)
+        return segmentation["size"] == [height, width] and is_text_or_list and fits(counts, height, width)
     # sum() asks every number of a polygon at C speed
     return segmentation is None or (
-        type(segmentation) is list and all(type(p) is list and -inf < sum(p) < inf for p in segmentation)
+        type(segmentation) is list and all(type(p) is list and sum(map(abs, p)) < FAR for p in segmentation)
     )
 
 
@@ -150,7 +167,7 @@ def _annotation_fault(a: dict, sizes: dict[int, tuple[int, int]], categories: di
     if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)):
         return f"{_found(a, 'bbox')}; it must be four numbers (x, y, width, height)"
     x, y, w, h = box
-    if not -inf < x + y + w + h < inf:
+    if not abs(x) + abs(y) + abs(w) + abs(h) < FAR:
         return f"bbox is {_short(box)}: not finite"
     if w < 0 or h < 0:
         return f"bbox is {_short(box)}: negative width or height"
@@ -159,9 +176,9 @@ def _annotation_fault(a: dict, sizes: dict[int, tuple[int, int]], categories: di
         return f"bbox is {_short(box)}: wholly outside its picture of {width} x {height}"
     if a.get("iscrowd", 0) not in (0, 1):
         return f"{_found(a, 'iscrowd')}; it must be 0 or 1"
-    if type(a.get("area", 0)) not in (int, float) or not -inf < a.get("area", 0) < inf:
+    if type(a.get("area", 0)) not in (int, float) or not -FAR < a.get("area", 0) < FAR:
         return f"{_found(a, 'area')}; it must be a finite number"
-    return f"{_found(a, 'segmentation')}; it must be a list of polygons or RLE (size and counts)"
+    return f"{_found(a, 'segmentation')}; it must be a list of polygons or RLE (size and counts that fit the picture)"
 
 
 def _is_list_of(values, kind: type) -> bool:
@@ -173,5 +190,8 @@ def _found(record: dict, key: str) -> str:
 
 
 def _short(value) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except (ValueError, RecursionError):  # nested as deeply as can be read, but not written
+        text = type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -28,6 +28,9 @@ class Entry:
     protocol: str = "coco"
 
     def __post_init__(self):
+        for key, value in vars(self).items():
+            if not isinstance(value, str) or "\0" in value:
+                raise UserError(f"data set {str(self.json)[:60]}: {key} is {str(value)[:60]}, not a text")
         for key, values in (("keep", ("base", "all")), ("protocol", ("coco", "lvis"))):
             if getattr(self, key) not in values:
                 raise UserError(f"data set {self.json}: {key} is '{getattr(self, key)}', not {' or '.join(values)}")

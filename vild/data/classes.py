@@ -3,6 +3,7 @@ a split file (``vild/data/splits/*.json``; the form is told in datasets/README.m
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,14 +71,14 @@ class Split:
 def read_split(name: str, root: Path) -> Split:
     """A split by its name (one of vild's) or by its path (below ``root``, or from here)."""
     places = [SPLIT_DIR / f"{name}.json", root / name, Path(name)]
-    path = next((p for p in places if p.is_file()), None)
+    path = next((p for p in places if os.path.isfile(p)), None)
     if path is None:
         raise UserError(f"split '{name}' is neither one of vild/data/splits nor a file (below {root} or from here)")
     content = read_json(path)
     try:
         rules = {key: _rule(content[key]) for key in ("base", "novel")} | {"offered": _rule(content.get("offered", []))}
         ids = {str(n): int(i) for n, i in content.get("ids", {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f'split {path}: not of the form {{"base": [...], "novel": [...]}} ({error})') from error
     split = Split(path, rules, ids)
     seen: dict[str, str] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from vild.data.annotations import check_annotations, read_json
+from vild.data.annotations import check_annotations, file_of_url, read_json
 from vild.data.builtin import BUILTIN, PARTIAL, Entry, origin
 from vild.data.classes import MARKS, Classes, make_classes, read_split
 from vild.errors import UserError
@@ -78,7 +78,7 @@ def read_annotations(name: str) -> dict:
 def read_entry(name: str, entry: Entry) -> dict:
     """The same for a data set that need not be known yet."""
     path = root() / entry.json
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also for a name that no file can have
         hint = f"; {origin(entry)}" if BUILTIN.get(name) == entry else ""
         raise UserError(f"data set '{name}': {path} does not exist (DETECTRON2_DATASETS is {root()}){hint}")
     return _read_checked(str(path), (path.stat().st_mtime_ns, path.stat().st_size))
@@ -151,7 +151,7 @@ def _file_name(image: dict, entry: Entry) -> str:
     """A picture's file below the picture folder. LVIS v1 names none, and what later copies of it name lacks the
     folder (train2017, val2017) of the picture below ``coco/``: the last two parts of the URL are folder and file."""
     if "coco_url" in image and (entry.images == "coco" or "file_name" not in image):
-        return "/".join(image["coco_url"].split("/")[-2:])
+        return file_of_url(image["coco_url"])
     return image["file_name"]
 
 

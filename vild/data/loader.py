@@ -17,20 +17,30 @@ from detectron2.utils import comm
 
 from vild.data import datasets
 from vild.data.mapper import InferenceMapper, ViLDMapper
-from vild.errors import UserError
+from vild.data.unreadable import REASON, Counted, skips
+from vild.errors import BadPicture, UserError
 from vild.signals import outlive_first_sigterm
 from vild.teacher.store import EmbeddingStore
 
 logger = logging.getLogger(__name__)
 
 
-class SeededStream(torch.utils.data.Dataset):
-    """Map (position, index) to a mapped record, the random generators seeded by the position."""
+MOST_SKIPPED = 100  # unreadable pictures in a row: then it is not the pictures, but where they lie
 
-    def __init__(self, records: list[dict], mapper: Callable[[dict], dict], seed: int):
+
+class SeededStream(torch.utils.data.Dataset):
+    """Map (position, index) to a mapped record, the random generators seeded by the position.
+
+    Args:
+        skip: in place of a picture that cannot be read comes another, drawn by the seed and the position alone from
+            all records alike; the record says for which (``unreadable.REASON``).
+    """
+
+    def __init__(self, records: list[dict], mapper: Callable[[dict], dict], seed: int, skip: bool = False):
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.seed = seed
+        self.skip = skip
 
     def __len__(self) -> int:
         return len(self.records)
@@ -38,9 +48,23 @@ class SeededStream(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict:
         position, index = key
         state = np.random.SeedSequence([self.seed, position]).generate_state(2)
-        np.random.seed(state[0])
-        random.seed(int(state[1]))
-        return self.mapper(self.records[index])
+        unreadable: dict[str, str] = {}
+        for others in range(MOST_SKIPPED):
+            np.random.seed(state[0])
+            random.seed(int(state[1]))
+            record = self.records[index]
+            try:
+                mapped = self.mapper(record)
+            except BadPicture as error:
+                if not self.skip:
+                    raise
+                unreadable[record["file_name"]] = str(error)
+                index = int(np.random.default_rng([self.seed, position, others]).integers(len(self.records)))
+            else:
+                return {**mapped, REASON: unreadable} if unreadable else mapped
+        raise UserError(
+            f"{MOST_SKIPPED} pictures in a row are not as they should be; the last: {[*unreadable.values()][-1]}"
+        )
 
 
 class ResumableSampler(torch.utils.data.Sampler):
@@ -145,8 +169,9 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
         )
     else:
         repeats = torch.ones(len(records))
+    skip = skips(cfg)
     loader = build_detection_train_loader(
-        dataset=SeededStream(records, ViLDMapper.from_config(cfg, store), seed),
+        dataset=SeededStream(records, ViLDMapper.from_config(cfg, store), seed, skip),
         mapper=None,
         sampler=ResumableSampler(repeats, seed, start_iteration * cfg.SOLVER.IMS_PER_BATCH),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
@@ -155,7 +180,7 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
     )
     inner = loader.dataset if cfg.DATALOADER.ASPECT_RATIO_GROUPING else loader
     inner.worker_init_fn = start_worker  # Detectron2 takes none
-    return loader
+    return Counted(loader, cfg.OUTPUT_DIR, resumed=start_iteration > 0) if skip else loader
 
 
 def start_worker(number: int) -> None:

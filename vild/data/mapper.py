@@ -14,7 +14,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from vild.data.pictures import read_picture
-from vild.errors import UserError
+from vild.data.unreadable import REASON, skips
+from vild.errors import BadPicture
 from vild.teacher.store import EmbeddingStore, Regions
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class ViLDMapper:
             sizes = (
                 f"{picture.shape[1]}x{picture.shape[0]}, the annotation file says {record['width']}x{record['height']}"
             )
-            raise UserError(f"picture {record['file_name']} is {sizes}")
+            raise BadPicture(f"picture {record['file_name']} is {sizes}")
         inputs = T.AugInput(picture)
         size, transforms = picture.shape[:2], self.augmentations(inputs)
         picture = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
@@ -160,13 +161,24 @@ class ViLDMapper:
 
 
 class InferenceMapper:
-    """Map a record to ``image``, resized as ``INPUT.*_TEST`` say."""
+    """Map a record to ``image``, resized as ``INPUT.*_TEST`` say.
+
+    With ``INPUT.UNREADABLE: "skip"``, one that cannot be read is grey, and says so (``unreadable.REASON``): whoever
+    takes the results must leave them out.
+    """
 
     def __init__(self, cfg):
         self.augmentations = T.AugmentationList(utils.build_augmentation(cfg, is_train=False))
         self.image_format = cfg.INPUT.FORMAT
+        self.skip = skips(cfg)
 
     def __call__(self, record: dict) -> dict:
-        inputs = T.AugInput(read_picture(record["file_name"], self.image_format))
+        try:
+            inputs = T.AugInput(read_picture(record["file_name"], self.image_format))
+        except BadPicture as error:
+            if not self.skip:
+                raise
+            grey = torch.full((3, 64, 64), 128, dtype=torch.uint8)
+            return {**record, "image": grey, REASON: {record["file_name"]: str(error)}}
         self.augmentations(inputs)
         return {**record, "image": torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))}

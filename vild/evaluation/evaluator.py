@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from vild.data import datasets
+from vild.data.unreadable import REASON, gathered
 from vild.evaluation.metrics import average_recall, best_overlaps, covered
 from vild.evaluation.protocol import Evaluation, Truth, evaluate
 from vild.evaluation.results import ResultsWriter, read_results
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "vild_metrics.json"
 RESULTS_FILE = "coco_instances_results.json"
 CLASSES_FILE = "per_class.json"
+PICTURES = "pictures"  # beside "bbox" and "segm" among the metrics: a count, where pictures could not be read
 RECALL_LIMITS = (100, 300, 1000)
 
 
@@ -48,9 +50,13 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
 
     def reset(self):
         self.writer = ResultsWriter(self.output_dir)
+        self.unreadable: dict[str, str] = {}
 
     def process(self, inputs, outputs):
         for given, output in zip(inputs, outputs, strict=True):
+            if REASON in given:
+                self.unreadable |= given[REASON]
+                continue
             results = instances_to_coco_json(output["instances"].to("cpu"), given["image_id"])
             for result in results:
                 result["category_id"] = self.classes.ids[result["category_id"]]
@@ -61,9 +67,11 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(self.output_dir or scratch) / RESULTS_FILE
             self.writer.finish(path)
+            unreadable = gathered(self.unreadable, self.name, self.output_dir)
             if not comm.is_main_process():
                 return {}
-            return evaluate_results(self.name, path, self.iou_types, self.output_dir).metrics
+            metrics = evaluate_results(self.name, path, self.iou_types, self.output_dir).metrics
+            return {**metrics, PICTURES: {REASON: float(unreadable)}} if unreadable else metrics
 
 
 def truth_of(name: str) -> Truth:
@@ -136,10 +144,13 @@ class ProposalRecallEvaluator(DatasetEvaluator):
 
     def reset(self):
         self.rows: list[tuple[int, tuple[float, ...]]] = []
+        self.unreadable: dict[str, str] = {}
 
     def process(self, inputs, outputs):
         for given, output in zip(inputs, outputs, strict=True):
-            self.add(given["image_id"], output["proposals"].proposal_boxes.tensor.cpu())
+            self.unreadable |= given.get(REASON, {})
+            boxes = output["proposals"].proposal_boxes.tensor.cpu()
+            self.add(given["image_id"], boxes[:0] if REASON in given else boxes)
 
     def add(self, image_id: int, proposals: torch.Tensor) -> None:
         """One picture's proposals [N, 4] xyxy, the best first."""
@@ -151,6 +162,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     def evaluate(self):
         comm.synchronize()
         rows = list(itertools.chain.from_iterable(comm.gather(self.rows, dst=0)))
+        unreadable = gathered(self.unreadable, self.name, None)
         if not comm.is_main_process():
             return {}
         result = {}
@@ -161,7 +173,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
                 result[f"AR@{limit}_{mark}"] = average_recall(column)
             result[f"recall50@{self.per_image}_{mark}"] = 100 * float(hits.mean())
         logger.info("%s\n%s", self.name, as_table({"proposals": result}))
-        return {"proposals": result}
+        return {"proposals": result} | ({PICTURES: {REASON: float(unreadable)}} if unreadable else {})
 
 
 def ground_truth_boxes(name: str) -> dict[int, tuple[torch.Tensor, list[int]]]:

@@ -20,6 +20,7 @@ import numpy as np
 from detectron2.utils import comm
 from pycocotools import mask as mask_api
 
+from vild.data.run_lengths import check_end, fits
 from vild.errors import UserError
 from vild.files import cannot_write, written_whole
 
@@ -76,7 +77,7 @@ def iterate_records(path: str | Path) -> Iterator[object]:
     if not path.is_file():
         raise UserError(f"results: {path} does not exist")
     decoder, count = json.JSONDecoder(), 0
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:  # no JSON is made of what is replaced
         buffer = file.read(_CHUNK).lstrip()
         if not buffer.startswith("["):
             raise UserError(f"results: {path} is not a JSON list of detections")
@@ -94,6 +95,8 @@ def iterate_records(path: str | Path) -> Iterator[object]:
                     raise UserError(f"results: {path}: {where}: not JSON, or cut off ({error.msg})") from error
                 buffer, at = buffer[at:] + more, 0
                 continue
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a thousand lists in one another
+                raise UserError(f"results: {path}: record {count}: {type(error).__name__}: {error}") from error
             yield record
             count += 1
 
@@ -128,7 +131,7 @@ def read_results(
             numbers.extend((*box, record["score"]))
         except KeyError as error:
             raise UserError(f"results: {path}: record {n}: {error} is missing") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"results: {path}: record {n}: {error}") from error
     id_columns = np.frombuffer(ids, np.int64).reshape(-1, 2)
     number_columns = np.frombuffer(numbers, np.float64).reshape(-1, 5)
@@ -146,8 +149,12 @@ def _counts(segmentation: dict, size: tuple[int, int]) -> bytes:
     if tuple(segmentation["size"]) != size:
         raise ValueError(f"segmentation's size {segmentation['size']} is not the picture's {list(size)}")
     counts = segmentation["counts"]
-    if isinstance(counts, list):
+    if isinstance(counts, str):
+        check_end(counts)
+    elif fits(counts, *size):
         counts = mask_api.frPyObjects(segmentation, *size)["counts"]
+    else:
+        raise ValueError("segmentation's counts are not a mask of the picture's size")
     return counts.encode() if isinstance(counts, str) else counts
 
 

@@ -14,11 +14,11 @@ from pycocotools import mask as mask_api
 from tabulate import tabulate
 from torchvision.ops import box_convert, box_iou
 
-from vild.data import datasets
+from vild.data import datasets, unreadable
 from vild.data.pictures import read_picture
-from vild.errors import UserError
+from vild.errors import BadPicture, UserError
 from vild.evaluation import cost
-from vild.evaluation.evaluator import CLASSES_FILE, METRICS_FILE, RESULTS_FILE
+from vild.evaluation.evaluator import CLASSES_FILE, METRICS_FILE, PICTURES, RESULTS_FILE
 from vild.evaluation.page import Block, Heading, Paragraph, Picture, Table
 from vild.evaluation.pictures import draw, side_by_side
 from vild.evaluation.report import ground_truth
@@ -69,6 +69,7 @@ def beside_published(name: str, metrics: dict[str, float | None]) -> list[Block]
             Paragraph(benchmark["title"] + ":"),
             Table(["", *map(_title, benchmark["columns"]), "from"], rows),
         ]
+    metrics = {key: value for key, value in metrics.items() if not key.startswith(f"{PICTURES}/")}
     kinds = list(dict.fromkeys(key.split("/")[0] for key in metrics))
     names = list(dict.fromkeys(key.split("/", 1)[1] for key in metrics))
     rows = [[n, *(_number(metrics.get(f"{kind}/{n}"), 2) for kind in kinds)] for n in names]
@@ -159,10 +160,14 @@ def class_pictures(name: str, results: Path, chosen: Sequence[dict], folder: Pat
         if not Path(record["file_name"]).is_file():
             blocks.append(Paragraph(f"{c['name']}: its picture {record['file_name']} is not here."))
             continue
+        try:
+            picture = read_picture(record["file_name"], "RGB")
+        except BadPicture as error:
+            blocks.append(Paragraph(f"{c['name']}: {error}"))
+            continue
         things = {**record, "annotations": [a for a in record["annotations"] if a["category_id"] == number]}
         truth = ground_truth(things)
         instances = _explaining(found.get(record["image_id"], []), index, number, truth)
-        picture = read_picture(record["file_name"], "RGB")
         pair = [draw(picture, i, classes.names, classes.splits, 400) for i in (truth, instances)]
         file = f"class_{c['id']}.jpg"
         drawn = side_by_side([pair], [f"ground truth: {c['name']}", "found"])
@@ -185,13 +190,22 @@ def _explaining(rows: list[dict], index: dict[int, int], number: int, truth: Ins
     return result
 
 
+def unreadable_blocks(folder: Path, what: str, count: int = 5) -> list[Block]:
+    """That, and which, pictures could not be read in a training or an evaluation; nothing where all could."""
+    if not (reasons := [*unreadable.of_run(folder).values()]):
+        return []
+    listed = "; ".join(reasons[:count]) + ("; ..." if len(reasons) > count else "")
+    return [Paragraph(f"{len(reasons)} pictures could not be read and {what}: {listed}")]
+
+
 def run_blocks(run: Path, name: str, metrics: dict, alone: bool, folder: Path, threshold: float) -> list[Block]:
     """Everything about one data set of a run."""
     inference = run / "inference" if alone else run / "inference" / name
     detail = json.loads((inference / CLASSES_FILE).read_text())
     metric = "segm/AP" if "segm/AP" in metrics else "bbox/AP50"
     counts = ", ".join(f"{k.replace('_', ' ')}: {v}" for k, v in detail["counts"].items())
-    blocks = [Heading(name), Paragraph(counts), *beside_published(name, metrics)]
+    blocks = [Heading(name), Paragraph(counts), *unreadable_blocks(inference, "count as pictures without detections")]
+    blocks += beside_published(name, metrics)
     ranked = ranked_novel(detail["classes"], metric)
     chosen = ranked if len(ranked) <= 6 else ranked[:3] + ranked[-3:]
     tables = class_tables(detail["classes"], metric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -18,6 +19,7 @@ from vild.files import write_json, write_tensors
 from vild.prompts import LearnedPrompts
 from vild.teacher.crops import crop_batch, fuse_scales, normalise, place
 from vild.teacher.prompt_learning import encode_in_context
+from vild.untrusted import refused_as
 
 RANDOM = "random"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -171,8 +173,11 @@ def _create(name: str, pretrained: str) -> nn.Module:
         folder = Path(name.removeprefix(open_clip.factory.LOCAL_DIR_PREFIX))
         if not (folder / "open_clip_config.json").is_file():
             raise UserError(f"teacher '{name}': {folder}/open_clip_config.json does not exist")
+        _refuse_code(name)
         return _or_user_error(name, lambda: open_clip.create_model(name, require_pretrained=True))
-    if open_clip.get_model_config(name) is None and not name.startswith("hf-hub:"):
+    if name.startswith("hf-hub:"):
+        _refuse_code(name)
+    elif open_clip.get_model_config(name) is None:
         raise UserError(f"teacher '{name}': open_clip has no model of this name (open_clip.list_models())")
     if pretrained == RANDOM:
         with torch.random.fork_rng(devices=[]):
@@ -193,6 +198,14 @@ def _create(name: str, pretrained: str) -> nn.Module:
     return _or_user_error(
         name, lambda: open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
     )
+
+
+def _refuse_code(name: str) -> None:
+    """UserError where a folder's or hub repository's config asks the tokenizer to run its own code."""
+    with refused_as(f"teacher '{name}': its open_clip_config.json cannot be read"):
+        wants = "trust_remote_code" in json.dumps(open_clip.get_model_config(name))
+    if wants:
+        raise UserError(f"teacher '{name}': its open_clip_config.json sets trust_remote_code, which would run its code")
 
 
 def _or_user_error(name: str, create: Callable[[], nn.Module]) -> nn.Module:

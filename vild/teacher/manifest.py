@@ -4,7 +4,7 @@ complete, every shard with its number of regions and its checksum."""
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +12,12 @@ import numpy as np
 
 from vild.errors import UserError
 from vild.files import write_json
+from vild.teacher.fingerprint import check_fingerprint
 from vild.teacher.shards import DTYPES
+from vild.untrusted import parse_json, read_bytes, refused_as
 
 MANIFEST = "manifest.json"
+_SHARD = re.compile(r"shard-\d{5,}\.safetensors", re.ASCII)  # a file of the folder: a repair removes what is broken
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
@@ -27,14 +30,28 @@ def read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"store {folder}: {path} does not exist; tools/build_teacher_store.py makes a store")
-    try:
-        manifest = json.loads(path.read_text())
-        if manifest["plan"]["dtype"] not in DTYPES or not isinstance(manifest["shards"], list):
-            raise ValueError(f"dtype {manifest['plan']['dtype']}, shards {manifest['shards']}"[:200])
-        manifest["complete"], manifest["plan"]["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"store {folder}: {MANIFEST} is not a store's ({type(error).__name__}: {error})") from error
+    with refused_as(f"store {folder}: {MANIFEST} is not a store's"):
+        manifest = parse_json(read_bytes(path))
+        _check(manifest)
     return manifest
+
+
+def _check(manifest: dict) -> None:
+    """ValueError, KeyError or TypeError unless a manifest is of the form in which they are written."""
+    plan, shards = manifest["plan"], manifest["shards"]
+    if plan["dtype"] not in DTYPES or not isinstance(shards, list) or not isinstance(manifest["complete"], bool):
+        raise ValueError(f"dtype {plan['dtype']}, complete {manifest['complete']}, shards {shards}"[:200])
+    check_fingerprint(plan["fingerprint"])
+    for shard in shards:
+        if not isinstance(shard["file"], str) or not _SHARD.fullmatch(shard["file"]):
+            raise ValueError(f"a shard is called {shard['file']}"[:200])
+        if type(shard["regions"]) is not int or not isinstance(shard["sha256"], str):
+            raise ValueError(f"{shard['file']}: {shard}"[:200])
+    unreadable = manifest.get("unreadable", [])
+    if not isinstance(unreadable, list) or not all(type(i) is int for i in unreadable):
+        raise ValueError("unreadable is no list of image ids")
+    if not isinstance(manifest.get("provenance"), dict | None):
+        raise ValueError("its provenance is not a record")
 
 
 def unfinished(plan: dict, provenance: dict | None) -> dict:

@@ -7,16 +7,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.ops import boxes as box_ops
 
 from vild.errors import UserError
 from vild.files import write_tensors
+from vild.untrusted import open_tensors, parse_json, refused_as
 
 Proposals = dict[int, tuple[Tensor, Tensor]]  # image_id: boxes [N, 4] xyxy, scores [N]
 
@@ -39,17 +39,11 @@ def load_proposals(path: str | Path) -> Proposals:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"proposals: {path} does not exist; tools/make_proposals.py makes them")
-    try:
+    with refused_as(f"proposals: {path} is not a proposal file"):
         if path.suffix == ".json":
-            return _from_json(json.loads(path.read_text()))
-        file = load_file(path)
-        bounds = file["offsets"].tolist()
-        return {
-            i: (file["boxes"][a:b], file["scores"][a:b])
-            for i, a, b in zip(file["image_ids"].tolist(), bounds[:-1], bounds[1:], strict=True)
-        }
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"proposals: {path} is not a proposal file ({type(error).__name__}: {error})") from error
+            return _from_json(_read_results(path))
+        with open_tensors(path) as file:
+            return _from_tensors(*(file.get_tensor(key) for key in ("image_ids", "offsets", "boxes", "scores")))
 
 
 def select_rows(
@@ -100,27 +94,63 @@ def read_provenance(path: str | Path) -> dict | None:
     """What a proposal file says about its origin; None if it says nothing."""
     if Path(path).suffix == ".json":
         return None
-    try:
-        with safe_open(path, "np") as file:
-            return json.loads((file.metadata() or {}).get("provenance", "null"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UserError(f"proposals: {path} is not a proposal file ({type(error).__name__}: {error})") from error
+    with refused_as(f"proposals: {path} is not a proposal file"), open_tensors(path) as file:
+        record = parse_json((file.metadata() or {}).get("provenance", "null"))
+        if not isinstance(record, dict | None):
+            raise ValueError("its provenance is not a record")
+        return record
 
 
 def read_labels(path: str | Path) -> set[int]:
     """The category ids that a proposal file carries, if it does; nothing here ever reads them for training."""
-    if Path(path).suffix == ".json":
-        return {r["category_id"] for r in json.loads(Path(path).read_text()) if "category_id" in r}
-    others = [t for key, t in load_file(path).items() if key not in ("image_ids", "offsets", "boxes", "scores")]
-    return {v for t in others if not t.is_floating_point() for v in t.flatten().tolist()}
+    with refused_as(f"proposals: {path} is not a proposal file"):
+        if Path(path).suffix == ".json":
+            return {r["category_id"] for r in _read_results(path) if "category_id" in r}
+        with open_tensors(path) as file:
+            keys = set(file.keys()) - {"image_ids", "offsets", "boxes", "scores"}
+            others = [file.get_tensor(key) for key in sorted(keys)]
+        return {v for t in others if not t.is_floating_point() for v in t.flatten().tolist()}
+
+
+def _read_results(path: str | Path) -> list[dict]:
+    results = parse_json(Path(path).read_bytes())  # COCO's own lists are of any length
+    if not isinstance(results, list) or not all(isinstance(r, dict) for r in results):
+        raise ValueError("not a list of records")
+    return results
 
 
 def _from_json(results: list[dict]) -> Proposals:
     rows: dict[int, list] = {}
     for r in sorted(results, key=lambda r: -r["score"]):
-        x, y, w, h = r["bbox"]
-        rows.setdefault(r["image_id"], []).append([x, y, x + w, y + h, r["score"]])
-    return {i: (torch.tensor(v)[:, :4], torch.tensor(v)[:, 4]) for i, v in rows.items()}
+        x, y, w, h = map(float, r["bbox"])
+        if type(r["image_id"]) is not int or abs(r["image_id"]) >= 2**63:
+            raise ValueError(f"image_id {str(r['image_id'])[:40]} is not an integer")
+        rows.setdefault(r["image_id"], []).append([x, y, x + w, y + h, float(r["score"])])
+    flat = torch.tensor([row for some in rows.values() for row in some], dtype=torch.float32).reshape(-1, 5)
+    return _split_up(rows, [len(v) for v in rows.values()], flat[:, :4], flat[:, 4])
+
+
+def _from_tensors(ids: Tensor, offsets: Tensor, boxes: Tensor, scores: Tensor) -> Proposals:
+    rows = len(boxes)
+    shapes = {
+        "image_ids": (ids, torch.int64, (len(offsets) - 1,)),
+        "offsets": (offsets, torch.int64, offsets.shape[:1]),
+        "boxes": (boxes, torch.float32, (rows, 4)),
+        "scores": (scores, torch.float32, (rows,)),
+    }
+    for name, (tensor, dtype, shape) in shapes.items():
+        if tensor.dtype != dtype or tensor.shape != shape:
+            raise ValueError(f"{name} are {tensor.dtype} {list(tensor.shape)}")
+    if offsets[0] != 0 or offsets[-1] != rows or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(f"offsets do not rise from 0 to {rows}")
+    return _split_up(ids.tolist(), offsets.diff().tolist(), boxes, scores)
+
+
+def _split_up(ids: Iterable[int], counts: Sequence[int], boxes: Tensor, scores: Tensor) -> Proposals:
+    """By picture; ValueError for numbers that are not finite."""
+    if not boxes.isfinite().all() or not scores.isfinite().all():
+        raise ValueError("a box or a score is not finite")
+    return dict(zip(ids, zip(boxes.split(counts), scores.split(counts), strict=True), strict=True))
 
 
 def hash_file(path: str | Path) -> str:

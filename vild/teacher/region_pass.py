@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vild.data.pictures import read_picture
+from vild.errors import BadPicture
 from vild.teacher.clip import Teacher
 from vild.teacher.crops import SCALES, fuse_scales, normalise
 from vild.teacher.store import Regions, StoreWriter
@@ -24,22 +25,30 @@ logger = logging.getLogger(__name__)
 
 
 class PictureFiles(Dataset):
-    """Decoded pictures, uint8 [3, H, W], RGB. ``files``: image_id to path; ``image_ids``: which, in what order."""
+    """Decoded pictures, uint8 [3, H, W], RGB. ``files``: image_id to path; ``image_ids``: which, in what order;
+    ``skip``: what is wrong with one that cannot be read comes in its place, as a line."""
 
-    def __init__(self, files: dict[int, str], image_ids: Sequence[int]):
-        self.files, self.image_ids = files, image_ids
+    def __init__(self, files: dict[int, str], image_ids: Sequence[int], skip: bool = False):
+        self.files, self.image_ids, self.skip = files, image_ids, skip
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, index: int) -> Tensor:
-        picture = read_picture(self.files[self.image_ids[index]], "RGB")
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            picture = read_picture(self.files[self.image_ids[index]], "RGB")
+        except BadPicture as error:
+            if not self.skip:
+                raise
+            return str(error)
         return torch.from_numpy(picture.copy()).permute(2, 0, 1)
 
 
-def load_pictures(files: dict[int, str], image_ids: Sequence[int], workers: int, pin: bool) -> DataLoader:
+def load_pictures(
+    files: dict[int, str], image_ids: Sequence[int], workers: int, pin: bool, skip: bool = False
+) -> DataLoader:
     """Pictures one by one, read ahead by worker processes; pinned where they go to a GPU."""
-    return DataLoader(PictureFiles(files, image_ids), batch_size=None, num_workers=workers, pin_memory=pin)
+    return DataLoader(PictureFiles(files, image_ids, skip), batch_size=None, num_workers=workers, pin_memory=pin)
 
 
 class Encoder:
@@ -65,11 +74,11 @@ class Encoder:
         return self.teacher.encode_image(normalise(crops, self.teacher.mean, self.teacher.std))
 
 
-def encode_pictures(encoder: Encoder, pictures: Iterable[Tensor], boxes: Iterable[Tensor]) -> Iterator[Tensor]:
+def encode_pictures(encoder: Encoder, pictures: Iterable[Tensor | str], boxes: Iterable[Tensor]) -> Iterator[Tensor]:
     """Distillation targets, a picture at a time, of crops that fill batches across pictures.
 
     Args:
-        pictures: uint8 [3, H, W], RGB, anywhere.
+        pictures: uint8 [3, H, W], RGB, anywhere; or a line that says why there is none, which gives no embeddings.
         boxes: for each, float [N, 4] xyxy in its pixels.
 
     Yields:
@@ -92,6 +101,9 @@ def encode_pictures(encoder: Encoder, pictures: Iterable[Tensor], boxes: Iterabl
         return torch.cat(parts)
 
     for picture, box in zip(pictures, boxes, strict=True):
+        if isinstance(picture, str):
+            logger.warning("no regions: %s", picture)
+            box = box[:0]
         counts.append(len(box))
         if len(box):
             picture = picture.to(teacher.device, non_blocking=True)
@@ -136,7 +148,9 @@ def write_shards(
                 found[image_id] = embeddings
                 yield 1
             rows = torch.cat(list(found.values())).cpu().split([len(e) for e in found.values()])
-            whole = {i: Regions(regions[i][0], e, regions[i][1]) for i, e in zip(ids, rows, strict=True)}
+            whole = {  # all of a picture's rows, or none where it cannot be read
+                i: Regions(regions[i][0][: len(e)], e, regions[i][1][: len(e)]) for i, e in zip(ids, rows, strict=True)
+            }
             if written is not None:
                 written.result()
             written = thread.submit(writer.write_shard, index, whole.__getitem__)

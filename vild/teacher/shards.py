@@ -8,7 +8,6 @@ file is told before it is mapped (touching what is not there would end the proce
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vild.errors import UserError
+from vild.untrusted import parse_json
 
 DTYPES = {"float16": torch.float16, "int8": torch.int8}  # of the embeddings
 BOX_BYTES = 16 + 4  # box and score, float32
@@ -84,7 +84,7 @@ def read_head(path: Path, dtype: str) -> Head:
     """
     try:
         return _read_head(path, dtype)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise broken(path, reason) from error
 
@@ -104,7 +104,9 @@ def _read_head(path: Path, dtype: str) -> Head:
             raise ValueError(f"a header of {start - 8} bytes in a file of {size}")
         if start > len(first):
             first += os.pread(file.fileno(), start - len(first), len(first))
-        header = json.loads(first[8:start])
+        header = parse_json(first[8:start])
+        if not isinstance(header, dict):
+            raise ValueError(f"its header is {type(header).__name__}")
         header.pop("__metadata__", None)
         types = {**_TYPES, "embeddings": {"float16": "F16", "int8": "I8"}[dtype]}
         if dtype == "float16":
@@ -115,6 +117,8 @@ def _read_head(path: Path, dtype: str) -> Head:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, stop = entry["data_offsets"]
             shape = tuple(entry["shape"])
+            if not all(type(n) is int and n >= 0 for n in (begin, stop, *shape)):
+                raise ValueError(f"{name}: shape {shape} at bytes {begin} to {stop}"[:200])
             if entry["dtype"] != types[name] or begin != end or stop - begin != math.prod(shape) * _ITEM[types[name]]:
                 raise ValueError(f"{name}: {entry['dtype']} {list(shape)} at bytes {begin} to {stop}")
             places[name], end = (start + begin, shape), stop
@@ -134,7 +138,8 @@ def _read_head(path: Path, dtype: str) -> Head:
     for name, shape in shapes.items():
         if name in places and places[name][1] != shape:
             raise ValueError(f"{name} is {list(places[name][1])} beside embeddings [{rows}, {width}]")
-    if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
+    # not by differences: that from the largest int64 to the least is 1
+    if offsets[0] != 0 or offsets[-1] != rows or (offsets[1:] < offsets[:-1]).any():
         raise ValueError(f"offsets do not rise from 0 to {rows}")
     return Head(path, ids, offsets, places, size, dtype)
 

@@ -116,10 +116,18 @@ class StoreWriter:
             raise UserError(f"store {self.folder}: {MANIFEST} has gone while the store was being written")
         write_tensors(self.shard_path(index), tensors)
 
-    def finish(self) -> dict:
-        """Write the complete manifest, with checksums and counts; returns it."""
+    def finish(self, counts_planned: dict[int, int] | None = None) -> dict:
+        """Write the complete manifest, with checksums and counts; returns it.
+
+        ``counts_planned``: how many regions each picture was to have. Those that have none though some were planned
+        could not be read (``--unreadable skip``); the manifest lists them under "unreadable". What is in the shards is
+        asked, so that the list is whole whoever wrote them.
+        """
         paths = [self.shard_path(index) for index in range(len(self.chunks))]
-        counts = [int(read_head(path, self.plan["dtype"]).offsets[-1]) for path in paths]
+        heads = [read_head(path, self.plan["dtype"]) for path in paths]
+        counts = [int(head.offsets[-1]) for head in heads]
+        empty = [i for head in heads for i in head.image_ids[np.diff(head.offsets) == 0].tolist()]
+        unreadable = [i for i in empty if (counts_planned or {}).get(i)]
         with ThreadPoolExecutor() as pool:
             sums = list(pool.map(hash_shard, paths))
         shards = [
@@ -128,6 +136,7 @@ class StoreWriter:
         ]
         manifest = {"plan": self.plan, "provenance": self.provenance}
         manifest |= {"complete": True, "regions": sum(counts), "shards": shards}
+        manifest |= {"unreadable": unreadable} if unreadable else {}
         write_manifest(self.folder, manifest)
         return manifest
 
@@ -156,6 +165,9 @@ class EmbeddingStore:
             if not path.is_file():
                 raise UserError(f"store {folder}: {path.name} is listed in {MANIFEST} but missing")
             head = read_head(path, self.plan["dtype"])
+            width = self.fingerprint.get("width")
+            if width not in (None, head.places["embeddings"][1][1]):
+                raise UserError(f"store {folder}: {path.name} is not {width} wide, as its teacher is")
             if head.offsets[-1] != shard["regions"]:
                 raise UserError(
                     f"store {folder}: {path.name} has {head.offsets[-1]} regions, {MANIFEST} says {shard['regions']}"

@@ -44,6 +44,8 @@ def summarise(folder: Path) -> str:
     ]
     if plan.get("dropped"):
         lines.append("dropped     " + ", ".join(f"{n:,} by {rule}" for rule, n in plan["dropped"].items()))
+    if unreadable := manifest.get("unreadable"):
+        lines.append(f"unreadable  {len(unreadable):,} pictures have no regions: image_id {unreadable[0]}, ...")
     return "\n".join(lines + list(histogram(counts)))
 
 

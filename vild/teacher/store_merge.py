@@ -59,6 +59,8 @@ def merge(folders: Sequence[Path], output: Path) -> dict:
                         raise broken(folder / shard["file"], "its checksum is not the manifest's")
                     shards.append({**shard, "file": name})
             whole |= {"regions": sum(shard["regions"] for shard in shards), "shards": shards}
+            if unreadable := [i for manifest in manifests for i in manifest.get("unreadable", [])]:
+                whole["unreadable"] = unreadable
             write_manifest(aside, whole)
             os.rename(aside, output)
     except UserError:
