@@ -57,15 +57,14 @@ def distill_losses(
     progress: float,
     others: OtherTeachers | None,
 ) -> dict[str, Tensor]:
-    """Every objective's loss by name, with those in the spaces of further teachers.
+    """Every objective's loss by name, with what further teachers add (``other_teachers.py``).
 
     Args:
         features: [M, F], of the head that is distilled.
         base: bool [C].
         progress: of the training, 0 to 1.
     """
-    found = {f"loss_{o.name}": o(regions, progress) for o in objectives}
-    if others is not None:
-        targets = [torch.cat([d.get(f"embeddings_{n}") for d in distill]) for n in range(1, len(others) + 1)]
-        found |= others.losses(features, targets, regions.counts, base, objectives, progress)
-    return found
+    if others is None:
+        return {f"loss_{o.name}": o(regions, progress) for o in objectives}
+    targets = [torch.cat([d.get(f"embeddings_{n}") for d in distill]) for n in range(1, len(others) + 1)]
+    return others.losses(regions, features, targets, base, objectives, progress)

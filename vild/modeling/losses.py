@@ -31,14 +31,15 @@ def text_loss(logits: Tensor, labels: Tensor, trained: Tensor) -> Tensor:
     return F.cross_entropy(logits.masked_fill(~keep, float("-inf")), labels)
 
 
-def image_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
+def image_loss(embeddings: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """L1 between unit region embeddings and unit teacher embeddings, both [M, D] (eq. 3).
 
-    Summed over D, mean over RoIs. Scalar.
+    Summed over D, mean over RoIs, each times its weight [M] (None: 1). Scalar.
     """
     if len(targets) == 0:
         return embeddings.sum() * 0
-    return (embeddings - targets).abs().sum(1).mean()
+    of_each = (embeddings - targets).abs().sum(1)
+    return (of_each if weights is None else of_each * weights).mean()
 
 
 def box_loss(

@@ -128,7 +128,15 @@ class ViLDROIHeads(StandardROIHeads):
             distill_weight=vild.DISTILL_WEIGHT,
             iterations=cfg.SOLVER.MAX_ITER,
             concepts=load_concepts(objectives, vocabulary),
-            others=build_other_teachers(teachers, features, vocabulary.names, vild.TEMPERATURE, objectives),
+            others=build_other_teachers(
+                teachers,
+                features,
+                vocabulary.names,
+                vild.TEMPERATURE,
+                objectives,
+                vild.SEVERAL_TEACHERS.BY,
+                vild.SEVERAL_TEACHERS.WEIGHTS,
+            ),
             old_student_weight=vild.OLD_STUDENT.WEIGHT,
             ensemble_weight=vild.ENSEMBLE_WEIGHT,
             score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
@@ -252,7 +260,7 @@ class ViLDROIHeads(StandardROIHeads):
         own = 1 if self.image_embedding is None else 2
         texts = [self.classifier.matrix(offered.text)] * own
         # further teachers know the classes of training only
-        if self.others is not None and offered.names == self.others.names:
+        if len(heads) > own and offered.names == self.others.names:
             texts += self.others.texts
         for logits in self.classifier.blocks(heads[: len(texts)], texts):
             novel = ~offered.base

@@ -54,3 +54,6 @@ def _pictures(regions: Regions, least: int):
                 rows = torch.linspace(0, len(student) - 1, MOST, device=student.device).long()
                 student, teacher = student[rows], teacher[rows]
             yield student, teacher
+
+
+OF_PAIRS = (distances, angles)
