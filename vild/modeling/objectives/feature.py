@@ -23,7 +23,7 @@ def smooth_l1(regions: Regions, *, beta: float = 0.05) -> Tensor:
 
 
 def squared(regions: Regions) -> Tensor:
-    """Squared L2 (FitNets' distance; Romero et al. 2015, eq. 3, without its 1/2); of unit vectors 2 - 2 cos."""
+    """Squared L2 (that of FitNets' hints, without its 1/2; Romero et al. 2015); of unit vectors 2 - 2 cos."""
     if not len(regions.student):
         return regions.nothing()
     return regions.mean((regions.student - regions.teacher).square().sum(1))
