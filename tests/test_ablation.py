@@ -10,7 +10,8 @@ from PIL import Image
 from vild import ablation
 from vild.errors import UserError
 from vild.evaluation import cost
-from vild.pipeline import GlyphsRun, Pipeline, Stage
+from vild.modeling.other_teachers import check_teachers
+from vild.pipeline import SECOND_WIDTH, GlyphsRun, Pipeline, Stage
 
 GRID = """
 seeds: [0, 1]
@@ -50,6 +51,10 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {evaluate: b}, b: {clip_on_crops: true}}", "'b' is no row with a config"),
         ("rows: {a: {clip_on_crops: true}}", "beside a row with a config"),
         ("rows: {a b: {config: vild}, a-b: {config: text}}", "two rows"),
+        ("rows: {a: {config: vild, teachers: 3}}", "teachers: 3 is not one of"),
+        ("rows: {a: {config: vild, teachers: 2, data: all}}", "teachers is for"),
+        ("rows: {a: {config: vild, teachers: 2}, b: {evaluate: a}}", "more teachers than one"),
+        ("rows: {a: {config: vild, teachers: 2}, b: {clip_on_crops: true}}", "beside a row with a config"),
         ("rows: [", "grid"),
     ],
 )
@@ -59,8 +64,9 @@ def test_mistakes_are_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_each_stage_runs_once_and_rows_share_what_comes_before(tmp_path, monkeypatch, vocabulary):
-    """With tools that do nothing: the stages' order and commands."""
+@pytest.fixture
+def stages_of(tmp_path, monkeypatch, vocabulary):
+    """A grid's stages in their order, with tools that do nothing."""
     done: list[Stage] = []
 
     def run(self, *stages):
@@ -68,15 +74,44 @@ def test_each_stage_runs_once_and_rows_share_what_comes_before(tmp_path, monkeyp
         if any(s.name == "vocabulary" for s in stages):
             vocabulary.save(self.vocabulary)
 
+    def stages(text):
+        done.clear()
+        ablation.run_seed(GlyphsRun(tmp_path / "seed0", iterations=10), read(tmp_path, text).rows)
+        return list(done)
+
     monkeypatch.setattr(Pipeline, "run", run)
-    grid = read(tmp_path, GRID)
-    ablation.run_seed(GlyphsRun(tmp_path / "seed0", iterations=10), grid.rows)
+    return stages
+
+
+def test_each_stage_runs_once_and_rows_share_what_comes_before(stages_of):
+    done = stages_of(GRID)
     names = [s.name for s in done]
     assert len(set(names)) == len(names)
     assert names[-2:] == ["row-rotated", "row-crops"] and names.index("store") < names.index("row-vild")
     cosine = " ".join(next(s for s in done if s.name == "row-cosine").command)
     assert "MODEL.VILD.OBJECTIVES [{'NAME': 'cosine'}] MODEL.VILD.DISTILL_WEIGHT 3" in cosine
     assert "glyphs_train_all" in " ".join(next(s for s in done if s.name == "row-oracle").command)
+
+
+def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_cfg):
+    """It changes no other stage's command: what ran without it is not run again."""
+    before = {s.name: s.command for s in stages_of(GRID)}
+    two = "  two: {config: vild, teachers: 2, MODEL.VILD.DISTILL_WEIGHT: 1}\n"
+    after = {s.name: s.command for s in stages_of(GRID + two)}
+    assert {name: after[name] for name in before} == before
+    new = [name for name in after if name not in before]
+    assert sorted(new) == ["row-two", "store2", "teacher2", "vocabulary2"]
+    assert list(after).index("proposals_train") < list(after).index("store2") < list(after).index("row-two")
+    teacher, words, store, row = (after[n] for n in ("teacher2", "vocabulary2", "store2", "row-two"))
+    folder = teacher[teacher.index("--output") + 1]
+    assert words[words.index("--teacher") + 1] == store[store.index("--teacher") + 1] == f"local-dir:{folder}"
+    proposals = after["store"][after["store"].index("--proposals") + 1]
+    assert store[store.index("--proposals") + 1] == proposals
+    key = row.index("MODEL.VILD.TEACHERS")
+    (entry,) = check_teachers(make_cfg("vild", *row[key : key + 2]).MODEL.VILD.TEACHERS)
+    assert entry["STORE"] == store[store.index("--output") + 1]
+    assert entry["VOCABULARY"] == words[words.index("--output") + 1]
+    assert row[-2:] == ("MODEL.VILD.DISTILL_WEIGHT", "1") and teacher[-2:] == ("--width", str(SECOND_WIDTH))
 
 
 def test_table_and_plot(tmp_path):

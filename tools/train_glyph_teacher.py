@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from vild.errors import one_line_errors
-from vild.teacher.glyph_clip import train
+from vild.teacher.glyph_clip import MODEL_CFG, train
 
 
 @one_line_errors
@@ -18,10 +18,11 @@ def main():
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, default=MODEL_CFG["embed_dim"], help="of its embeddings")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("root").setLevel(logging.ERROR)
-    train(args.output, args.steps, args.seed)
+    train(args.output, args.steps, args.seed, width=args.width)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ setting each:
 
 * ``config``: one of configs/Glyphs/; every key with capitals is an override of it (``MODEL.VILD.OBJECTIVES: [...]``);
 * ``data``: "nonovel" (training scenes without novel objects) or "all" (the novel names annotated: an oracle);
+* ``teachers: 2``: a second teacher, of another width, beside the first (MODEL.VILD.TEACHERS);
 * or ``evaluate``: another row's detector, with ``novel_texts: rotated`` (a control that must destroy novel AP);
 * or ``clip_on_crops: true``: the teacher on every proposal, no detector.
 """
@@ -32,7 +33,8 @@ from vild.vocabulary import Vocabulary
 METRICS = ["bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/APr", "bbox/APc", "bbox/APf",
            "segm/AP50_novel", "segm/AP50_base"]  # fmt: skip
 SECONDS, PARAMETERS, GFLOP = "seconds a step", "million parameters", "GFLOP"
-CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "clip_on_crops": (False, True)}
+CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "clip_on_crops": (False, True),
+           "teachers": (1, 2)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Row:
     evaluate: str = ""
     novel_texts: str = ""
     clip_on_crops: bool = False
+    teachers: int = 1
     overrides: tuple[tuple[str, object], ...] = ()
 
     @property
@@ -85,9 +88,12 @@ def read_grid(path: Path) -> Grid:
             raise UserError(f"grid {path}: two rows would lie in {row.stage}; name them differently")
         if row.evaluate and row.evaluate not in trained:
             raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' is no row with a config")
-        if row.clip_on_crops and not any(r.data == "train" for r in trained.values()):
+        if row.evaluate and trained[row.evaluate].teachers > 1:
+            raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' has more teachers than one")
+        if row.clip_on_crops and not any(map(_fit_for_gauges, grid.rows)):
             raise UserError(
-                f"grid {path}, row '{row.name}': it is measured beside a row with a config, which is missing"
+                f"grid {path}, row '{row.name}': it is measured beside a row with a config (of one teacher), "
+                "which is missing"
             )
     return grid
 
@@ -107,7 +113,13 @@ def _row(name: str, setting: object, where: str) -> Row:
             raise UserError(f"{where}: {key}: {known[key]} is not one of {', '.join(map(str, allowed))}")
     if sum(bool(known.get(key)) for key in ("config", "evaluate", "clip_on_crops")) != 1:
         raise UserError(f"{where}: give one of config, evaluate and clip_on_crops")
+    if known.get("teachers", 1) > 1 and (not known.get("config") or known.get("data", "train") != "train"):
+        raise UserError(f"{where}: teachers is for a config on data: train")
     return Row(name, **known, overrides=tuple(overrides.items()))
+
+
+def _fit_for_gauges(row: Row) -> bool:
+    return bool(row.config) and row.data == "train" and row.teachers == 1
 
 
 def run_seed(run: GlyphsRun, rows: tuple[Row, ...]) -> None:
@@ -120,17 +132,18 @@ def run_seed(run: GlyphsRun, rows: tuple[Row, ...]) -> None:
         run.run(run.train("network_nonovel", "proposals", "DATASETS.TRAIN", "('glyphs_nonovel_train',)"))
         run.run(run.make_proposals("proposals_nonovel", "glyphs_nonovel_train", "network_nonovel"))
         run.run(run.store("store_nonovel", "glyphs_nonovel_train", "proposals_nonovel"))
-    run.run(*(_train(run, row) for row in rows if row.config))
+    second = run.second_teacher() if any(row.teachers == 2 for row in rows) else None
+    run.run(*(_train(run, row, second if row.teachers == 2 else None) for row in rows if row.config))
     others = []
     for row in rows:
         if row.evaluate:
             others.append(_evaluate(run, row, next(r for r in rows if r.name == row.evaluate)))
         elif row.clip_on_crops:
-            others.append(_gauges(run, row, next(r for r in rows if r.config and r.data == "train")))
+            others.append(_gauges(run, row, next(filter(_fit_for_gauges, rows))))
     run.run(*others)
 
 
-def _train(run: GlyphsRun, row: Row) -> Stage:
+def _train(run: GlyphsRun, row: Row, second: dict | None = None) -> Stage:
     where: tuple[object, ...] = ()
     start = "proposals"
     if row.data == "all":
@@ -143,6 +156,8 @@ def _train(run: GlyphsRun, row: Row) -> Stage:
     elif row.data == "nonovel":
         where = ("DATASETS.TRAIN", "('glyphs_nonovel_train',)", "MODEL.VILD.STORE", run.folder / "store_nonovel")
         start = "network_nonovel"
+    if second is not None:
+        where = ("MODEL.VILD.TEACHERS", [second])
     overrides = (x for pair in row.overrides for x in pair)
     return run.train(row.stage, row.config, *where, *overrides, start=start)
 

@@ -29,6 +29,11 @@ def add_vild_config(cfg: CfgNode) -> None:
     # Further teachers, {"STORE", "VOCABULARY", "WEIGHT" (1)} each: stores of the same proposals, vocabularies of the
     # same names (vild/modeling/other_teachers.py). Their objectives may look at "base" words only
     vild.TEACHERS = []
+    # How they go together with the first. BY: "projections", the student learns its objectives in the space of each;
+    # or "average", soft_targets and hard_targets imitate the mean of their distributions over the base names, anything
+    # else the first teacher alone. WEIGHTS: "fixed", WEIGHT (the first teacher's is 1; in a mean over their sum); or
+    # "confidence", of each region their sum is 1, and who is surer over the base names counts more
+    vild.SEVERAL_TEACHERS = CfgNode({"BY": "projections", "WEIGHTS": "fixed"})
     # Continue on new data without forgetting: a trained detector of the same architecture and teacher, whose region
     # embeddings of the sampled proposals are imitated by L1 ("" for none); MODEL.WEIGHTS usually names it too
     vild.OLD_STUDENT = CfgNode({"WEIGHTS": "", "WEIGHT": 0.5})

@@ -17,6 +17,7 @@ from vild.errors import UserError
 from vild.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SECOND_WIDTH = 96  # of the second teacher's embeddings
 _PROGRESS = re.compile(rb"(\d+%)\|[^|]*\|\s*\S+ \[[^<\]]*<([\d:]+)|eta: ([\d:]+)")
 
 
@@ -194,13 +195,28 @@ class GlyphsRun(Pipeline):
         return stage(name, "make_glyphs.py", "--seed", self.seed, "--fraction", fraction, "--sets", *sets)
 
     def train_teacher(self) -> Stage:
-        steps = 10 if self.smoke else 400
-        folder = self.folder / "teacher"
-        return stage("teacher", "train_glyph_teacher.py", "--seed", self.seed, "--steps", steps, "--output", folder)
+        return self._train_teacher("teacher", self.seed)
 
-    def make_vocabulary(self, name: str, dataset: str) -> Stage:
-        output = self.folder / f"{name}.safetensors"
-        return stage(name, "build_vocabulary.py", "--dataset", dataset, "--teacher", self.teacher, "--output", output)
+    def second_teacher(self) -> dict[str, str]:
+        """An entry of MODEL.VILD.TEACHERS, made after :meth:`prepare`: a teacher of another width that learned from
+        other pictures, its words, and its store over the same proposals."""
+        self.run(self._train_teacher("teacher2", self.seed + 100, "--width", SECOND_WIDTH))
+        teacher = f"local-dir:{self.folder / 'teacher2'}"
+        self.run(
+            self.make_vocabulary("vocabulary2", "glyphs_train", teacher),
+            self.store("store2", "glyphs_train", "proposals_train", teacher),
+        )
+        return {"STORE": str(self.folder / "store2"), "VOCABULARY": str(self.folder / "vocabulary2.safetensors")}
+
+    def _train_teacher(self, name: str, seed: int, *more: object) -> Stage:
+        steps = 10 if self.smoke else 400
+        tool = "train_glyph_teacher.py"
+        return stage(name, tool, "--seed", seed, "--steps", steps, "--output", self.folder / name, *more)
+
+    def make_vocabulary(self, name: str, dataset: str, teacher: str = "") -> Stage:
+        """``teacher``: "" for the first."""
+        output, teacher = self.folder / f"{name}.safetensors", teacher or self.teacher
+        return stage(name, "build_vocabulary.py", "--dataset", dataset, "--teacher", teacher, "--output", output)
 
     def make_proposals(self, name: str, dataset: str, network: str = "proposals") -> Stage:
         return stage(
@@ -209,9 +225,10 @@ class GlyphsRun(Pipeline):
             "MODEL.WEIGHTS", self.folder / network / "model_final.pth",
         )  # fmt: skip
 
-    def store(self, name: str, dataset: str, proposals: str) -> Stage:
+    def store(self, name: str, dataset: str, proposals: str, teacher: str = "") -> Stage:
+        """``teacher``: "" for the first."""
         return stage(
-            name, "build_teacher_store.py", "--dataset", dataset, "--teacher", self.teacher,
+            name, "build_teacher_store.py", "--dataset", dataset, "--teacher", teacher or self.teacher,
             "--proposals", self.folder / f"{proposals}.safetensors", "--output", self.folder / name,
         )  # fmt: skip
 

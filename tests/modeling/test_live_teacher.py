@@ -189,9 +189,9 @@ def test_mixed_takes_from_the_store_what_it_has(make_cfg, teacher, proposals_fil
         asked.append((image, live(image, window, proposals)))
         return asked[-1][1]
 
-    def loss(embeddings, rows):
+    def loss(embeddings, rows, weights):
         distilled.append(rows)
-        return image_loss(embeddings, rows)
+        return image_loss(embeddings, rows, weights)
 
     monkeypatch.setattr("vild.modeling.objectives.feature.image_loss", loss)
     assert losses_of(build(mixed, targets), inputs)["loss_l1"].isfinite()

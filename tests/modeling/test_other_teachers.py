@@ -14,6 +14,8 @@ from vild.data.mapper import ViLDMapper
 from vild.distillation import open_store
 from vild.errors import UserError
 from vild.modeling import fusion
+from vild.modeling.objectives import Regions as ObjectiveRegions
+from vild.modeling.other_teachers import OtherTeachers
 from vild.teacher.store import Regions, StoreWriter
 from vild.vocabulary import Vocabulary
 
@@ -99,6 +101,56 @@ def test_image_heads_of_several_teachers_are_averaged():
     torch.testing.assert_close(fusion.variant_scores("image", [a], novel, 0.5, [b]), mean.exp())
 
 
+SOFT = ("MODEL.VILD.OBJECTIVES", "[{'NAME': 'soft_targets'}, {'NAME': 'l1'}]")
+KEY = "MODEL.VILD.SEVERAL_TEACHERS"
+
+
+def test_averaged_teachers_add_a_loss_to_no_head(make_cfg, second):
+    """The student, its weights and its scores are those of one teacher; only the soft targets are others."""
+    several = ("MODEL.VILD.TEACHERS", str([second]), f"{KEY}.BY", "average")
+    cfgs = [make_cfg("vild", *SOFT, "INPUT.RANDOM_FLIP", "none", *more) for more in ((), several)]
+    (plain, _, alone), (model, _, losses) = map(losses_of, cfgs)
+    mine, others = plain.state_dict(), model.state_dict()
+    assert mine.keys() == others.keys() and all(torch.equal(v, others[k]) for k, v in mine.items())
+    assert losses.keys() == alone.keys() and {k for k in losses if not torch.equal(losses[k], alone[k])} == {
+        "loss_soft_targets"
+    }
+    pooled = torch.randn(3, 64, 7, 7)
+    with torch.inference_mode():
+        assert torch.equal(model.eval().roi_heads.scores(pooled)[0], plain.eval().roi_heads.scores(pooled)[0])
+
+
+@pytest.mark.parametrize("by", ["projections", "average"])
+def test_two_identical_teachers_by_confidence_are_one(make_cfg, store_folder, vocabulary, by):
+    cfg = make_cfg("vild", *SOFT, "INPUT.RANDOM_FLIP", "none")
+    same = {"STORE": str(store_folder), "VOCABULARY": cfg.MODEL.VILD.VOCABULARY, "WEIGHT": 3}
+    cfg2 = make_cfg("vild", *SOFT, "INPUT.RANDOM_FLIP", "none", "MODEL.VILD.TEACHERS", str([same]),
+                    f"{KEY}.WEIGHTS", "confidence", f"{KEY}.BY", by)  # fmt: skip
+    alone, (model, inputs, _) = losses_of(cfg)[2], losses_of(cfg2)
+    heads = model.roi_heads
+    for projection in heads.others.projections:
+        projection.load_state_dict(heads.embedding.projection.state_dict())
+    torch.manual_seed(1)
+    with EventStorage():
+        losses = model(inputs)
+    for name in ("loss_l1", "loss_soft_targets"):
+        total = losses[name] + losses.get(f"{name}_1", 0)
+        assert total.item() == pytest.approx(alone[name].item(), rel=1e-4)
+        if by == "projections":
+            assert losses[f"{name}_1"].item() == pytest.approx(3 * losses[name].item(), rel=1e-4)
+
+
+def test_the_surer_teacher_counts_more(vocabulary):
+    """Of each region, whatever its number; and a sum of weights of 1."""
+    base = torch.ones(len(vocabulary), dtype=torch.bool)
+    others = OtherTeachers(4, [vocabulary], [1.0], vocabulary.names, 0.01, weighted="confidence")
+    sure, unsure = vocabulary.embeddings[:2], F.normalize(vocabulary.embeddings.mean(0, keepdim=True), dim=1)
+    first, second = torch.cat([sure[:1], unsure]), torch.cat([unsure, sure[1:]])
+    shares = others._shares(ObjectiveRegions(first, first, (2,), {"base": vocabulary.embeddings}), [second],
+                            [others.texts[0][base]])  # fmt: skip
+    assert shares[0, 0] > 0.5 > shares[0, 1] and torch.allclose(shares.sum(0), torch.ones(2))
+
+
 def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_path):
     other = tmp_path / "store"
     writer = StoreWriter(other, {"fingerprint": {}, "proposals": "others"}, [1], 1)
@@ -108,6 +160,7 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
     replace(vocabulary, names=vocabulary.names[::-1]).save(swapped)
     for teachers, more, message in [
         ([{"STORE": second["STORE"]}], [], "TEACHERS: .* is not"),
+        ([{**second, "WEIGHT": "much"}], [], "WEIGHT much is no number"),
         ([{**second, "STORE": str(other)}], [], "from other proposals"),
         ([{**second, "VOCABULARY": str(swapped)}], [], "of teacher"),
         ([second], ["MODEL.VILD.DISTILL_FROM", "mixed"], "DISTILL_FROM is 'mixed'"),
@@ -117,6 +170,14 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
     over = ["MODEL.VILD.OBJECTIVES", "[{'NAME': 'soft_targets', 'OVER': 'background'}]"]
     with pytest.raises(UserError, match="OVER is 'base' alone"):
         build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), *over))
+    for several, message in [
+        ((f"{KEY}.BY", "mean"), "BY: 'mean' is not one of projections, average"),
+        ((f"{KEY}.WEIGHTS", "sure"), "WEIGHTS: 'sure' is not one of fixed, confidence"),
+        ((f"{KEY}.BY", "average"), "neither soft_targets nor hard_targets"),
+        ((f"{KEY}.WEIGHTS", "confidence", "MODEL.VILD.OBJECTIVES", "[{'NAME': 'angles'}]"), "has 'angles' of pairs"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), *several))
     with pytest.raises(UserError, match="names other classes"):
         build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([{**second, "VOCABULARY": str(swapped)}])))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from torch import Tensor
 
 
@@ -30,11 +31,38 @@ def text_loss(logits: Tensor, labels: Tensor, trained: Tensor) -> Tensor:
     return F.cross_entropy(logits.masked_fill(~keep, float("-inf")), labels)
 
 
-def image_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
+def image_loss(embeddings: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """L1 between unit region embeddings and unit teacher embeddings, both [M, D] (eq. 3).
 
-    Summed over D, mean over RoIs. Scalar.
+    Summed over D, mean over RoIs, each times its weight [M] (None: 1). Scalar.
     """
     if len(targets) == 0:
         return embeddings.sum() * 0
-    return (embeddings - targets).abs().sum(1).mean()
+    of_each = (embeddings - targets).abs().sum(1)
+    return (of_each if weights is None else of_each * weights).mean()
+
+
+def box_loss(
+    deltas: Tensor, boxes: Tensor, matched: Tensor, foreground: Tensor, transform: Box2BoxTransform, beta: float
+) -> Tensor:
+    """(Smooth) L1 on the deltas of the foreground RoIs, over the number of all RoIs (Detectron2's convention).
+
+    Args:
+        deltas, boxes, matched: [R, 4]; the boxes of RoIs and ground truth as xyxy.
+        foreground: bool [R].
+        beta: where L2 turns into L1; 0 is L1.
+    """
+    rows = foreground.nonzero()[:, 0]
+    loss = _dense_box_regression_loss(
+        [boxes[rows]], transform, [deltas[rows][None].float()], [matched[rows]], ..., "smooth_l1", beta
+    )
+    return loss / max(len(deltas), 1)
+
+
+def base_accuracy(logits: Tensor, labels: Tensor, base: Tensor) -> float | None:
+    """Share of foreground RoIs whose best base class is right; None without one. As :func:`text_loss`."""
+    foreground = labels < len(base)
+    if not foreground.any():
+        return None
+    best = logits[foreground, :-1].masked_fill(~base, float("-inf")).argmax(1)
+    return (best == labels[foreground]).float().mean().item()

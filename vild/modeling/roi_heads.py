@@ -17,19 +17,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_box_head
-from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from vild.errors import UserError
-from vild.modeling import fusion, losses
+from vild.modeling import distillation, fusion, losses
 from vild.modeling.classifier import Offered, RegionEmbedding, TextClassifier
-from vild.modeling.objectives import Objective, Regions, load_concepts, of_maps, parse_objectives
+from vild.modeling.objectives import Objective, load_concepts, of_maps, parse_objectives
 from vild.modeling.other_teachers import OtherTeachers, build_other_teachers, check_teachers
 from vild.vocabulary import Vocabulary
 
@@ -129,7 +128,15 @@ class ViLDROIHeads(StandardROIHeads):
             distill_weight=vild.DISTILL_WEIGHT,
             iterations=cfg.SOLVER.MAX_ITER,
             concepts=load_concepts(objectives, vocabulary),
-            others=build_other_teachers(teachers, features, vocabulary.names, vild.TEMPERATURE, objectives),
+            others=build_other_teachers(
+                teachers,
+                features,
+                vocabulary.names,
+                vild.TEMPERATURE,
+                objectives,
+                vild.SEVERAL_TEACHERS.BY,
+                vild.SEVERAL_TEACHERS.WEIGHTS,
+            ),
             old_student_weight=vild.OLD_STUDENT.WEIGHT,
             ensemble_weight=vild.ENSEMBLE_WEIGHT,
             score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
@@ -201,70 +208,35 @@ class ViLDROIHeads(StandardROIHeads):
         if self.variant != "image":
             logits = self.classifier(embeddings)
             result["loss_text"] = losses.text_loss(logits, labels, self.classifier.base)
-            self._log_accuracy(logits, labels)
+            if (accuracy := losses.base_accuracy(logits, labels, self.classifier.base)) is not None:
+                get_event_storage().put_scalar("vild/fg_accuracy", accuracy)
         if remembered is not None:
             old = remembered([p.proposal_boxes for p in proposals])
             result["loss_old_student"] = self.old_student_weight * losses.image_loss(embeddings, old)
         if distilled is not None:
-            maps = self._maps(pooled[is_distilled], distill) if distill[0].has("maps") else {}
-            result |= self._distill_losses(distilled, features_distilled, distill, maps)
+            result |= self._distill_losses(distilled, features_distilled, pooled[is_distilled], distill)
         return result
 
-    def _maps(self, roi_features: Tensor, distill: list[Instances]) -> dict[str, Tensor | None]:
-        """Student's and teacher's feature maps, as ``Regions`` has them."""
-        teacher = torch.cat([d.maps for d in distill])
-        # resized first: both are linear and commute, and the adapter's output is the wider one
-        student = F.interpolate(roi_features.float(), teacher.shape[-2:], mode="bilinear", antialias=True)
-        adapted = None if self.adapter is None else self.adapter(student)
-        return {"student_maps": student, "adapted_maps": adapted, "teacher_maps": teacher}
-
-    def _distill_losses(
-        self, embeddings: Tensor, features: Tensor, distill: list[Instances], maps: dict[str, Tensor | None]
-    ) -> dict[str, Tensor]:
-        """Every objective's loss by name, weighted. ``embeddings``: unit [sum of M, D]; ``features``: what they are
-        projected from, [sum of M, F]; ``maps``: see :meth:`_maps`."""
-        storage, text = get_event_storage(), self.classifier.text[self.classifier.base]
-        concepts = {path: rows.to(text.device) for path, rows in self.concepts.items()}
-        regions = Regions(
-            embeddings,
-            torch.cat([d.embeddings for d in distill]),
-            tuple(map(len, distill)),
-            {"base": text, "background": self.classifier.matrix(text), **concepts},
-            self.classifier.temperature,
-            **maps,
-        )
-        storage.put_scalar("vild/num_distilled", len(embeddings))
-        progress = min(storage.iter / self.iterations, 1.0)
-        found = {f"loss_{o.name}": o(regions, progress) for o in self.objectives}
-        if self.others is not None:
-            targets = [torch.cat([d.get(f"embeddings_{n}") for d in distill]) for n in range(1, len(self.others) + 1)]
-            base = self.classifier.base
-            found |= self.others.losses(features, targets, regions.counts, base, self.objectives, progress)
-        return {name: self.distill_weight * value for name, value in found.items()}
-
     def _box_loss(self, deltas: Tensor, labels: Tensor, proposals: list[Instances]) -> Tensor:
-        """(Smooth) L1 on the deltas of the foreground RoIs, over the number of all RoIs (Detectron2's convention)."""
-        foreground = ((labels >= 0) & (labels < self.num_classes)).nonzero()[:, 0]
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         matched = torch.cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
-        loss = _dense_box_regression_loss(
-            [boxes[foreground]],
-            self.box2box_transform,
-            [deltas[foreground][None].float()],
-            [matched[foreground]],
-            ...,
-            "smooth_l1",
-            self.box_loss_beta,
-        )
-        return loss / max(len(labels), 1)
+        foreground = (labels >= 0) & (labels < self.num_classes)
+        return losses.box_loss(deltas, boxes, matched, foreground, self.box2box_transform, self.box_loss_beta)
 
-    def _log_accuracy(self, logits: Tensor, labels: Tensor) -> None:
-        """Share of foreground RoIs whose best base class is right."""
-        foreground = labels < self.num_classes
-        if foreground.any():
-            best = logits[foreground, :-1].masked_fill(~self.classifier.base, float("-inf")).argmax(1)
-            accuracy = (best == labels[foreground]).float().mean().item()
-            get_event_storage().put_scalar("vild/fg_accuracy", accuracy)
+    def _distill_losses(
+        self, embeddings: Tensor, features: Tensor, pooled: Tensor, distill: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Every objective's loss by name, weighted. ``embeddings``: unit [sum of M, D]; ``features``: what they are
+        projected from, [sum of M, F]; ``pooled``: the RoI features."""
+        storage = get_event_storage()
+        storage.put_scalar("vild/num_distilled", len(embeddings))
+        maps = distillation.feature_maps(pooled, distill, self.adapter) if distill[0].has("maps") else {}
+        regions = distillation.gather(embeddings, distill, self.classifier, self.concepts, maps)
+        progress = min(storage.iter / self.iterations, 1.0)
+        found = distillation.distill_losses(
+            regions, features, distill, self.classifier.base, self.objectives, progress, self.others
+        )
+        return {name: self.distill_weight * value for name, value in found.items()}
 
     def scores(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled RoI features to scores [R, C] of the variant and box deltas [R, 4]."""
@@ -288,7 +260,7 @@ class ViLDROIHeads(StandardROIHeads):
         own = 1 if self.image_embedding is None else 2
         texts = [self.classifier.matrix(offered.text)] * own
         # further teachers know the classes of training only
-        if self.others is not None and offered.names == self.others.names:
+        if len(heads) > own and offered.names == self.others.names:
             texts += self.others.texts
         for logits in self.classifier.blocks(heads[: len(texts)], texts):
             novel = ~offered.base

@@ -41,9 +41,9 @@ GROUPS = 3  # groups a step; each holds every name once, so that no caption in i
 BACKGROUND_PER_GROUP = 3
 
 
-def build_model() -> torch.nn.Module:
-    """The untrained model, from open_clip's own factory."""
-    open_clip.factory._MODEL_CONFIGS["vild-glyphs"] = MODEL_CFG
+def build_model(width: int = MODEL_CFG["embed_dim"]) -> torch.nn.Module:
+    """The untrained model, from open_clip's own factory. ``width``: of its embeddings."""
+    open_clip.factory._MODEL_CONFIGS["vild-glyphs"] = {**MODEL_CFG, "embed_dim": width}
     model = open_clip.create_model("vild-glyphs", pretrained=None, force_preprocess_cfg=PREPROCESS_CFG)
     torch.nn.init.constant_(model.logit_scale, float(np.log(20)))
     return model.to(memory_format=torch.channels_last)  # the faster layout on a CPU
@@ -71,8 +71,17 @@ def _crops(pictures: list, rng: np.random.Generator) -> Tensor:
     return torch.stack(parts).contiguous(memory_format=torch.channels_last)
 
 
-def train(folder: Path, steps: int = 400, seed: int = 0, learning_rate: float = 6e-3) -> None:
-    """Train and write an open_clip ``local-dir:`` folder. Deterministic for a seed (on one machine)."""
+def train(
+    folder: Path,
+    steps: int = 400,
+    seed: int = 0,
+    learning_rate: float = 6e-3,
+    width: int = MODEL_CFG["embed_dim"],
+) -> None:
+    """Train and write an open_clip ``local-dir:`` folder. Deterministic for a seed (on one machine).
+
+    ``width``: of its embeddings; the towers are the same.
+    """
     started = time.monotonic()
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 11])
@@ -82,7 +91,7 @@ def train(folder: Path, steps: int = 400, seed: int = 0, learning_rate: float = 
     pool = [glyphs.captioned(seed, i) for i in tqdm(range(total), desc="captioned pictures")]
     empty = [glyphs.captioned(seed, total + i, background=True) for i in range(total // 12)]
 
-    model = build_model().train()
+    model = build_model(width).train()
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL_CFG["text_cfg"]["context_length"])
     templates = PROMPT_SETS["vild"]
     loss_fn = open_clip.ClipLoss()
@@ -111,5 +120,5 @@ def train(folder: Path, steps: int = 400, seed: int = 0, learning_rate: float = 
         with torch.no_grad():
             model.logit_scale.clamp_(0, float(np.log(100)))
         progress.set_postfix(loss=f"{loss.item():.3f}")
-    save_local(model, MODEL_CFG, folder)
+    save_local(model, {**MODEL_CFG, "embed_dim": width}, folder)
     logger.info("teacher: %d steps, loss %.3f, %.0f s", steps, loss.item(), time.monotonic() - started)

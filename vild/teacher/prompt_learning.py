@@ -1,7 +1,7 @@
 """Prompts that learn: vectors in place of a prompt's words, trained on regions of base objects.
 
-Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (CoOp, IJCV 2022), eq. 2-4 with the unified context
-before the name; background regions as in Du et al., "Learning to Prompt for Open-Vocabulary Object Detection with
+Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (CoOp, IJCV 2022), with the unified context before
+the name; background regions as in Du et al., "Learning to Prompt for Open-Vocabulary Object Detection with
 Vision-Language Model" (DetPro, CVPR 2022).
 """
 
@@ -100,7 +100,7 @@ def match(boxes: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
 
 
 def context_loss(logits: Tensor, labels: Tensor, background: float = 0.0) -> Tensor:
-    """Scalar, from logits [R, C] and labels int64 [R]: the mean cross-entropy of named regions (CoOp, eq. 4) plus
+    """Scalar, from logits [R, C] and labels int64 [R]: the mean cross-entropy of named regions (CoOp) plus
     ``background`` times that of BACKGROUND ones against 1/C each: they shall be equally unlike all names (DetPro)."""
     log_p, named = logits.log_softmax(1), labels >= 0
     parts = [(1.0, -log_p[named].gather(1, labels[named, None])), (background, -log_p[~named].mean(1))]

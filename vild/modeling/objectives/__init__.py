@@ -103,4 +103,24 @@ def of_maps(objectives: Sequence[Objective]) -> list[str]:
     return [o.name for o in objectives if OBJECTIVES[o.name] in intermediate.OF_MAPS]
 
 
-__all__ = ["OBJECTIVES", "Objective", "Regions", "load_concepts", "of_maps", "parse_objectives", "word_lists"]
+def of_pairs(objectives: Sequence[Objective]) -> list[str]:
+    """The names of those that are no mean over regions."""
+    return [o.name for o in objectives if OBJECTIVES[o.name] in relation.OF_PAIRS]
+
+
+def of_opinions(objectives: Sequence[Objective]) -> list[str]:
+    """The names of those that imitate what the teacher says of words."""
+    return [o.name for o in objectives if OBJECTIVES[o.name] in targets.OF_OPINIONS]
+
+
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "Regions",
+    "load_concepts",
+    "of_maps",
+    "of_opinions",
+    "of_pairs",
+    "parse_objectives",
+    "word_lists",
+]

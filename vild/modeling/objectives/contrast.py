@@ -19,7 +19,8 @@ def contrast(regions: Regions, *, temperature: float = 0.07) -> Tensor:
         return regions.nothing()
     with torch.autocast(regions.student.device.type, enabled=False):
         logits = cosine_logits(regions.student.float(), teacher, temperature)
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) + first)
+    own = torch.arange(len(logits), device=logits.device) + first
+    return regions.mean(F.cross_entropy(logits, own, reduction="none"))
 
 
 def _of_all_ranks(rows: Tensor) -> tuple[Tensor, int]:

@@ -11,7 +11,7 @@ from vild.modeling.objectives.regions import Regions
 
 def l1(regions: Regions) -> Tensor:
     """ViLD's image loss (Gu et al. 2022, eq. 3)."""
-    return image_loss(regions.student, regions.teacher)
+    return image_loss(regions.student, regions.teacher, regions.weights)
 
 
 def smooth_l1(regions: Regions, *, beta: float = 0.05) -> Tensor:
@@ -19,18 +19,18 @@ def smooth_l1(regions: Regions, *, beta: float = 0.05) -> Tensor:
     1 / sqrt(D)."""
     if not len(regions.student):
         return regions.nothing()
-    return F.smooth_l1_loss(regions.student, regions.teacher, beta=beta, reduction="none").sum(1).mean()
+    return regions.mean(F.smooth_l1_loss(regions.student, regions.teacher, beta=beta, reduction="none").sum(1))
 
 
 def squared(regions: Regions) -> Tensor:
-    """Squared L2 (FitNets' distance; Romero et al. 2015, eq. 3, without its 1/2); of unit vectors 2 - 2 cos."""
+    """Squared L2 (that of FitNets' hints, without its 1/2; Romero et al. 2015); of unit vectors 2 - 2 cos."""
     if not len(regions.student):
         return regions.nothing()
-    return (regions.student - regions.teacher).square().sum(1).mean()
+    return regions.mean((regions.student - regions.teacher).square().sum(1))
 
 
 def cosine(regions: Regions) -> Tensor:
     """1 - cos."""
     if not len(regions.student):
         return regions.nothing()
-    return 1 - (regions.student * regions.teacher).sum(1).mean()
+    return regions.mean(1 - (regions.student * regions.teacher).sum(1))

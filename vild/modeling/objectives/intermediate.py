@@ -13,7 +13,7 @@ from vild.modeling.objectives.regions import Regions
 
 def tokens(regions: Regions) -> Tensor:
     """Squared L2 between the adapted RoI feature and the teacher's map, at each position as unit vectors over channels
-    (FitNets; Romero et al. 2015, eq. 3, without its 1/2): 2 - 2 cos, mean over the positions of all regions."""
+    (FitNets' hints, without its 1/2; Romero et al. 2015): 2 - 2 cos, mean over the positions of all regions."""
     if not len(regions.student):
         return regions.nothing()
     student, teacher = (F.normalize(x.float(), dim=1) for x in (regions.adapted_maps, regions.teacher_maps))
@@ -22,7 +22,8 @@ def tokens(regions: Regions) -> Tensor:
 
 def attention(regions: Regions) -> Tensor:
     """L2 between where the two look: unit maps of each position's sum of squares over channels, of the RoI feature
-    itself (Zagoruyko & Komodakis 2017, eq. 2 with p = 2, without its beta / 2). Mean over regions."""
+    itself (activation-based attention transfer with p = 2, without its beta / 2; Zagoruyko & Komodakis 2017). Mean over
+    regions."""
     if not len(regions.student):
         return regions.nothing()
     student, teacher = (

@@ -12,7 +12,7 @@ MOST = 64  # regions of a picture that are looked at, evenly spread: angles are 
 
 
 def distances(regions: Regions) -> Tensor:
-    """Huber loss between the distances of a picture's pairs, each over their mean (Park et al. 2019, eqs. 4 to 6).
+    """Huber loss between the distances of a picture's pairs, each over their mean (Park et al. 2019, section 3.2.1).
 
     Mean over pairs, then over the pictures that have two regions or more.
     """
@@ -24,7 +24,7 @@ def distances(regions: Regions) -> Tensor:
 
 
 def angles(regions: Regions) -> Tensor:
-    """Huber loss between the cosines of the angles of a picture's triples (Park et al. 2019, eqs. 8 and 9).
+    """Huber loss between the cosines of the angles of a picture's triples (Park et al. 2019, section 3.2.2).
 
     Mean over triples of three different regions, then over the pictures that have them.
     """
@@ -54,3 +54,6 @@ def _pictures(regions: Regions, least: int):
                 rows = torch.linspace(0, len(student) - 1, MOST, device=student.device).long()
                 student, teacher = student[rows], teacher[rows]
             yield student, teacher
+
+
+OF_PAIRS = (distances, angles)

@@ -16,8 +16,8 @@ def soft_targets(regions: Regions, *, temperature: float = 1.0, over: str = "bas
     if not len(regions.student):
         return regions.nothing()
     student, teacher = regions.logits(over, temperature)
-    kl = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
-    return temperature**2 * kl
+    kl = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True)
+    return temperature**2 * regions.mean(kl)
 
 
 def hard_targets(regions: Regions, *, confidence: float = 0.0, over: str = "base") -> Tensor:
@@ -28,4 +28,7 @@ def hard_targets(regions: Regions, *, confidence: float = 0.0, over: str = "base
     student, teacher = regions.logits(over, 1.0)
     probability, label = teacher.softmax(1).max(1)
     sure = probability > confidence
-    return (F.cross_entropy(student, label, reduction="none") * sure).sum() / len(sure)
+    return regions.mean(F.cross_entropy(student, label, reduction="none") * sure)
+
+
+OF_OPINIONS = (soft_targets, hard_targets)
