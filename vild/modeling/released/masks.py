@@ -24,9 +24,8 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
     for n, (left, top, right, bottom) in enumerate(corners):
         size = (max(bottom - top + 1, 1), max(right - left + 1, 1))
         whole = F.interpolate(padded[n, None, None], size, mode="bilinear", align_corners=False)[0, 0] > threshold
-        rows = slice(max(top, 0), max(min(top + size[0], height), 0))
-        columns = slice(max(left, 0), max(min(left + size[1], width), 0))
-        part = whole[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        if part.numel():
-            pasted[n, rows, columns] = part
+        above, below = (min(max(edge, 0), height) for edge in (top, top + size[0]))
+        before, behind = (min(max(edge, 0), width) for edge in (left, left + size[1]))
+        if above < below and before < behind:
+            pasted[n, above:below, before:behind] = whole[above - top : below - top, before - left : behind - left]
     return pasted
