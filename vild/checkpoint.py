@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
 from vild.data.provenance import merge, network_record
 from vild.errors import UserError
-from vild.files import write_tensors
+from vild.files import write_tensors, written_whole
 from vild.teacher.clip import check_same_teacher
 from vild.timm_weights import TIMM, check_student
 from vild.vocabulary import Vocabulary
@@ -55,11 +56,25 @@ def save_weights(path: str | Path, model: nn.Module, trained_on: dict | None = N
     It is a vocabulary file (``Vocabulary.load`` reads it) with the network's tensors beside, under ``model.``; variant
     and training record are in the metadata.
     """
-    tensors = {f"model.{key}": value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    state = {**model.vocabulary.state(), "variant": model.roi_heads.variant}
-    tensors["embeddings"] = state.pop("embeddings").contiguous()
-    rest = {} if trained_on is None else {"trained_on": json.dumps(trained_on)}
-    write_tensors(path, tensors, {"vild": json.dumps(state), **rest})
+    write_weights(path, model.state_dict(), model.vocabulary, model.roi_heads.variant, trained_on)
+
+
+def write_weights(
+    path: str | Path, state: dict[str, Tensor], vocabulary: Vocabulary, variant: str, trained_on: dict | None = None
+) -> None:
+    """The file of :func:`save_weights`, of a ViLDRCNN's state dict; or, where ``path`` ends in ``.pth``, Detectron2's
+    checkpoint with the same in it. Written whole."""
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    words = {**vocabulary.state(), "variant": variant}
+    rest = {} if trained_on is None else {"trained_on": trained_on}
+    if str(path).endswith(".pth"):
+        with written_whole(path) as aside:
+            torch.save({"model": state, "vocabulary": words, **rest}, aside)
+        return
+    tensors = {f"model.{key}": value for key, value in state.items()}
+    tensors["embeddings"] = words.pop("embeddings").contiguous()
+    rest = {key: json.dumps(value) for key, value in rest.items()}
+    write_tensors(path, tensors, {"vild": json.dumps(words), **rest})
 
 
 def read_network_record(path: str) -> dict:

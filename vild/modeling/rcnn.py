@@ -57,7 +57,7 @@ class ViLDRCNN(GeneralizedRCNN):
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
         results = self.roi_heads.detect(features, proposals, offered)
-        return [r["instances"] for r in GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)]
+        return [r["instances"] for r in self._postprocess(results, batched_inputs, images.image_sizes)]
 
     def forward(self, batched_inputs: list[dict]):
         """As :meth:`GeneralizedRCNN.forward`."""

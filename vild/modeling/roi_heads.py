@@ -288,10 +288,8 @@ class ViLDROIHeads(StandardROIHeads):
         results = []
         by_picture = zip(*(head.split(counts) for head in heads), strict=True)
         for p, b, e in zip(proposals, boxes.split(counts), by_picture, strict=True):
-            clipped = Boxes(b)
-            clipped.clip(p.image_size)
             kept, score, found, _ = fusion.best_detections(
-                clipped.tensor,
+                self._clip(b, p.image_size),
                 self._score_blocks(list(e), offered),
                 threshold,
                 self.nms_threshold,
@@ -300,3 +298,9 @@ class ViLDROIHeads(StandardROIHeads):
             )
             results.append(Instances(p.image_size, pred_boxes=Boxes(kept), scores=score, pred_classes=found))
         return results
+
+    def _clip(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Boxes [R, 4] within a picture."""
+        clipped = Boxes(boxes)
+        clipped.clip(image_size)
+        return clipped.tensor

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Bring a detector that the authors of ViLD released for TensorFlow 1 into Detectron2.
+
+    tools/convert_tf_checkpoint.py resnet50_vild/model.ckpt-180000 --output output/lvis/released/vild_R50.safetensors \\
+        [--teacher ViT-B-32-quickgelu --pretrained openai]
+
+CKPT is the common beginning of the checkpoint's files (.index, .data-...), or the folder that holds one checkpoint. It
+is read with TensorFlow (pip install 'vild[tensorflow]'), which nothing else needs. Variant and depth are told from the
+variables; the text matrix becomes the vocabulary in the file. Its teacher is not in the checkpoint: with --teacher the
+file says whose it is, which detecting other words and distilling from a store ask for.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from vild.checkpoint import write_weights
+from vild.errors import UserError, one_line_errors
+from vild.modeling.released.convert import convert, with_teacher
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Every variable by its name."""
+    prefix = path
+    if path.is_dir():
+        found = sorted(path.glob("*.index"))
+        if len(found) != 1:
+            raise UserError(f"{path}: the folder holds {len(found)} checkpoints (*.index), not one; name it")
+        prefix = found[0].with_suffix("")
+    if not prefix.with_name(prefix.name + ".index").is_file():
+        raise UserError(f"{prefix}: no such checkpoint ({prefix.name}.index is not there)")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets at length
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise UserError("the checkpoint is read with TensorFlow: pip install 'vild[tensorflow]'") from error
+    try:
+        reader = tensorflow.train.load_checkpoint(str(prefix))
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except (tensorflow.errors.OpError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{prefix}: not a checkpoint that TensorFlow can read ({reason})") from error
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("--output", required=True, type=Path, help="NAME.safetensors, or NAME.pth")
+    parser.add_argument("--teacher", help="open_clip model name, or local-dir:FOLDER")
+    parser.add_argument("--pretrained", default="", help="open_clip tag or file of weights")
+    args = parser.parse_args()
+    if args.output.suffix not in (".safetensors", ".pth"):
+        raise UserError(f"--output {args.output}: it ends neither in .safetensors nor in .pth")
+
+    state, vocabulary, variant, depth = convert(read_checkpoint(args.checkpoint), str(args.checkpoint))
+    if args.teacher:
+        from vild.teacher.clip import Teacher
+
+        vocabulary = with_teacher(vocabulary, Teacher(args.teacher, args.pretrained, "cpu"))
+    write_weights(args.output, state, vocabulary, variant)
+    config = f"configs/LVIS/released/{variant}_R{depth}.yaml"
+    print(f"{variant}, ResNet-{depth}, {len(vocabulary):,} names, for {config}: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The released detector: what happens before the backbone and behind the heads."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import nn
+
+from vild.modeling.rcnn import ViLDRCNN
+from vild.modeling.released.masks import paste_masks
+from vild.modeling.released.picture import onto_canvas, scaled_size
+
+EPS = 1e-4  # of every BatchNorm; PyTorch's is 1e-5
+
+
+@META_ARCH_REGISTRY.register()
+class ReleasedRCNN(ViLDRCNN):
+    """At test it takes pictures as they are (``INPUT.MIN_SIZE_TEST: 0``) and puts each onto a canvas; the whole canvas
+    counts as the picture, so that boxes may reach into its padding. In training, pictures come in their final size.
+    """
+
+    @configurable
+    def __init__(self, *, side: int, **kwargs):
+        """
+        Args:
+            side: of the canvas in pixels, ``INPUT.MAX_SIZE_TEST``.
+        """
+        super().__init__(**kwargs)
+        self.side = side
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d):
+                module.eps = EPS
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {**super().from_config(cfg), "side": cfg.INPUT.MAX_SIZE_TEST}
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalised and, at test, resized."""
+        if self.training:
+            return super().preprocess_image(batched_inputs)
+        pictures = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        canvas = torch.stack([onto_canvas(picture, self.side) for picture in pictures])
+        return ImageList(canvas, [(self.side, self.side)] * len(canvas))
+
+    def inference(self, batched_inputs: list[dict], detected_instances=None, do_postprocess: bool = True):
+        """As :meth:`GeneralizedRCNN.inference`."""
+        assert detected_instances is None and do_postprocess, "the released detector does not do this"
+        found = self.detect(batched_inputs, self.roi_heads.classifier.offered)
+        return [{"instances": instances} for instances in found]
+
+    @staticmethod
+    def _postprocess(instances: list[Instances], batched_inputs: list[dict], image_sizes) -> list[dict]:
+        """From the canvas to the picture ("height", "width"): all detections, those without an area too, and boxes not
+        cut at the picture's edge, as they were evaluated."""
+        results = []
+        for found, x, (side, _) in zip(instances, batched_inputs, image_sizes, strict=True):
+            height, width = scaled_size(*x["image"].shape[1:], side)
+            size = x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2])
+            boxes = found.pred_boxes.tensor
+            scale = boxes.new_tensor([size[1] / width, size[0] / height]).repeat(2)
+            result = Instances(size, **{**found.get_fields(), "pred_boxes": Boxes(boxes * scale)})
+            if found.has("pred_masks"):
+                result.pred_masks = paste_masks(found.pred_masks[:, 0], result.pred_boxes.tensor, *size)
+            results.append({"instances": result})
+        return results
