@@ -11,6 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from detectron2.config import get_cfg
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -142,9 +143,22 @@ def test_configs_stand_on_few_files_of_this_machine(tmp_path):
 def test_ten_lines_of_yaml_stay_ten_lines(tmp_path):
     laughs = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
     (tmp_path / "a.yaml").write_text(laughs)
-    one_line(load_config, str(tmp_path / "a.yaml"), match="an alias")
+    one_line(load_config, str(tmp_path / "a.yaml"), match="stand for more than 100,000 values")
+    (tmp_path / "a.yaml").write_text("a: &a [*a]")
+    one_line(load_config, str(tmp_path / "a.yaml"), match="stand for more than")
+    merges = "a0: &a0 {x: 1}\n" + "".join(
+        f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
+    )
+    (tmp_path / "a.yaml").write_text(merges)
+    one_line(load_config, str(tmp_path / "a.yaml"), match="a merge key")
     (tmp_path / "a.yaml").write_text("#" * (untrusted.MOST_YAML + 1))
     one_line(read_grid, tmp_path / "a.yaml", match="more than 262,144 bytes")
+
+
+def test_a_config_that_detectron2_has_written_is_read(tmp_path):
+    (tmp_path / "config.yaml").write_text(get_cfg().dump())
+    assert "*id001" in (tmp_path / "config.yaml").read_text()
+    load_config(str(tmp_path / "config.yaml"))
 
 
 def test_headers_are_bounded(tmp_path, vocabulary_file):

@@ -10,6 +10,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from vild.errors import UserError
 
 MOST_JSON = 1 << 24  # bytes of JSON in a manifest, a header, a list of words; 20,000 names take some 2 MB
 MOST_YAML = 1 << 18
+MOST_VALUES = 100_000  # of a YAML document; all of Detectron2's and vild's keys are some 1,000
 DEEPEST_BASE = 10  # configs that stand on one another
 
 
@@ -55,12 +57,24 @@ def parse_json(text: str | bytes) -> object:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Plain values, each written out: ten lines of aliases can stand for more values than a memory holds."""
+    """Plain values, without merge keys (``<<``): a line of them can stand for more pairs than a memory holds."""
 
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"an alias (*{self.peek_event().anchor}); write the value out")
-        return super().compose_node(parent, index)
+    def flatten_mapping(self, node):
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("a merge key (<<); write the values out")
+
+
+def _written_out(value: object, known: dict[int, float]) -> float:
+    """How many values a document stands for once its aliases (``*name``, which Detectron2's own files have) are written
+    out; infinite for one that holds itself. ``known``: of the lists and mappings met so far."""
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = inf
+        known[id(value)] = 1 + sum(
+            _written_out(v, known) for v in (value.values() if isinstance(value, dict) else value)
+        )
+    return known[id(value)]
 
 
 def read_yaml(path: str | Path, what: str) -> dict:
@@ -73,6 +87,8 @@ def read_yaml(path: str | Path, what: str) -> dict:
         text = read_bytes(path, MOST_YAML).decode()
     with refused_as(f"{what} {path}: not YAML of plain values"):
         document = yaml.load(text, _PlainLoader)
+        if _written_out(document, {}) > MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
     if not isinstance(document, dict):
         raise UserError(f"{what} {path}: holds {type(document).__name__}, not keys and values")
     return document
