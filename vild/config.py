@@ -45,8 +45,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     # be a schedule, {"FROM": 1, "TO": 0, "SHAPE": "linear", "cosine" or "step", "BETWEEN": [0.2, 0.8] of the
     # training}. [{"NAME": "l1"}] is the paper's; [] pools the regions and learns nothing of them
     vild.OBJECTIVES = [{"NAME": "l1"}]
-    # Channels of the teacher's feature maps, for the adapter of the objective "tokens": the trainer asks the teacher.
-    # 0: no adapter, as in a detector that is not in training
+    # Channels of the teacher's feature maps, for the adapters of "tokens" and "picture_tokens": the trainer asks the
+    # teacher. 0: no adapter, as in a detector that is not in training
     vild.MAP_CHANNELS = 0
     # Distilled regions a picture and step: drawn from those in the store, or the best of the RPN's
     vild.DISTILL_PER_IMAGE = 300

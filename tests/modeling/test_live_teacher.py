@@ -17,6 +17,7 @@ from vild.data.mapper import ViLDMapper, training_augmentations, visible_window
 from vild.distillation import open_live_teacher, open_store
 from vild.engine import Trainer
 from vild.errors import UserError
+from vild.modeling import distillation
 from vild.modeling.losses import image_loss
 from vild.predictor import OpenVocabularyDetector
 from vild.teacher.store import EmbeddingStore, StoreWriter
@@ -300,3 +301,39 @@ def test_the_adapter_is_in_the_checkpoint_and_not_in_the_detector(make_cfg, tmp_
     with safe_open(tmp_path / "folder" / "model.safetensors", "pt") as file:
         assert not any("adapter" in key for key in file.keys())  # noqa: SIM118
     OpenVocabularyDetector.from_folder(tmp_path / "folder")
+
+
+PICTURES = ("MODEL.VILD.OBJECTIVES", '[{"NAME": "l1"}, {"NAME": "picture_tokens"}]')
+
+
+def test_whole_pictures_teach_the_backbone_and_change_no_other_loss(make_cfg):
+    cfg = make_cfg("vild", FROM, "teacher", *PICTURES, *STILL)
+    plain, model = (trainer_of(c).model.train() for c in (make_cfg("vild", FROM, "teacher", *STILL), cfg))
+    mine, others = plain.state_dict(), model.state_dict()
+    assert others.keys() - mine.keys() == {"roi_heads.picture_adapter.weight", "roi_heads.picture_adapter.bias"}
+    assert all(torch.equal(v, others[k]) for k, v in mine.items())
+    inputs = inputs_of(cfg)
+    expected, losses = losses_of(plain, inputs), losses_of(model, inputs)
+    assert losses.pop("loss_picture_tokens") > 0 and losses.keys() == expected.keys()
+    assert all(torch.equal(v, losses[k]) for k, v in expected.items())
+    losses_of(model, inputs)["loss_picture_tokens"].backward()
+    heads = model.roi_heads
+    assert len(gradients(heads.picture_adapter.parameters())) == len(gradients(heads.parameters())) == 2
+    assert gradients(model.backbone.parameters())
+
+
+def test_the_level_and_the_teacher_look_at_the_same_picture():
+    """A picture in columns 16 to 48 of an image 64 wide, bright on its right, on a level of stride 8; the rest is
+    another."""
+    level = torch.full((1, 1, 2, 8), -7.0)
+    level[..., 2:4], level[..., 4:6] = 0, 1
+    window, of_teacher = (16, 0, 48, 16), torch.zeros(3, 2, 4)
+    found = distillation.picture_maps(level, 8, [(window, of_teacher)], torch.nn.Identity())
+    assert found["adapted_pictures"][0, 0].tolist() == [[0, 0, 1, 1]] * 2
+    image = torch.full((3, 16, 64), 9, dtype=torch.uint8)
+    image[:, :, 16:48] = 255
+    seen = []
+    live = LiveTargets(lambda p, b: (seen.extend([p, b]), torch.ones(1, 3, 2, 4)), image_format="RGB", per_image=3,
+                       min_visible=0.5, map_channels=3)  # fmt: skip
+    assert live.picture_map(image, window).shape == (3, 2, 4)
+    assert (seen[0] == 255).all() and seen[0].shape == (3, 16, 32) and seen[1].tolist() == [[0, 0, 32, 16]]

@@ -1,5 +1,7 @@
 """Every objective against independent NumPy, its gradient against finite differences, and by property."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -125,9 +127,9 @@ MAP_CASES = {"tokens": reference_tokens, "attention": reference_attention}
 
 
 def test_every_objective_has_a_reference():
-    assert {case.split()[0] for case in CASES} | set(MAP_CASES) == set(OBJECTIVES)
+    assert {case.split()[0] for case in CASES} | set(MAP_CASES) | {"picture_tokens"} == set(OBJECTIVES)
     assert [o.name for o in parse_objectives([{"NAME": n} for n in OBJECTIVES])] == list(OBJECTIVES)
-    assert set(of_maps(parse_objectives([{"NAME": n} for n in OBJECTIVES]))) == set(MAP_CASES)
+    assert set(of_maps(parse_objectives([{"NAME": n} for n in OBJECTIVES]))) == {*MAP_CASES, "picture_tokens"}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -170,6 +172,23 @@ def test_maps_against_numpy_and_finite_differences(name):
         slope = (reference(*up) - reference(*down)) / 2e-6
         mine = 0 if found is None else (found.numpy() * direction).sum()
         np.testing.assert_allclose(mine, slope, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_whole_pictures_are_compared_as_regions_are(dtype):
+    """The NumPy and the gradient of ``tokens``, with two pictures' maps in place of regions', and no region needed."""
+    adapted, of_teacher = (torch.as_tensor(m[:2], dtype=dtype) for m in MAPS[1:])
+    adapted.requires_grad_()
+    x = regions(np.zeros((0, D)), np.zeros((0, D)), (0, 0), maps=[m[:0] for m in MAPS], dtype=dtype)
+    x = replace(x, adapted_pictures=adapted, teacher_pictures=of_teacher)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        value = OBJECTIVES["picture_tokens"](x)
+    value.backward()
+    close = 2e-5 if dtype == torch.float64 else 2e-2
+    np.testing.assert_allclose(value.item(), reference_tokens(None, MAPS[1][:2], MAPS[2][:2]), rtol=close)
+    direction = RNG.normal(size=MAPS[1][:2].shape)
+    up, down = (reference_tokens(None, MAPS[1][:2] + s * direction, MAPS[2][:2]) for s in (1e-6, -1e-6))
+    np.testing.assert_allclose((adapted.grad.double().numpy() * direction).sum(), (up - down) / 2e-6, rtol=50 * close)
 
 
 @pytest.mark.parametrize("name", MAP_CASES)

@@ -53,14 +53,22 @@ class LiveTargets:
         """
         boxes, _ = visible_regions(proposals.proposal_boxes.tensor.float(), window, self.min_visible)
         boxes = boxes[: self.per_image]
+        found = self._look(image, window, boxes)
+        fields = dict(zip(("embeddings", "maps"), found, strict=True)) if self.map_channels else {"embeddings": found}
+        # clones, as autograd refuses tensors that were made in inference mode
+        fields = {key: value.clone() for key, value in fields.items()}
+        return Instances(proposals.image_size, proposal_boxes=Boxes(boxes), **fields)
+
+    @torch.no_grad()
+    def picture_map(self, image: Tensor, window: tuple[int, ...]) -> Tensor:
+        """The teacher's feature map [T, h, w] of the whole picture as one crop."""
+        return self._look(image, window, torch.tensor([window], dtype=torch.float32, device=image.device))[1][0].clone()
+
+    def _look(self, image: Tensor, window: tuple[int, ...], boxes: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x0, y0, x1, y1 = window
         picture = image[:, y0:y1, x0:x1]
         if self.image_format == "BGR":
             picture = picture.flip(0)
         # the detector's mixed precision is not the teacher's, which here computes as it does for a store
         with torch.autocast(image.device.type, enabled=False):
-            found = self.encode(picture, boxes - boxes.new_tensor([x0, y0, x0, y0]))
-        fields = dict(zip(("embeddings", "maps"), found, strict=True)) if self.map_channels else {"embeddings": found}
-        # clones, as autograd refuses tensors that were made in inference mode
-        fields = {key: value.clone() for key, value in fields.items()}
-        return Instances(proposals.image_size, proposal_boxes=Boxes(boxes), **fields)
+            return self.encode(picture, boxes - boxes.new_tensor([x0, y0, x0, y0]))

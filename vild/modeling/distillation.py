@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from vild.modeling.classifier import TextClassifier
 from vild.modeling.objectives import Objective, Regions
@@ -26,6 +27,20 @@ def feature_maps(
     student = F.interpolate(roi_features.float(), teacher.shape[-2:], mode="bilinear", antialias=True)
     adapted = None if adapter is None else adapter(student)
     return {"student_maps": student, "adapted_maps": adapted, "teacher_maps": teacher}
+
+
+def picture_maps(
+    level: Tensor, stride: int, pictures: Sequence[tuple[tuple[int, ...], Tensor]], adapter: nn.Module
+) -> dict[str, Tensor]:
+    """The same of whole pictures, from a level [B, C, H, W] of the FPN.
+
+    Args:
+        pictures: where each lies in its image (xyxy) and the teacher's map [T, h, w] of it.
+    """
+    teacher = torch.stack([of_teacher for _, of_teacher in pictures])
+    windows = [torch.tensor([window], dtype=torch.float32, device=level.device) for window, _ in pictures]
+    pooled = roi_align(level.float(), windows, teacher.shape[-2:], 1 / stride, aligned=True)
+    return {"adapted_pictures": adapter(pooled), "teacher_pictures": teacher}
 
 
 def gather(

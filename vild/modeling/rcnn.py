@@ -71,7 +71,13 @@ class ViLDRCNN(GeneralizedRCNN):
         if self.roi_heads.variant != "text":
             distill = [self._distilled(x, p) for x, p in zip(batched_inputs, proposals, strict=True)]
         remembered = partial(self._remembered, images.tensor) if self.old_student else None
-        _, detector_losses = self.roi_heads(images, features, proposals, targets, distill, remembered)
+        pictures = None
+        if self.roi_heads.picture_adapter is not None:
+            pictures = [
+                (x["window"], self.live_teacher.picture_map(x["image"].to(self.device), x["window"]))
+                for x in batched_inputs
+            ]
+        _, detector_losses = self.roi_heads(images, features, proposals, targets, distill, remembered, pictures)
         return {**detector_losses, **proposal_losses}
 
     def _distilled(self, x: dict, proposals: Instances) -> Instances:

@@ -49,6 +49,8 @@ class ViLDROIHeads(StandardROIHeads):
         classifier: TextClassifier,
         bbox_pred: nn.Linear,
         adapter: nn.Conv2d | None,
+        picture_adapter: nn.Conv2d | None,
+        stride: int,
         box2box_transform: Box2BoxTransform,
         box_loss_beta: float,
         objectives: list[Objective],
@@ -70,6 +72,7 @@ class ViLDROIHeads(StandardROIHeads):
             image_embedding: the image head's, in the ensemble; else None.
             bbox_pred: features of ``embedding`` to 4 class-agnostic deltas.
             adapter: RoI features to the channels of the teacher's feature maps; in training with ``tokens`` only.
+            picture_adapter: the same of the FPN's coarsest level, of this ``stride``; with ``picture_tokens`` only.
             objectives: what the distilled regions learn, together weighted by ``distill_weight``.
             iterations: of the whole training, for their schedules.
             concepts: text embeddings [K, D] of their word lists, by file.
@@ -85,7 +88,7 @@ class ViLDROIHeads(StandardROIHeads):
         self.image_embedding = image_embedding
         self.classifier = classifier
         self.bbox_pred = bbox_pred
-        self.adapter = adapter
+        self.adapter, self.picture_adapter, self.stride = adapter, picture_adapter, stride
         self.box2box_transform = box2box_transform
         self.box_loss_beta = box_loss_beta
         self.objectives, self.distill_weight, self.iterations = objectives, distill_weight, iterations
@@ -145,8 +148,10 @@ class ViLDROIHeads(StandardROIHeads):
             pre_nms_topk=vild.PRE_NMS_TOPK,
         )
         # the last to draw its weights: all others are those of a detector without it
-        adapts = vild.MAP_CHANNELS and "tokens" in of_maps(objectives)
-        settings["adapter"] = nn.Conv2d(shape.channels, vild.MAP_CHANNELS, 1) if adapts else None
+        for key, objective in (("adapter", "tokens"), ("picture_adapter", "picture_tokens")):
+            adapts = vild.MAP_CHANNELS and objective in of_maps(objectives)
+            settings[key] = nn.Conv2d(shape.channels, vild.MAP_CHANNELS, 1) if adapts else None
+        settings["stride"] = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[-1]].stride
         return settings
 
     @classmethod
@@ -166,24 +171,25 @@ class ViLDROIHeads(StandardROIHeads):
         self.classifier.set_vocabulary(vocabulary)
         self.num_classes = len(vocabulary)
 
-    def forward(self, images, features, proposals, targets=None, distill=None, remembered=None):
+    def forward(self, images, features, proposals, targets=None, distill=None, remembered=None, pictures=None):
         """As :meth:`StandardROIHeads.forward`.
 
         ``distill``: in training, a picture each, ``Instances`` with ``proposal_boxes`` and unit ``embeddings``
         [M, D] (and ``maps`` [M, T, h, w] where an objective looks at them); None for the text variant.
         ``remembered``: boxes of each picture to the old student's embeddings.
+        ``pictures``: for ``picture_adapter``, see :func:`distillation.picture_maps`.
         """
         if not self.training:
             return super().forward(images, features, proposals)
         proposals = self.label_and_sample_proposals(proposals, targets)
-        loss_dict = self._box_losses(features, proposals, distill, remembered)
+        loss_dict = self._box_losses(features, proposals, distill, remembered, pictures)
         loss_dict.update(self._forward_mask(features, proposals))
         return proposals, loss_dict
 
     def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         return self.box_pooler([features[f] for f in self.box_in_features], boxes)
 
-    def _box_losses(self, features, proposals: list[Instances], distill: list[Instances] | None, remembered=None):
+    def _box_losses(self, features, proposals: list[Instances], distill: list[Instances] | None, remembered, pictures):
         """The classification, distillation and box losses, by name, weighted."""
         labels = torch.cat([p.gt_classes for p in proposals])
         boxes = [p.proposal_boxes for p in proposals]
@@ -214,7 +220,13 @@ class ViLDROIHeads(StandardROIHeads):
             old = remembered([p.proposal_boxes for p in proposals])
             result["loss_old_student"] = self.old_student_weight * losses.image_loss(embeddings, old)
         if distilled is not None:
-            result |= self._distill_losses(distilled, features_distilled, pooled[is_distilled], distill)
+            maps = {}
+            if distill[0].has("maps"):
+                maps |= distillation.feature_maps(pooled[is_distilled], distill, self.adapter)
+            if pictures is not None:
+                level = features[self.box_in_features[-1]]
+                maps |= distillation.picture_maps(level, self.stride, pictures, self.picture_adapter)
+            result |= self._distill_losses(distilled, features_distilled, distill, maps)
         return result
 
     def _box_loss(self, deltas: Tensor, labels: Tensor, proposals: list[Instances]) -> Tensor:
@@ -224,13 +236,12 @@ class ViLDROIHeads(StandardROIHeads):
         return losses.box_loss(deltas, boxes, matched, foreground, self.box2box_transform, self.box_loss_beta)
 
     def _distill_losses(
-        self, embeddings: Tensor, features: Tensor, pooled: Tensor, distill: list[Instances]
+        self, embeddings: Tensor, features: Tensor, distill: list[Instances], maps: dict[str, Tensor | None]
     ) -> dict[str, Tensor]:
         """Every objective's loss by name, weighted. ``embeddings``: unit [sum of M, D]; ``features``: what they are
-        projected from, [sum of M, F]; ``pooled``: the RoI features."""
+        projected from, [sum of M, F]; ``maps``: as ``Regions`` has them."""
         storage = get_event_storage()
         storage.put_scalar("vild/num_distilled", len(embeddings))
-        maps = distillation.feature_maps(pooled, distill, self.adapter) if distill[0].has("maps") else {}
         regions = distillation.gather(embeddings, distill, self.classifier, self.concepts, maps)
         progress = min(storage.iter / self.iterations, 1.0)
         found = distillation.distill_losses(

@@ -35,6 +35,7 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "contrast": contrast.contrast,
     "tokens": intermediate.tokens,
     "attention": intermediate.attention,
+    "picture_tokens": intermediate.picture_tokens,
 }
 
 

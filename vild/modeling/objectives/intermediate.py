@@ -1,6 +1,7 @@
-"""What lies before the embedding: the RoI feature beside the teacher's last feature map, position by position.
+"""What lies before the embedding: the RoI feature, or a level of the FPN, beside the teacher's last feature map,
+position by position.
 
-The RoI feature comes resized to the teacher's h x w (bilinear, antialiased).
+The RoI feature comes resized to the teacher's h x w (bilinear, antialiased), the level pooled to it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ def tokens(regions: Regions) -> Tensor:
     (FitNets' hints, without its 1/2; Romero et al. 2015): 2 - 2 cos, mean over the positions of all regions."""
     if not len(regions.student):
         return regions.nothing()
-    student, teacher = (F.normalize(x.float(), dim=1) for x in (regions.adapted_maps, regions.teacher_maps))
+    return _apart(regions.adapted_maps, regions.teacher_maps)
+
+
+def picture_tokens(regions: Regions) -> Tensor:
+    """As :func:`tokens`, of the whole pictures: the coarsest level of the FPN that RoIs are pooled from, adapted,
+    beside the teacher's map of the picture. Mean over the positions of all pictures, whatever their regions."""
+    return _apart(regions.adapted_pictures, regions.teacher_pictures)
+
+
+def _apart(student: Tensor, teacher: Tensor) -> Tensor:
+    student, teacher = (F.normalize(x.float(), dim=1) for x in (student, teacher))
     return (student - teacher).square().sum(1).mean()
 
 
@@ -32,4 +43,4 @@ def attention(regions: Regions) -> Tensor:
     return (student - teacher).norm(dim=1).mean()
 
 
-OF_MAPS = (tokens, attention)
+OF_MAPS = (tokens, attention, picture_tokens)

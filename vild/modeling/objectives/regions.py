@@ -26,6 +26,8 @@ class Regions:
         student_maps: RoI features [M, C, h, w], with gradient; they and the next two only for objectives of maps.
         adapted_maps: the same through the learned adapter, [M, T, h, w]; None without ``tokens``.
         teacher_maps: the image tower's last feature map [M, T, h, w], without gradient.
+        adapted_pictures: a level of the FPN over each whole picture, adapted, [B, T, h, w], with gradient.
+        teacher_pictures: the image tower's last feature map of each whole picture, [B, T, h, w], without.
         weights: how much this teacher counts of each region, [M]; None: 1.
         others: further teachers whose opinion over "base" is averaged with this one's, each its unit embeddings
             [M, D_k] and its unit text embeddings [K, D_k].
@@ -40,6 +42,8 @@ class Regions:
     student_maps: Tensor | None = None
     adapted_maps: Tensor | None = None
     teacher_maps: Tensor | None = None
+    adapted_pictures: Tensor | None = None
+    teacher_pictures: Tensor | None = None
     weights: Tensor | None = None
     others: tuple[tuple[Tensor, Tensor], ...] = ()
     shares: Tensor | None = None
