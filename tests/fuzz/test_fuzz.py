@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -156,9 +157,14 @@ def read_vocabulary(folder: Path) -> None:
     assert made.embeddings.shape == (len(made), made.width) and made.embeddings.isfinite().all()
 
 
+@functools.cache
+def onnx_tool() -> dict:
+    return runpy.run_path(str(REPOSITORY / "tools" / "run_onnx.py"))
+
+
 def read_for_onnx(folder: Path) -> None:
     """tools/run_onnx.py, which stands alone."""
-    tool = runpy.run_path(str(REPOSITORY / "tools" / "run_onnx.py"))
+    tool = onnx_tool()
     try:
         tool["load_vocabulary"](folder / "v.safetensors", {"teacher": FINGERPRINT, "width": WIDTH})
     except tool["Mistake"] as mistake:
