@@ -124,7 +124,9 @@ def load_vocabulary(path: Path, manifest: dict) -> dict:
                 raise ValueError(f"embeddings {shape} in a file of {path.stat().st_size} bytes")
             state["embeddings"] = np.frombuffer(file.read(4 * shape[0] * shape[1]), "<f4").reshape(shape)
             theirs = state["fingerprint"]
-            theirs.get("weights"), state["names"], state["splits"], state["synonyms"]
+            theirs.get("weights"), state["synonyms"]
+            if not len(state["names"]) == len(state["splits"]) == shape[0]:
+                raise ValueError(f"{shape[0]} embeddings of {len(state['names'])} names")
     except FileNotFoundError as error:
         raise Mistake(f"vocabulary: {path} does not exist") from error
     except Exception as error:  # a broken file can fail anywhere

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 import os
 import pickle
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from tests.conftest import REPOSITORY
 from tests.fuzz.guard import forget_peak, peak, watched
 from tests.fuzz.mutations import broken
 from vild.ablation import read_grid
@@ -154,6 +157,20 @@ def read_vocabulary(folder: Path) -> None:
     assert made.embeddings.shape == (len(made), made.width) and made.embeddings.isfinite().all()
 
 
+@functools.cache
+def onnx_tool() -> dict:
+    return runpy.run_path(str(REPOSITORY / "tools" / "run_onnx.py"))
+
+
+def read_for_onnx(folder: Path) -> None:
+    """tools/run_onnx.py, which stands alone."""
+    tool = onnx_tool()
+    try:
+        tool["load_vocabulary"](folder / "v.safetensors", {"teacher": FINGERPRINT, "width": WIDTH})
+    except tool["Mistake"] as mistake:
+        raise UserError(mistake) from mistake
+
+
 def make_checkpoint(folder: Path) -> None:
     state = vocabulary().state()
     tensors = {"model.weight": torch.eye(2), "model.bias": torch.zeros(2), "embeddings": state.pop("embeddings")}
@@ -234,6 +251,7 @@ TARGETS = {
     "manifest": ("store/manifest.json", make_store, read_store),
     "shard": ("store/shard-00000.safetensors", make_store, read_store),
     "vocabulary": ("v.safetensors", make_vocabulary, read_vocabulary),
+    "onnx_vocabulary": ("v.safetensors", make_vocabulary, read_for_onnx),
     "prompts": ("p.safetensors", make_vocabulary, lambda folder: str(LearnedPrompts.load(folder / "p.safetensors"))),
     "matrix": ("m.npy", make_vocabulary, lambda folder: Vocabulary.from_npy(folder / "m.npy", ["a", "b"])),
     "words": ("w.txt", make_vocabulary, lambda folder: read_words(str(folder / "w.txt"))),

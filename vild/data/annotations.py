@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from math import fsum
 from pathlib import Path
 
 from vild.data.run_lengths import fits
@@ -150,9 +151,9 @@ def _segmentation_is_sound(segmentation, width: int, height: int) -> bool:
         counts = segmentation["counts"]
         is_text_or_list = isinstance(counts, str) or _is_list_of(counts, int)
         return segmentation["size"] == [height, width] and is_text_or_list and fits(counts, height, width)
-    # sum() asks every number of a polygon at C speed
+    # fsum() asks every number of a polygon at C speed
     return segmentation is None or (
-        type(segmentation) is list and all(type(p) is list and sum(map(abs, p)) < FAR for p in segmentation)
+        type(segmentation) is list and all(type(p) is list and abs(fsum(p)) < FAR for p in segmentation)
     )
 
 

@@ -42,6 +42,12 @@ def _check(manifest: dict) -> None:
     if plan["dtype"] not in DTYPES or not isinstance(shards, list) or not isinstance(manifest["complete"], bool):
         raise ValueError(f"dtype {plan['dtype']}, complete {manifest['complete']}, shards {shards}"[:200])
     check_fingerprint(plan["fingerprint"])
+    if type(plan["images"]) is not int or not isinstance(plan["image_ids_sha"], str):
+        raise ValueError("its plan does not say how many pictures, or which")
+    dropped = plan.get("dropped")
+    for part in dropped if isinstance(dropped, list) else [dropped]:  # of a merged store, each part's
+        if part is not None and not all(type(n) is int for n in part.values()):
+            raise ValueError("its plan's dropped are no numbers")
     for shard in shards:
         if not isinstance(shard["file"], str) or not _SHARD.fullmatch(shard["file"]):
             raise ValueError(f"a shard is called {shard['file']}"[:200])

@@ -121,6 +121,8 @@ def _read_head(path: Path, dtype: str) -> Head:
                 raise ValueError(f"{name}: shape {shape} at bytes {begin} to {stop}"[:200])
             if entry["dtype"] != types[name] or begin != end or stop - begin != math.prod(shape) * _ITEM[types[name]]:
                 raise ValueError(f"{name}: {entry['dtype']} {list(shape)} at bytes {begin} to {stop}")
+            if (start + begin) % _ITEM[types[name]]:
+                raise ValueError(f"{name} begins at byte {start + begin}, no multiple of {_ITEM[types[name]]}")
             places[name], end = (start + begin, shape), stop
         if start + end != size:
             raise ValueError(f"{size} bytes where {start + end} belong")

@@ -42,8 +42,9 @@ def summarise(folder: Path) -> str:
         f"regions     {regions:,}",
         f"bytes       {size:,}{share}",
     ]
-    if plan.get("dropped"):
-        lines.append("dropped     " + ", ".join(f"{n:,} by {rule}" for rule, n in plan["dropped"].items()))
+    for dropped in plan["dropped"] if isinstance(plan.get("dropped"), list) else [plan.get("dropped")]:
+        if dropped:  # of a merged store, each part's
+            lines.append("dropped     " + ", ".join(f"{n:,} by {rule}" for rule, n in dropped.items()))
     if unreadable := manifest.get("unreadable"):
         lines.append(f"unreadable  {len(unreadable):,} pictures have no regions: image_id {unreadable[0]}, ...")
     return "\n".join(lines + list(histogram(counts)))
