@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 
 def add_vild_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.VILD``, in place."""
+    """Add ``MODEL.VILD`` and set those defaults, in place."""
     cfg.MODEL.VILD = vild = CfgNode()
     # What trains the region embedding: "text", "image", "vild" (both losses, one head) or "ensemble" (two heads)
     vild.VARIANT = "vild"
@@ -71,5 +71,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     # Large-scale jitter: resize by a random factor of SIZE, then a random SIZE x SIZE crop (or padding);
     # replaces the resize and crop keys of Detectron2 in training
     cfg.INPUT.LARGE_SCALE_JITTER = CfgNode({"ENABLED": False, "SIZE": 1024, "MIN": 0.1, "MAX": 2.0})
+    # Of first weights, data stream and every draw, on all ranks and in all workers (Detectron2's -1 draws first weights
+    # that no later run can have again)
+    cfg.SEED = 0
     # Adam beside Detectron2's SGD: "SGD" or "AdamW"; gradients as SOLVER.CLIP_GRADIENTS says
     cfg.SOLVER.OPTIMIZER = "SGD"

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 from vild.signals import Ended, ended_by_sigterm
 
-# what disks and network folders say; another OSError is a fault of ours and keeps its traceback
-_STORAGE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
-    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.EMFILE),
-}
+# a disk that is full, read-only, broken or gone, met by a library: vild's own files name themselves (vild/files.py)
+_OF_THE_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT,
+)  # fmt: skip
 
 
 class UserError(ValueError):
@@ -30,13 +30,14 @@ class Failure(RuntimeError):
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None]:
     """Decorate a script's ``main``: what is foreseen ends as one line on stderr.
 
-    Exit status 2 for a UserError, 1 for a Failure or a disk or folder that does not serve, 128 + signal where SIGTERM
-    or SIGINT asked for the end. (That is what a shell reports of a process that a signal ended. Not 0: a scheduler's
-    "afterok", make and :mod:`vild.pipeline` would take what is half done for done.)
+    Exit status 2 for a UserError or a disk that fails, 1 for a Failure, 128 + signal where SIGTERM or SIGINT asked for
+    the end. (That is what a shell reports of a process that a signal ended. Not 0: a scheduler's "afterok", make and
+    :mod:`vild.pipeline` would take what is half done for done.)
     """
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
+        logging.raiseExceptions = False  # a log that cannot be written prints no traceback for each of its lines
         try:
             with ended_by_sigterm():
                 return main(*args, **kwargs)
@@ -47,10 +48,9 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
         except Failure as error:
             _leave(f"error: {error}", 1)
         except OSError as error:
-            if error.errno not in _STORAGE:
+            if error.errno not in _OF_THE_DISK:
                 raise
-            where = f"{error.filename}: " if error.filename is not None else ""
-            _leave(f"error: {where}{error.strerror}", 1)
+            _leave(f"error: {error}", 2)
         except KeyboardInterrupt:
             _leave("ended by SIGINT", 128 + signal.SIGINT)
         except Ended as ended:
@@ -60,7 +60,6 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
 
 
 def _leave(line: str, status: int) -> None:
-    logging.raiseExceptions = False  # a log file on a disk that is full is not told again with every line
     logging.shutdown()
     if line:
         print(line, file=sys.stderr)
