@@ -73,32 +73,6 @@ def test_resume_after_a_signal_equals_never_stopped(command, tmp_path, number):
     assert len(losses) >= 6
 
 
-@pytest.mark.parametrize("how", ["signal", "nan"])
-def test_two_ranks_end_together(command, tmp_path, how):
-    """Asked by a signal to their launcher, or by a loss that is not finite (the learning rate sees to that)."""
-    more = ("SOLVER.MAX_ITER", "200") if how == "signal" else ("SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0")
-    arguments = command(tmp_path / "o", *more, "DATALOADER.NUM_WORKERS", "0", flags=("--num-gpus", "2"))
-    process = subprocess.Popen([*arguments[:2], "--dist-url", "auto", *arguments[2:]], text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-    if how == "signal":
-        for _ in range(1200):
-            if (tmp_path / "o" / "last_checkpoint").exists():
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-    output, told = process.communicate(timeout=240)
-    assert "Traceback" not in told + output
-    lines = [line for line in told.splitlines() if line.startswith(("ended", "error"))]
-    if how == "signal":
-        assert process.returncode == 128 + signal.SIGTERM
-        last = (tmp_path / "o" / "last_checkpoint").read_text()
-        assert lines == [f"ended by SIGTERM; --resume goes on from {tmp_path}/o/{last}"] and "final" not in last
-    else:
-        assert process.returncode == 1 and lines and all(line.startswith("error: step ") for line in lines)
-        assert any(tmp_path.glob("o/nan_*/step.json"))
-
-
 @pytest.mark.parametrize(("variant", "source"), [("ensemble", "store"), ("vild", "teacher")])
 def test_losses_of_every_step_are_the_same_after_a_resume(make_cfg, tmp_path, variant, source):
     def losses(cfg, resume, until):
