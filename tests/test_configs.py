@@ -9,9 +9,9 @@ import torch
 from detectron2.engine import default_argument_parser
 
 from tests.conftest import REPOSITORY
-from vild.distillation import is_proposal_network
 from vild.engine import Trainer, load_config
 from vild.modeling.roi_heads import VARIANTS
+from vild.teaching import is_proposal_network
 
 CONFIGS = REPOSITORY / "configs"
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if "ablations" not in p.parts)

@@ -14,7 +14,14 @@ from pathlib import Path
 from vild.data.annotations import read_json
 from vild.errors import one_line_errors
 from vild.evaluation.page import write_page
-from vild.evaluation.run_report import cost_blocks, diagnostics, read_run, run_blocks, unreadable_blocks
+from vild.evaluation.run_report import (
+    cost_blocks,
+    diagnostics,
+    origin_blocks,
+    read_run,
+    run_blocks,
+    unreadable_blocks,
+)
 
 
 @one_line_errors
@@ -35,6 +42,7 @@ def main():
     blocks += cost_blocks(args.run)
     if gauges:
         blocks += diagnostics(gauges)
+    blocks += origin_blocks(args.run)
     print(f"the report: {write_page(folder, f'Report of {args.run}', blocks)}, and report.html beside it")
 
 

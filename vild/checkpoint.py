@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vild.data.provenance import merge, network_record
 from vild.errors import UserError
-from vild.files import write_tensors, written_whole
+from vild.files import write_tensors, write_text, written_whole
 from vild.teacher.clip import check_same_teacher
 from vild.timm_weights import TIMM, check_student
 from vild.vocabulary import Vocabulary
@@ -23,7 +23,7 @@ class _VocabularyOf:
     """The model's vocabulary as fvcore's Checkpointer wants it."""
 
     def __init__(self, model, where: str):
-        self.model, self.where = model, where
+        self.model, self.where, self.going_on = model, where, False
 
     def state_dict(self) -> dict:
         return {**self.model.vocabulary.state(), "variant": self.model.roi_heads.variant}
@@ -35,6 +35,10 @@ class _VocabularyOf:
         mine, theirs = self.model.roi_heads.variant, state.get("variant")
         if theirs not in (None, mine):
             raise UserError(f"{self.where} is of variant '{theirs}', MODEL.VILD.VARIANT is '{mine}'")
+        mine = self.model.vocabulary
+        same = list(state["names"]) == list(mine.names) and state["embeddings"].equal(mine.embeddings.cpu())
+        if self.going_on and not same:
+            raise UserError(f"{self.where} is of a training with another vocabulary than MODEL.VILD.VOCABULARY")
 
 
 class _TrainedOn:
@@ -68,13 +72,29 @@ def write_weights(
     words = {**vocabulary.state(), "variant": variant}
     rest = {} if trained_on is None else {"trained_on": trained_on}
     if str(path).endswith(".pth"):
-        with written_whole(path) as aside:
-            torch.save({"model": state, "vocabulary": words, **rest}, aside)
+        write_checkpoint(path, {"model": state, "vocabulary": words, **rest})
         return
     tensors = {f"model.{key}": value for key, value in state.items()}
     tensors["embeddings"] = words.pop("embeddings").contiguous()
     rest = {key: json.dumps(value) for key, value in rest.items()}
     write_tensors(path, tensors, {"vild": json.dumps(words), **rest})
+
+
+def write_checkpoint(path: str | Path, content: dict) -> None:
+    """Write a ``.pth`` whole.
+
+    Raises:
+        UserError: the disk is full, say.
+    """
+    with written_whole(path) as aside:
+        try:
+            with open(aside, "wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's writer may hide what the system said behind what it says then
+            reason = error
+            while reason is not None and not isinstance(reason, OSError):
+                reason = reason.__context__
+            raise reason or error  # noqa: B904
 
 
 def read_network_record(path: str) -> dict:
@@ -90,15 +110,31 @@ class VildCheckpointer(DetectionCheckpointer):
 
     Args:
         trained_on: of a training, its record; saved under ``trained_on`` with that of the weights it starts from.
+        beside: plain values that are saved too, and loaded by nobody.
     """
 
-    def __init__(self, model, save_dir: str = "", *, trained_on: dict | None = None, **kwargs):
+    def __init__(self, model, save_dir: str = "", *, trained_on: dict | None = None, beside: dict | None = None,
+                 **kwargs):  # fmt: skip
         super().__init__(model, save_dir, **kwargs)
+        self.beside = beside or {}
         if trained_on is not None:
             self.add_checkpointable("trained_on", _TrainedOn(trained_on))
         bare = getattr(model, "module", model)  # below DistributedDataParallel
         if hasattr(bare, "vocabulary"):
             self.add_checkpointable("vocabulary", _VocabularyOf(bare, "the checkpoint"))
+
+    def save(self, name: str, **kwargs) -> None:
+        """As Detectron2's, whole or not at all, with ``last_checkpoint`` after it: what is there stays usable."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        write_checkpoint(path, {"model": self.model.state_dict(), **parts, **self.beside, **kwargs})
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
     def _load_file(self, filename):
         checkpoint = load_weights(filename)  # not Detectron2's own, which runs what a .pkl says
@@ -116,6 +152,8 @@ class VildCheckpointer(DetectionCheckpointer):
         if "vocabulary" in self.checkpointables and path:
             self.checkpointables["vocabulary"].where = f"checkpoint {path}"
         resumed = checkpointables is None
+        if "vocabulary" in self.checkpointables:
+            self.checkpointables["vocabulary"].going_on = resumed and "trained_on" in self.checkpointables
         wanted = self.checkpointables if resumed else {*checkpointables, "vocabulary"}
         rest = super().load(path, [k for k in self.checkpointables if k in wanted and k != "trained_on"])
         if "trained_on" in self.checkpointables and path:

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 
 def add_vild_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.VILD``, in place."""
+    """Add ``MODEL.VILD`` and set those defaults, in place."""
     cfg.MODEL.VILD = vild = CfgNode()
     # What trains the region embedding: "text", "image", "vild" (both losses, one head) or "ensemble" (two heads)
     vild.VARIANT = "vild"
@@ -79,5 +79,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     # A picture that cannot be read, or in training is of another size than its annotations say: "refuse" ends the run
     # with its name; "skip" trains on another in its place, evaluates it as one without detections, and counts it
     cfg.INPUT.UNREADABLE = "refuse"
+    # Of first weights, data stream and every draw, on all ranks and in all workers (Detectron2's -1 draws first weights
+    # that no later run can have again)
+    cfg.SEED = 0
     # Adam beside Detectron2's SGD: "SGD" or "AdamW"; gradients as SOLVER.CLIP_GRADIENTS says
     cfg.SOLVER.OPTIMIZER = "SGD"

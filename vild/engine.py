@@ -19,9 +19,17 @@ from vild.best import BEST, KeepBest, StopEarly
 from vild.checkpoint import VildCheckpointer
 from vild.config import add_vild_config
 from vild.data import datasets
-from vild.data.loader import build_test_loader, build_train_loader
+from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
 from vild.data.provenance import training_record
-from vild.distillation import (
+from vild.dump import seed_step
+from vild.errors import Failure, UserError
+from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
+from vild.files import write_json
+from vild.guards import Guard
+from vild.run_record import RUN_FILE, check_resumable, run_record
+from vild.signals import Ended
+from vild.teacher.clip import check_same_teacher, describe
+from vild.teaching import (
     distils_maps,
     is_proposal_network,
     open_live_teacher,
@@ -29,15 +37,17 @@ from vild.distillation import (
     set_helpers,
     with_map_channels,
 )
-from vild.errors import Failure, UserError
-from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
-from vild.guards import Guard
-from vild.signals import Ended
-from vild.teacher.clip import check_same_teacher, describe
 from vild.untrusted import check_config, refused_as
 from vild.vocabulary import Vocabulary
 
 logger = logging.getLogger("vild")
+
+
+def default_config():
+    """Detectron2's defaults and vild's keys."""
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    return cfg
 
 
 def load_config(config_file: str, overrides: list[str] | None = None):
@@ -47,8 +57,7 @@ def load_config(config_file: str, overrides: list[str] | None = None):
     Raises:
         UserError: no such file, or a key or value that does not fit.
     """
-    cfg = get_cfg()
-    add_vild_config(cfg)
+    cfg = default_config()
     if not os.path.isfile(config_file):
         raise UserError(f"config {config_file} does not exist")
     check_config(config_file)
@@ -64,8 +73,15 @@ def load_config(config_file: str, overrides: list[str] | None = None):
 
 
 def setup(args):
-    """Config of Detectron2's command-line arguments, logger, output folder, data sets."""
+    """Config of Detectron2's command-line arguments, logger, output folder, data sets.
+
+    Raises:
+        UserError: also for a training that shall go on with another model, before anything is written.
+    """
     cfg = load_config(args.config_file, args.opts)
+    if args.resume and not args.eval_only:
+        check_resumable(cfg, default_config())
+        comm.synchronize()  # all have looked before one writes
     logging.getLogger("detectron2.engine.train_loop").addFilter(_no_user_errors)
     default_setup(cfg, args)
     if logger.level == logging.NOTSET:
@@ -101,7 +117,7 @@ def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
 
 
 class SeedEveryStep(HookBase):
-    """Seed torch by the iteration (RoI sampling draws from it), so that a resumed run draws the same."""
+    """Seed torch by the iteration, so that a resumed run draws the same."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -110,7 +126,7 @@ class SeedEveryStep(HookBase):
         iter(self.trainer._trainer._data_loader_iter)  # making the iterator draws a number: have it made by now
 
     def before_step(self):
-        torch.manual_seed((self.seed << 32) + (self.trainer.iter << 8) + comm.get_rank())
+        seed_step(self.seed, self.trainer.iter, comm.get_rank())
 
 
 class Trainer(DefaultTrainer):
@@ -128,18 +144,24 @@ class Trainer(DefaultTrainer):
         distils_maps(cfg)  # a mistake is told before files are opened
         store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
+        run = run_record(cfg, cfg.DATASETS.TRAIN)
         live_teacher = open_live_teacher(cfg, store)
         super().__init__(with_map_channels(cfg, live_teacher))
         set_helpers(self.model, cfg, live_teacher)
-        self.checkpointer = VildCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record)
+        self.checkpointer = VildCheckpointer(
+            self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record, beside={"run": run}
+        )
         for hook in self._hooks:  # Detectron2 has bound the hook to its own checkpointer
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer
-        self.register_hooks([SeedEveryStep(max(cfg.SEED, 0))])
+        self.register_hooks([SeedEveryStep(cfg.SEED)])
         if cfg.TEST.BEST_METRIC:
             best = KeepBest(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
             self.register_hooks([best])
-        self.guard, self.whole = Guard(), -1  # the last step of this process that was done, with its schedulers'
+        self.guard, self.whole = (
+            Guard(self.cfg),
+            -1,
+        )  # the last step of this process that was done, with its schedulers'
         self.register_hooks([self.guard])
 
     def train(self):
@@ -149,6 +171,7 @@ class Trainer(DefaultTrainer):
 
         Raises:
             Ended: such a signal came.
+            WorkerDied: a process of the data loader was killed. The step before is kept.
         """
         with signals.held():
             try:
@@ -159,6 +182,8 @@ class Trainer(DefaultTrainer):
                     comm.synchronize()
                 line = f"ended by {ended.signal.name}; {kept}" if comm.is_main_process() else ""
                 raise Ended(ended.signal, line) from None
+            except WorkerDied as error:
+                raise WorkerDied(f"{error}; {self._keep()}") from None
 
     def _train(self):
         try:
@@ -168,6 +193,12 @@ class Trainer(DefaultTrainer):
             self.checkpointer.load(os.path.join(self.cfg.OUTPUT_DIR, f"{BEST}.pth"), checkpointables=[])
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
             return self.test(self.cfg, self.model)
+
+    def run_step(self):
+        try:
+            super().run_step()
+        except FloatingPointError as error:  # Detectron2's, of the RPN's boxes; those of losses the guard tells
+            raise self.guard.failure(str(error)) from error
 
     def after_step(self):
         self.whole = self.iter  # the hooks that may end the training come after those that belong to the step
@@ -183,7 +214,7 @@ class Trainer(DefaultTrainer):
         if 0 <= self.whole < self.max_iter - 1:
             self.iter = self.whole
             with signals.unheard():
-                self.checkpointer.save(f"model_{self.whole:07d}")
+                self.checkpointer.save(f"model_{self.whole:07d}", iteration=self.whole)
         if not self.checkpointer.has_checkpoint():
             return "no step was done"
         return f"--resume goes on from {self.checkpointer.get_checkpoint_file()}"
@@ -254,5 +285,7 @@ class Trainer(DefaultTrainer):
                 bare.set_vocabulary(trained)
         if comm.is_main_process() and cfg.DATASETS.TEST:
             by_name = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
-            logger.info("metrics written to %s", write_metrics(cfg.OUTPUT_DIR, by_name))
+            path = write_metrics(cfg.OUTPUT_DIR, by_name)
+            write_json(path.with_name(RUN_FILE), run_record(cfg, cfg.DATASETS.TEST))
+            logger.info("metrics written to %s", path)
         return results

@@ -47,14 +47,14 @@ class Failure(RuntimeError):
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None]:
     """Decorate a script's ``main``: what is foreseen ends as one line on stderr.
 
-    Exit status 2 for a UserError, 1 for a Failure or a disk or folder that does not serve, 128 + signal where SIGTERM
-    or SIGINT asked for the end. (That is what a shell reports of a process that a signal ended. Not 0: a scheduler's
-    "afterok", make and :mod:`vild.pipeline` would take what is half done for done.)
+    Exit status 2 for a UserError or a disk that fails, 1 for a Failure, 128 + signal where SIGTERM or SIGINT asked for
+    the end. (That is what a shell reports of a process that a signal ended. Not 0: a scheduler's "afterok", make and
+    :mod:`vild.pipeline` would take what is half done for done.)
     """
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
-        logging.raiseExceptions = False  # a log on a full disk prints no traceback for each of its lines
+        logging.raiseExceptions = False  # a log that cannot be written prints no traceback for each of its lines
         try:
             with ended_by_sigterm():
                 return main(*args, **kwargs)
@@ -66,7 +66,7 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
             if error.errno not in _STORAGE:
                 raise
             where = f"{error.filename}: " if error.filename is not None else ""
-            _leave(f"error: {where}{error.strerror}", 1)
+            _leave(f"error: {where}{error.strerror}", 2)
         except KeyboardInterrupt:
             _leave("ended by SIGINT", 128 + signal.SIGINT)
         except Ended as ended:

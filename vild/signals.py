@@ -125,10 +125,18 @@ def passed_on() -> Iterator[None]:
         yield
 
 
-def outlive_first_sigterm() -> None:
-    """For a data loader's worker: a scheduler's SIGTERM goes to every process of a job, but the trainer still needs the
-    worker for the step that it ends. The second is meant, by the trainer or by multiprocessing."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+def heed_parent_alone() -> None:
+    """For a data loader's worker: SIGTERM ends it only where its trainer sends it. A scheduler's goes to every process
+    of a job, but the trainer still needs the worker for the step that it ends."""
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def wait():  # a handler would not learn who sent it
+        while True:
+            if signal.sigwaitinfo([signal.SIGTERM]).si_pid == parent:
+                os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def test_batches_depend_on_seed_and_position_alone(make_cfg, workers):
 
 
 def batches(cfg, start, count):
-    from vild.distillation import open_store
+    from vild.teaching import open_store
 
     return list(itertools.islice(build_train_loader(cfg, open_store(cfg), start), count))
 

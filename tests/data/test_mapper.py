@@ -8,9 +8,9 @@ from detectron2.data import transforms as T
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper, transform_regions
 from vild.data.pictures import read_picture
-from vild.distillation import open_store
 from vild.errors import UserError
 from vild.teacher.store import EmbeddingStore
+from vild.teaching import open_store
 
 AUGMENTATIONS = {
     "flip": [T.RandomFlip(prob=1.0)],

@@ -14,13 +14,13 @@ from tests.conftest import store_plan
 from vild.data import datasets
 from vild.data.live import LiveTargets
 from vild.data.mapper import ViLDMapper, training_augmentations, visible_window
-from vild.distillation import open_live_teacher, open_store
 from vild.engine import Trainer
 from vild.errors import UserError
 from vild.modeling import distillation
 from vild.modeling.losses import image_loss
 from vild.predictor import OpenVocabularyDetector
 from vild.teacher.store import EmbeddingStore, StoreWriter
+from vild.teaching import open_live_teacher, open_store
 from vild.vocabulary import Vocabulary
 
 FROM, STILL = "MODEL.VILD.DISTILL_FROM", ("INPUT.RANDOM_FLIP", "none")

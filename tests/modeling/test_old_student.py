@@ -4,10 +4,10 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from vild.distillation import load_old_student
 from vild.engine import Trainer
 from vild.errors import UserError
 from vild.teacher.clip import hash_weights
+from vild.teaching import load_old_student
 
 
 def test_the_old_student_is_imitated_and_stays(make_cfg, checkpoint_file):

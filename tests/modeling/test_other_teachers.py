@@ -11,12 +11,12 @@ from detectron2.utils.events import EventStorage
 
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper
-from vild.distillation import open_store
 from vild.errors import UserError
 from vild.modeling import fusion
 from vild.modeling.objectives import Regions as ObjectiveRegions
 from vild.modeling.other_teachers import OtherTeachers
 from vild.teacher.store import Regions, StoreWriter
+from vild.teaching import open_store
 from vild.vocabulary import Vocabulary
 
 WIDTH = 24

@@ -8,9 +8,9 @@ from detectron2.utils.events import EventStorage
 
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper
-from vild.distillation import open_store
 from vild.errors import UserError
 from vild.modeling.roi_heads import VARIANTS
+from vild.teaching import open_store
 from vild.vocabulary import Vocabulary
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,17 +17,63 @@ from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
+from vild import signals
 from vild.data import datasets
 from vild.data.mapper import InferenceMapper, ViLDMapper
 from vild.data.unreadable import REASON, Counted, skips
-from vild.errors import BadPicture, UserError
-from vild.signals import outlive_first_sigterm
+from vild.errors import BadPicture, Failure, UserError
 from vild.teacher.store import EmbeddingStore
 
 logger = logging.getLogger(__name__)
 
 
 MOST_SKIPPED = 100  # unreadable pictures in a row: then it is not the pictures, but where they lie
+
+
+class WorkerDied(Failure):
+    """A process of the training loader has ended, killed by the system mostly, when memory is short."""
+
+
+class Watched:
+    """A training loader whose workers' death is told where the next batch is asked for, and nowhere else: by then the
+    step before is whole. (PyTorch tells of it by an exception out of a signal's handler, wherever the step is.)
+
+    Raises:
+        WorkerDied: while iterating.
+        Ended: the worker died as a scheduler ends all processes of the job.
+    """
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator:
+        return _WatchedIterator(iter(self.loader))
+
+
+class _WatchedIterator:
+    def __init__(self, iterator: Iterator):
+        self.iterator = iterator
+        self.told = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # by now PyTorch's, where there are workers
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        signal.signal(signal.SIGCHLD, self.told)
+        try:
+            return next(self.iterator)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            died = str(error).strip().rstrip(".")
+            if not isinstance(error, RuntimeError) and not died.startswith("Caught"):  # (what a worker caught itself)
+                died = f"DataLoader worker: {died}"  # it died while it handed over a batch
+            if not died.startswith("DataLoader worker"):
+                raise
+        finally:
+            self.told = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        time.sleep(signals.ONE_WISH)  # if that was a scheduler, its signal is on the way to this process too
+        if signals.asked() is not None:
+            raise signals.Ended(signals.asked())
+        raise WorkerDied(f"{died} (when memory is short, the system kills; see DATALOADER.NUM_WORKERS)")
 
 
 class SeededStream(torch.utils.data.Dataset):
@@ -180,13 +228,13 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
     )
     inner = loader.dataset if cfg.DATALOADER.ASPECT_RATIO_GROUPING else loader
     inner.worker_init_fn = start_worker  # Detectron2 takes none
-    return Counted(loader, cfg.OUTPUT_DIR, resumed=start_iteration > 0) if skip else loader
+    return Watched(Counted(loader, cfg.OUTPUT_DIR, resumed=start_iteration > 0) if skip else loader)
 
 
 def start_worker(number: int) -> None:
     """In a new worker process of the training loader."""
     worker_init_reset_seed(number)
-    outlive_first_sigterm()
+    signals.heed_parent_alone()
 
 
 def build_test_loader(cfg, name: str):

@@ -43,7 +43,15 @@ class Picture:
     caption: str
 
 
-Block = Heading | Paragraph | Table | Picture
+@dataclass(frozen=True)
+class Verbatim:
+    """A text as it is, shown on a click on its title."""
+
+    title: str
+    text: str
+
+
+Block = Heading | Paragraph | Table | Picture | Verbatim
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -58,6 +66,8 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
                 parts.append(tabulate(rows, headers, "pipe", disable_numparse=True))
             case Picture(file, caption):
                 parts.append(f"![{caption}]({file})\n\n*{caption}*")
+            case Verbatim(name, text):
+                parts.append(f"<details><summary>{name}</summary>\n\n```\n{text.strip()}\n```\n\n</details>")
     return "\n\n".join(parts) + "\n"
 
 
@@ -74,6 +84,9 @@ def as_html(title: str, blocks: Sequence[Block]) -> str:
                 parts.append(f"<details><summary>{html.escape(folded)}</summary>{table}</details>" if folded else table)
             case Picture(file, caption):
                 parts.append(f'<p><img src="{html.escape(file)}" alt=""><br>{html.escape(caption)}</p>')
+            case Verbatim(name, text):
+                summary = f"<summary>{html.escape(name)}</summary>"
+                parts.append(f"<details>{summary}<pre>{html.escape(text)}</pre></details>")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style><body>" + "\n".join(parts) + "</body></html>\n"

@@ -19,11 +19,12 @@ from vild.data.pictures import read_picture
 from vild.errors import BadPicture, UserError
 from vild.evaluation import cost
 from vild.evaluation.evaluator import CLASSES_FILE, METRICS_FILE, PICTURES, RESULTS_FILE
-from vild.evaluation.page import Block, Heading, Paragraph, Picture, Table
+from vild.evaluation.page import Block, Heading, Paragraph, Picture, Table, Verbatim
 from vild.evaluation.pictures import draw, side_by_side
 from vild.evaluation.report import ground_truth
 from vild.evaluation.results import iterate_records
 from vild.files import write_picture
+from vild.run_record import RUN_FILE
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 _SHORT = {"bbox/": "box ", "segm/": "mask "}
@@ -112,6 +113,18 @@ def cost_blocks(run: Path) -> list[Block]:
     threads = f", threads: {torch.get_num_threads()}" if model.device.type == "cpu" else ""
     text = f"A picture of {size} x {size} pixels takes {1000 * seconds:.0f} ms (median of 5, {model.device}{threads})."
     return [Heading("What it costs"), Table(headers, rows), Paragraph(text)]
+
+
+def origin_blocks(run: Path) -> list[Block]:
+    """What the run was evaluated with (``vild.run_record``); nothing where an earlier version did it."""
+    path = run / "inference" / RUN_FILE
+    if not path.is_file():
+        return []
+    record = json.loads(path.read_text())
+    rows = [["code", record["code"]], ["machine", record["machine"]]]
+    rows += [[f"annotations of {name}", sha] for name, sha in record["data"].items()]
+    rows += [[name, version] for name, version in record["packages"].items()]
+    return [Heading("What it was made with"), Table(["", ""], rows), Verbatim("the whole config", record["config"])]
 
 
 def ranked_novel(classes: Iterable[dict], metric: str) -> list[dict]:
