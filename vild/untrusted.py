@@ -10,7 +10,6 @@ import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import inf
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +20,7 @@ from vild.errors import UserError
 
 MOST_JSON = 1 << 24  # bytes of JSON in a manifest, a header, a list of words; 20,000 names take some 2 MB
 MOST_YAML = 1 << 18
-MOST_VALUES = 100_000  # of a YAML document; all of Detectron2's and vild's keys are some 1,000
+MOST_VALUES = 100_000  # of a YAML file
 DEEPEST_BASE = 10  # configs that stand on one another
 
 
@@ -57,23 +56,26 @@ def parse_json(text: str | bytes) -> object:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Plain values, without merge keys (``<<``): a line of them can stand for more pairs than a memory holds."""
+    """Plain values. No ``<<``, which copies what an alias stands for, and copies the copies."""
 
     def flatten_mapping(self, node):
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-            raise yaml.YAMLError("a merge key (<<); write the values out")
+            raise yaml.YAMLError("'<<' is not read; write the values out")
+        super().flatten_mapping(node)
 
 
-def _written_out(value: object, known: dict[int, float]) -> float:
-    """How many values a document stands for once its aliases (``*name``, which Detectron2's own files have) are written
-    out; infinite for one that holds itself. ``known``: of the lists and mappings met so far."""
-    if not isinstance(value, list | dict):
+def count_values(value: object, known: dict[int, int] | None = None) -> int:
+    """How many values a document stands for, written out: ten lines of aliases can be more than a memory holds.
+    ValueError for one that is inside itself."""
+    known = {} if known is None else known
+    if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
-        known[id(value)] = inf
-        known[id(value)] = 1 + sum(
-            _written_out(v, known) for v in (value.values() if isinstance(value, dict) else value)
-        )
+        known[id(value)] = 0  # until it is counted
+        inside = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(count_values(v, known) for v in inside)
+    if not known[id(value)]:
+        raise ValueError("an alias inside of what it stands for")
     return known[id(value)]
 
 
@@ -87,8 +89,8 @@ def read_yaml(path: str | Path, what: str) -> dict:
         text = read_bytes(path, MOST_YAML).decode()
     with refused_as(f"{what} {path}: not YAML of plain values"):
         document = yaml.load(text, _PlainLoader)
-        if _written_out(document, {}) > MOST_VALUES:
-            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
+        if (count := count_values(document)) > MOST_VALUES:
+            raise ValueError(f"its aliases stand for {count:.1e} values, more than {MOST_VALUES:,}")
     if not isinstance(document, dict):
         raise UserError(f"{what} {path}: holds {type(document).__name__}, not keys and values")
     return document

@@ -101,7 +101,8 @@ def write_store(folder, teacher, file):
     plan = store_plan(teacher, file)
     writer = StoreWriter(folder, plan, sorted(proposals), 16, read_provenance(file))
     for index, _ in writer.missing():
-        writer.write_shard(index, lambda i: Regions(proposals[i][0], proposals[i][0], proposals[i][1]))
+        rows = {i: torch.ones(len(boxes), teacher.width) for i, (boxes, _) in proposals.items()}
+        writer.write_shard(index, lambda i, rows=rows: Regions(proposals[i][0], rows[i], proposals[i][1]))
     writer.finish()
     return EmbeddingStore(folder)
 
