@@ -33,6 +33,7 @@ from vild.distillation import (
 from vild.errors import Failure, UserError
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
 from vild.guards import Guard
+from vild.launch import ddp_without_gpu
 from vild.signals import Ended
 from vild.teacher.clip import check_same_teacher, describe
 from vild.vocabulary import Vocabulary
@@ -130,7 +131,8 @@ class Trainer(DefaultTrainer):
         store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
         live_teacher = open_live_teacher(cfg, store)
-        super().__init__(with_map_channels(cfg, live_teacher))
+        with ddp_without_gpu(cfg.MODEL.DEVICE):
+            super().__init__(with_map_channels(cfg, live_teacher))
         set_helpers(self.model, cfg, live_teacher)
         self.checkpointer = VildCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record)
         for hook in self._hooks:  # Detectron2 has bound the hook to its own checkpointer
