@@ -26,6 +26,7 @@ from vild.errors import Failure, UserError
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
 from vild.files import write_json
 from vild.guards import Guard
+from vild.launch import ddp_without_gpu
 from vild.run_record import RUN_FILE, check_resumable, run_record
 from vild.signals import Ended
 from vild.teacher.clip import check_same_teacher, describe
@@ -146,7 +147,8 @@ class Trainer(DefaultTrainer):
         record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
         run = run_record(cfg, cfg.DATASETS.TRAIN)
         live_teacher = open_live_teacher(cfg, store)
-        super().__init__(with_map_channels(cfg, live_teacher))
+        with ddp_without_gpu(cfg.MODEL.DEVICE):
+            super().__init__(with_map_channels(cfg, live_teacher))
         set_helpers(self.model, cfg, live_teacher)
         self.checkpointer = VildCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record, beside={"run": run}

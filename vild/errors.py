@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from vild.signals import Ended, ended_by_sigterm
 
@@ -75,8 +77,29 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
     return wrapper
 
 
+_marker: Path | None = None
+
+
+def tell_once(marker: Path) -> None:
+    """From now on this process tells nothing if another one, with the same ``marker`` (a file that is not there yet),
+    was the first: what has gone wrong on all processes of a job, or on all because of one, is told once."""
+    global _marker
+    _marker = marker
+
+
+def first_to_tell() -> bool:
+    """Is no other process of this job before us with something to tell? Yes, once."""
+    if _marker is None:
+        return True
+    try:
+        os.close(os.open(_marker, os.O_CREAT | os.O_EXCL))
+    except OSError:  # it is there; or its folder has gone, and the launcher with it
+        return False
+    return True
+
+
 def _leave(line: str, status: int) -> None:
     logging.shutdown()
-    if line:
+    if line and first_to_tell():
         print(line, file=sys.stderr)
     sys.exit(status)

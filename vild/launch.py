@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from detectron2 import engine
+from detectron2.engine import defaults
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from vild import signals
-from vild.errors import UserError
+from vild.errors import UserError, first_to_tell, tell_once
 
 
 @dataclass(frozen=True)
@@ -82,16 +90,45 @@ def launch(main: Callable, args) -> None:
         dist.destroy_process_group()
 
 
+@contextmanager
+def ddp_without_gpu(device: str) -> Iterator[None]:
+    """In the block Detectron2 wraps models for ``device`` "cpu" as they must be: it gives DistributedDataParallel the
+    number of a device, which is refused where there is none."""
+    original = defaults.create_ddp_model
+    if device == "cpu":
+        defaults.create_ddp_model = functools.partial(original, device_ids=None)
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = original
+
+
+def _on_rank(main: Callable, args, marker: Path) -> None:
+    """``main`` as one process of several: what goes wrong is told by the first of them."""
+    tell_once(marker)
+    try:
+        main(args)
+    except Exception:
+        # Where another process has died, this is a broken connection, and the launcher ends us meanwhile, in silence.
+        time.sleep(2)
+        if first_to_tell():
+            print(f"process {comm.get_rank()} of {comm.get_world_size()}:", file=sys.stderr)
+            traceback.print_exc()
+        sys.exit(1)
+
+
 def _launch_here(main: Callable, args) -> None:
     """By Detectron2's launcher. Of several processes the first that ended badly has told why; its exit status is
     ours."""
-    settings = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+    settings = args.num_gpus, args.num_machines, args.machine_rank, args.dist_url
     if args.num_gpus * args.num_machines <= 1:
-        engine.launch(main, *settings)
+        engine.launch(main, *settings, (args,))
         return
+    # which of the others it ends then is nobody's news
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
-        with signals.passed_on():
-            engine.launch(main, *settings)
+        with signals.passed_on(), tempfile.TemporaryDirectory() as folder:
+            engine.launch(_on_rank, *settings, (main, args, Path(folder) / "told"))
     except ProcessExitedException as error:
         if error.exit_code < 0:
             print(f"error: {error.msg}; when memory is short, the system kills with SIGKILL", file=sys.stderr)

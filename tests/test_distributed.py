@@ -1,0 +1,160 @@
+"""Several processes (gloo, on the CPU): training and evaluation equal one process's, and a process that dies takes the
+job down with its own error. (Store building: tests/test_launch.py.)
+
+A training of R processes averages the gradients of R parts of the batch. Losses that are means over regions are so in
+each part, what is drawn is each process's own: "equal" needs a setting in which neither matters. Nothing is sampled
+(every anchor and proposal is taken), there are no batch statistics (GN), and the optimizer is SGD, since Adam divides
+what is nearly zero by itself.
+"""
+
+import argparse
+import functools
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+from tests.test_train import command  # noqa: F401  (a fixture)
+from vild.checkpoint import VildCheckpointer
+from vild.data import datasets
+from vild.engine import Trainer
+from vild.errors import UserError, one_line_errors
+from vild.launch import launch
+
+TAKE_ALL = (
+    "MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "GN", "MODEL.ROI_BOX_HEAD.NORM", "GN",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100_000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 1000,
+    "MODEL.VILD.DISTILL_PER_IMAGE", 1000,
+    "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.02, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 4,
+    "SOLVER.CHECKPOINT_PERIOD", 100, "DATASETS.TEST", "()",
+)  # fmt: skip
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Ranks that are copies of this process: new interpreters would take ten seconds to load everything."""
+    monkeypatch.setattr(mp, "start_processes", functools.partial(mp.start_processes, start_method="fork"))
+
+
+def on_ranks(main, **arguments):
+    """Run ``main`` under the launcher, within minutes; its exit status."""
+    args = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto", **arguments)
+    try:
+        launch(functools.partial(alone, main), args)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def alone(main, args):
+    """What a new interpreter has: one thread, no handlers; and no hang."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(240)
+    main(args)
+
+
+def train(args):
+    torch.manual_seed(0)
+    trainer = Trainer(args.cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+
+
+def weights(cfg) -> dict[str, torch.Tensor]:
+    return torch.load(f"{cfg.OUTPUT_DIR}/model_final.pth", weights_only=True)["model"]
+
+
+def one_picture(monkeypatch):
+    """Every part of a batch has as many regions: all are of the same picture."""
+    everything = datasets.load_dicts
+    monkeypatch.setattr(datasets, "load_dicts", lambda name: everything(name)[:1])
+
+
+@pytest.mark.parametrize(("config", "same"), [("proposals", False), ("vild", True)])
+def test_training_equals_one_process(forked, make_cfg, tmp_path, monkeypatch, config, same):
+    """The proposal network on different pictures; ViLD, whose losses are means over a part's regions, on one."""
+    cfgs = [make_cfg(config, *TAKE_ALL, "OUTPUT_DIR", str(tmp_path / n), "SOLVER.IMS_PER_BATCH", 2) for n in "ab"]
+    if same:
+        one_picture(monkeypatch)
+    assert on_ranks(train, cfg=cfgs[0]) == 0
+    alone(train, argparse.Namespace(cfg=cfgs[1]))
+    signal.alarm(0)
+    two, one = map(weights, cfgs)
+    torch.manual_seed(0)
+    start = Trainer.build_model(cfgs[1]).state_dict()
+    assert two.keys() == one.keys() == start.keys()
+    way = {key: (value - start[key]).double().norm() for key, value in one.items()}
+    apart = {key: (two[key] - value).double().norm() for key, value in one.items()}
+    assert sum(length > 1e-4 for length in way.values()) > 20
+    wrong = {key: (float(apart[key]), float(way[key])) for key in way if apart[key] > 1e-3 * way[key] + 1e-6}
+    assert not wrong
+
+
+def evaluate(args):
+    model = Trainer.build_model(args.cfg)
+    VildCheckpointer(model).load(args.cfg.MODEL.WEIGHTS)
+    Trainer.test(args.cfg, model)
+
+
+def test_evaluation_equals_one_process(forked, make_cfg, checkpoint_file, tmp_path):
+    cfgs = [make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file), "OUTPUT_DIR", str(tmp_path / n)) for n in "ab"]
+    assert on_ranks(evaluate, cfg=cfgs[0]) == 0
+    alone(evaluate, argparse.Namespace(cfg=cfgs[1]))
+    signal.alarm(0)
+    names = sorted(p.name for p in (tmp_path / "b" / "inference").iterdir())
+    assert names == ["coco_instances_results.json", "per_class.json", "vild_metrics.json"]
+    for name in names:
+        many, one = (tmp_path / n / "inference" / name for n in "ab")
+        assert many.read_bytes() == one.read_bytes(), name
+
+
+def dies(args):
+    if args.how == "all":
+        raise UserError("store /nowhere: there is none")
+    if comm.get_rank() == 1:
+        if args.how == "user":
+            raise UserError("store /nowhere: there is none")
+        if args.how == "bug":
+            raise ZeroDivisionError("of rank 1")
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.synchronize()  # the other one waits for it
+    time.sleep(30)
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "last"),
+    [
+        ("all", 2, "error: store /nowhere: there is none"),
+        ("user", 2, "error: store /nowhere: there is none"),
+        ("bug", 1, "ZeroDivisionError: of rank 1"),
+        ("killed", 128 + 9, "error: process 1 terminated with signal SIGKILL; when memory is short, the system"),
+    ],
+)
+def test_a_dead_process_takes_the_job_down_with_its_own_error(forked, capfd, how, status, last):
+    start = time.monotonic()
+    assert on_ranks(one_line_errors(dies), how=how) == status
+    assert time.monotonic() - start < 25  # no hang
+    lines = [line for line in capfd.readouterr().err.splitlines() if "[rank" not in line and "TCPStore" not in line]
+    assert lines[-1].startswith(last), lines
+    told = [line for line in lines if "rror:" in line]
+    assert len(told) == 1, lines
+    assert any("Traceback" in line for line in lines) == (how == "bug")
+    if how == "bug":
+        assert "process 1 of 2:" in lines
+
+
+def test_a_mistake_is_told_once_by_a_command_of_two_processes(command, tmp_path):  # noqa: F811
+    done = subprocess.run(
+        command(tmp_path / "o", "MODEL.VILD.STORE", "/nowhere", flags=("--num-gpus", "2")),
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == [
+        "error: store /nowhere: /nowhere/manifest.json does not exist; tools/build_teacher_store.py makes a store"
+    ]
