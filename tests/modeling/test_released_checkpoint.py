@@ -25,6 +25,7 @@ from vild.checkpoint import VildCheckpointer, read_network_record, write_weights
 from vild.data import datasets
 from vild.engine import Trainer, load_config
 from vild.errors import UserError
+from vild.export import write_model
 from vild.modeling.released.convert import Variables, convert, lvis_vocabulary, resnet, with_teacher
 from vild.modeling.released.rcnn import ReleasedRCNN
 from vild.predictor import OpenVocabularyDetector
@@ -352,3 +353,19 @@ def test_a_file_that_tensorflow_wrote(tmp_path):
     (tmp_path / "model.ckpt.index").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="not a checkpoint that TensorFlow can read"):
         convert_tf_checkpoint.read_checkpoint(tmp_path)
+
+
+def test_exported(detector, picture, tmp_path):
+    """The graph resizes the picture itself; nothing but its last bits is another."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    write_model(detector, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    vocabulary = detector.trained
+    for array in (picture, picture[:, :40], picture[:9, :7]):
+        feed = {"picture": array, "text": vocabulary.embeddings.numpy(), "base": vocabulary.mask("base").numpy()}
+        boxes, scores, classes, masks = session.run(None, feed)
+        found = detector(array)
+        near = (torch.from_numpy(boxes)[:, None] - found.pred_boxes.tensor).abs().amax(2) < 1e-2
+        near &= torch.from_numpy(classes)[:, None] == found.pred_classes
+        near &= (torch.from_numpy(scores)[:, None] - found.scores).abs() < 1e-4
+        assert len(boxes) == len(found) and (~near.any(0)).sum() <= 1 and masks.shape[1:] == (28, 28)
