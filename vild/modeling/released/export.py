@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vild.export import ExportedDetector
-from vild.modeling.released.boxes import clip
+from vild.modeling.released.boxes import clip, upright
 
 
 class ExportedReleased(ExportedDetector):
@@ -40,7 +40,7 @@ class ExportedReleased(ExportedDetector):
 
     def _placed(self, boxes: Tensor, picture: Tensor) -> Tensor:
         size, scaled = self._scaled(picture)
-        return boxes * (size / scaled).flip(0).repeat(2)
+        return upright(boxes * (size / scaled).flip(0).repeat(2))
 
     def _clip(self, boxes: Tensor, height: int, width: int) -> Tensor:
         return clip(boxes, (height, width))
