@@ -19,6 +19,7 @@ from vild.errors import UserError
 from vild.files import write_json, written_whole
 from vild.modeling import fusion
 from vild.modeling.rcnn import ViLDRCNN
+from vild.modeling.released.rcnn import ReleasedRCNN
 from vild.predictor import OpenVocabularyDetector
 
 AXES = {"picture": {0: "height", 1: "width"}, "text": {0: "names"}, "shown": {}, "base": {0: "names"}}  # that vary
@@ -36,7 +37,7 @@ def write_model(detector: OpenVocabularyDetector, path: str | Path) -> None:
     Raises:
         UserError: the packages that ONNX files are made with are not there.
     """
-    path, wrapped = Path(path), ExportedDetector(detector.model)
+    path, wrapped = Path(path), wrap(detector.model)
     program = wrapped.program()
     with written_whole(path) as aside:
         if path.suffix == ".pt2":
@@ -136,15 +137,29 @@ class ExportedDetector(nn.Module):
         )
 
     def forward(self, picture: Tensor, text: Tensor, shown: Tensor, base: Tensor | None = None) -> tuple[Tensor, ...]:
-        height, width = picture.shape[:2]
+        size = self._size(picture)
         features = self.model.backbone(self._normalise(picture))
-        proposals = self._proposals(features, height, width)
-        boxes, scores, classes = self._detections(features, proposals, (height, width), text, shown, base)
-        heads = self.model.roi_heads
+        proposals = self._proposals(features, *size)
+        boxes, scores, classes = self._detections(features, proposals, size, text, shown, base)
+        heads, placed = self.model.roi_heads, self._placed(boxes, picture)
         if not heads.mask_on:
-            return boxes, scores, classes
-        pooled = pool(heads.mask_pooler, [features[f] for f in heads.mask_in_features], boxes)
-        return boxes, scores, classes, heads.mask_head.layers(pooled)[:-1, 0].sigmoid()
+            return placed, scores, classes
+        pooled = self._pool(heads.mask_pooler, [features[f] for f in heads.mask_in_features], boxes)
+        return placed, scores, classes, heads.mask_head.layers(pooled)[:-1, 0].sigmoid()
+
+    def _size(self, picture: Tensor) -> tuple[int, int]:
+        """Height and width that boxes are clipped to."""
+        return picture.shape[0], picture.shape[1]
+
+    def _placed(self, boxes: Tensor, picture: Tensor) -> Tensor:
+        """The network's boxes in pixels of the picture."""
+        return boxes
+
+    def _clip(self, boxes: Tensor, height: int, width: int) -> Tensor:
+        return clip(boxes, height, width)
+
+    def _pool(self, pooler: nn.Module, maps: list[Tensor], boxes: Tensor) -> Tensor:
+        return pool(pooler, maps, boxes)
 
     def _normalise(self, picture: Tensor) -> Tensor:
         """Float [1, 3, H', W'], padded right and below to a multiple of what the backbone needs."""
@@ -164,24 +179,31 @@ class ExportedDetector(nn.Module):
             anchors = grid_anchors(rpn.anchor_generator, level, x)
             score = logit[0].permute(1, 2, 0).flatten()
             delta = delta[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4)
-            score, best = score.topk(torch.sym_min(score.shape[0], rpn.pre_nms_topk[False]))
-            boxes.append(clip(rpn.box2box_transform.apply_deltas(delta[best], anchors[best]), height, width))
+            score, best = self._rank(score).topk(torch.sym_min(score.shape[0], rpn.pre_nms_topk[False]))
+            boxes.append(self._clip(rpn.box2box_transform.apply_deltas(delta[best], anchors[best]), height, width))
             scores.append(score)
             levels.append(torch.full_like(best, level))
         box, score, level = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
-        sides = box[:, 2:] - box[:, :2]
-        valid = (sides > rpn.min_box_size).all(1) & score.isfinite()  # no side of NaN is
-        of_level = valid & (level == torch.arange(len(maps))[:, None])
+        of_level = self._valid(box, score) & (level == torch.arange(len(maps))[:, None])
         limit = rpn.post_nms_topk[False]
         kept = nms_by_class(box, torch.where(of_level, score, -torch.inf), rpn.nms_thresh, LOWEST, limit)[:, 1]
         return box[kept[score[kept].argsort(descending=True)[:limit]]]
 
+    def _rank(self, logits: Tensor) -> Tensor:
+        """What proposals are ranked by."""
+        return logits
+
+    def _valid(self, boxes: Tensor, score: Tensor) -> Tensor:
+        """bool [R]: the boxes that may become proposals."""
+        sides = boxes[:, 2:] - boxes[:, :2]
+        return (sides > self.model.proposal_generator.min_box_size).all(1) & score.isfinite()  # no side of NaN is
+
     def _detections(self, features, proposals, size, text, shown, base) -> tuple[Tensor, Tensor, Tensor]:
         """What ``fusion.best_detections`` gives: boxes, scores and classes by falling score."""
         heads = self.model.roi_heads
-        pooled = pool(heads.box_pooler, [features[f] for f in heads.box_in_features], proposals)
+        pooled = self._pool(heads.box_pooler, [features[f] for f in heads.box_in_features], proposals)
         embeddings, deltas = heads._embed(pooled)
-        boxes = clip(heads.box2box_transform.apply_deltas(deltas[:-1], proposals), *size)
+        boxes = self._clip(heads.box2box_transform.apply_deltas(deltas[:-1], proposals), *size)
         matrix = heads.classifier.matrix(text)
         logits = [heads.classifier._logits(head[:-1], matrix) for head in embeddings]
         novel = None if base is None else ~base
@@ -193,6 +215,15 @@ class ExportedDetector(nn.Module):
         score = scores[found[:, 0], found[:, 1]]
         order = score.argsort(descending=True)[: heads.per_image]
         return boxes[found[order, 1]], score[order], found[order, 0]
+
+
+def wrap(model: ViLDRCNN) -> ExportedDetector:
+    """The model as it is exported."""
+    if isinstance(model, ReleasedRCNN):
+        from vild.modeling.released.export import ExportedReleased
+
+        return ExportedReleased(model)
+    return ExportedDetector(model)
 
 
 def to_onnx(program: ExportedProgram, wrapped: ExportedDetector) -> bytes:

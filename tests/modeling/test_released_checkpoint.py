@@ -21,10 +21,11 @@ from tests.data.official import lvis_document
 from tests.modeling import released_checkpoint as reference
 from tests.modeling.test_lvis_models import pictures
 from tests.modeling.test_released import agrees
-from vild.checkpoint import VildCheckpointer, read_network_record, write_weights
+from vild.checkpoint import VildCheckpointer, read_network_record, save_weights, write_weights
 from vild.data import datasets
 from vild.engine import Trainer, load_config
 from vild.errors import UserError
+from vild.export import write_model
 from vild.modeling.released.convert import Variables, convert, lvis_vocabulary, resnet, with_teacher
 from vild.modeling.released.rcnn import ReleasedRCNN
 from vild.predictor import OpenVocabularyDetector
@@ -61,6 +62,24 @@ def cfg(weights):
 @pytest.fixture(scope="module")
 def detector(cfg):
     return OpenVocabularyDetector(cfg)
+
+
+@pytest.fixture(scope="module")
+def thin_cfg(cfg, weights, tmp_path_factory):
+    """The same detector, but for the widths of its layers and the values of its weights."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    thin = {"RESNETS.STEM_OUT_CHANNELS": 8, "RESNETS.WIDTH_PER_GROUP": 8, "RESNETS.RES2_OUT_CHANNELS": 16}
+    thin |= {"FPN.OUT_CHANNELS": 16, "ROI_BOX_HEAD.CONV_DIM": 16, "ROI_BOX_HEAD.FC_DIM": 32}
+    thin |= {"ROI_MASK_HEAD.CONV_DIM": 16, "WEIGHTS": str(tmp_path_factory.mktemp("thin") / "model.safetensors")}
+    cfg.merge_from_list([x for key, value in thin.items() for x in (f"MODEL.{key}", value)])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for name, parameter in model.named_parameters():
+        if "anchor_deltas" in name or "bbox_pred" in name or "mask_head.predictor" in name:
+            nn.init.normal_(parameter, std=0.5)  # not the small start of a training
+    save_weights(cfg.MODEL.WEIGHTS, model)
+    return cfg
 
 
 @pytest.fixture
@@ -223,7 +242,13 @@ def test_the_mask_head(arrays, detector):
 # the detector
 
 
-def test_any_picture_any_words(detector, picture, tmp_path):
+def test_the_converted_detector_detects(detector, picture):
+    found = detector(picture)
+    assert len(found) == 20 and len(detector.names) == 1203 and found.pred_masks.any() and found.scores.isfinite().all()
+
+
+def test_any_picture_any_words(thin_cfg, picture, tmp_path):
+    detector = OpenVocabularyDetector(thin_cfg)
     found = detector(picture)
     assert found.image_size == (90, 150) and len(found) == 20 and found.pred_masks.shape == (20, 90, 150)
     assert detector.names[0] == "aerosol_can" and found.pred_masks.any()
@@ -240,7 +265,7 @@ def test_any_picture_any_words(detector, picture, tmp_path):
 
 
 def test_boxes_go_from_the_canvas_to_the_picture():
-    boxes = torch.tensor([[0.0, 0, 127, 127], [12.8, 6.4, 12.8, 64]])
+    boxes = torch.tensor([[0.0, 0, 127, 127], [12.8, 6.4, 12.4, 64]])
     found = Instances((128, 128), pred_boxes=Boxes(boxes), scores=torch.ones(2))
     inputs = [{"image": torch.zeros(3, 50, 100), "height": 200, "width": 400}]
     result = ReleasedRCNN._postprocess([found], inputs, [(128, 128)])[0]["instances"]
@@ -249,14 +274,14 @@ def test_boxes_go_from_the_canvas_to_the_picture():
     assert torch.allclose(result.pred_boxes.tensor, torch.tensor(expected))
 
 
-def test_evaluated_on_lvis(cfg, picture, tmp_path, monkeypatch):
+def test_evaluated_on_lvis(thin_cfg, picture, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     (tmp_path / "lvis").mkdir()
     (tmp_path / "lvis/lvis_v1_val.json").write_text(json.dumps(lvis_document({1: [3, 800]}, "val")))
     (tmp_path / "coco/val2017").mkdir(parents=True)
     Image.fromarray(picture[:60, :80]).save(tmp_path / "coco/val2017/000000000001.jpg")
     datasets.register_all()
-    cfg = cfg.clone()
+    cfg = thin_cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(tmp_path / "output")
     cfg.DATALOADER.NUM_WORKERS = 0
@@ -267,9 +292,9 @@ def test_evaluated_on_lvis(cfg, picture, tmp_path, monkeypatch):
     assert "lvis_v1_val/segm/AP" in metrics
 
 
-def test_it_can_be_trained_on(cfg):
-    model = build_model(cfg).train()
-    VildCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+def test_it_can_be_trained_on(thin_cfg):
+    model = build_model(thin_cfg).train()
+    VildCheckpointer(model).load(thin_cfg.MODEL.WEIGHTS)
     inputs = pictures()
     with EventStorage():
         losses = model(inputs)
@@ -352,3 +377,19 @@ def test_a_file_that_tensorflow_wrote(tmp_path):
     (tmp_path / "model.ckpt.index").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="not a checkpoint that TensorFlow can read"):
         convert_tf_checkpoint.read_checkpoint(tmp_path)
+
+
+def test_exported(thin_cfg, picture, tmp_path):
+    """The graph resizes the picture itself; nothing but its last bits is another."""
+    onnxruntime, detector = pytest.importorskip("onnxruntime"), OpenVocabularyDetector(thin_cfg)
+    write_model(detector, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    vocabulary = detector.trained
+    for array in (picture, picture[:, :40], picture[:9, :7]):
+        feed = {"picture": array, "text": vocabulary.embeddings.numpy(), "base": vocabulary.mask("base").numpy()}
+        boxes, scores, classes, masks = session.run(None, feed)
+        found = detector(array)
+        near = (torch.from_numpy(boxes)[:, None] - found.pred_boxes.tensor).abs().amax(2) < 1e-2
+        near &= torch.from_numpy(classes)[:, None] == found.pred_classes
+        near &= (torch.from_numpy(scores)[:, None] - found.scores).abs() < 1e-4
+        assert len(boxes) == len(found) and (~near.any(0)).sum() <= 1 and masks.shape[1:] == (28, 28)

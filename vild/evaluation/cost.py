@@ -94,4 +94,4 @@ def detector_of_run(run: Path, *overrides: object) -> tuple[nn.Module, int] | No
         return None
     with torch.random.fork_rng(devices=[]):
         model = build_model(load_config(config, [*overrides, "MODEL.VILD.VOCABULARY", vocabulary]))
-    return model, cfg.INPUT.MIN_SIZE_TEST
+    return model, cfg.INPUT.MIN_SIZE_TEST or cfg.INPUT.MAX_SIZE_TEST  # 0: the released detector resizes to its canvas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
@@ -20,6 +21,11 @@ class ReleasedBoxTransform(Box2BoxTransform):
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """[R, 4] and [R, 4] to [R, 4]."""
         return _grown(super().apply_deltas(deltas, _grown(boxes, 1)), -1)
+
+
+def upright(boxes: Tensor) -> Tensor:
+    """xyxy [R, 4] of which none ends before it begins: what decoding left thinner than nothing is empty."""
+    return torch.cat([boxes[:, :2], torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
 
 
 def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -36,14 +36,17 @@ class ReleasedPooler(nn.Module):
 
     def __init__(self, output_size: int, strides: Sequence[int]):
         super().__init__()
-        self.output_size, self.strides = output_size, tuple(strides)
+        self.output_size, self.strides = (output_size, output_size), tuple(strides)
         self.lowest, self.highest = int(math.log2(strides[0])), int(math.log2(strides[-1]))
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
         """Feature maps [N, C, H_l, W_l] and the boxes of N pictures to [sum of R, C, output_size, output_size]."""
-        rois = convert_boxes_to_pooler_format(box_lists)  # picture, x1, y1, x2, y2
+        return self.pool(x, convert_boxes_to_pooler_format(box_lists))
+
+    def pool(self, x: list[Tensor], rois: Tensor) -> Tensor:
+        """The same of rois [R, 5]: picture, x1, y1, x2, y2."""
         levels = assign_levels(rois[:, 1:], self.lowest, self.highest)
-        pooled = x[0].new_zeros(len(rois), x[0].shape[1], self.output_size, self.output_size)
+        pooled = x[0].new_zeros(rois.shape[0], x[0].shape[1], *self.output_size)
         for level, (feature, stride) in enumerate(zip(x, self.strides, strict=True), self.lowest):
             here = (levels == level).nonzero()[:, 0]
             pooled = pooled.index_put((here,), self.pool_level(feature, rois[here], stride).to(pooled.dtype))
