@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# CI's versions; `make test-latest` takes the newest that pyproject.toml allows
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+PIP_GRADIO := $(BIN)/python -m pip install --quiet -c $(VENV)/constraints-gradio.txt
+NEWEST := $(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager
 
-.PHONY: quickstart test fuzz kill-test ablation lint install clean
+.PHONY: quickstart test test-latest fuzz kill-test audit ablation lint install clean
 
 quickstart: install        ## the whole method on the built-in world, with a report (output/quickstart)
 	$(BIN)/python tools/quickstart.py --output output/quickstart
@@ -13,6 +17,14 @@ test: install              ## the test suite
 
 fuzz: install              ## 10,000 broken and hostile files (a fixed few hundred of them are part of the tests)
 	VILD_FUZZ=nightly $(BIN)/python -m pytest -q tests/fuzz
+
+test-latest:               ## the same with the newest versions that are allowed, in a second environment; to be scheduled
+	rm -f .venv-latest/.installed
+	$(MAKE) test VENV=.venv-latest PIP='$$(NEWEST)' PIP_GRADIO='$$(NEWEST)'
+
+audit: install             ## known vulnerabilities of what is installed; asks pypi.org
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
+	.venv-audit/bin/pip-audit --skip-editable --path $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')
 
 ablation: install          ## all variants and controls, three seeds (output/ablation)
 	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output output/ablation
@@ -28,15 +40,16 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt tools/install_detectron2.py
 	@echo "installing into $(VENV): about 3 GB, a few minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt 'setuptools<82' wheel
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) 'setuptools<82' wheel
+	$(PIP) -e '.[dev]'
 	@# gradio asks for Pillow < 13; it runs with 13, with which our crops are compared to the last bit
-	$(BIN)/python -m pip install --quiet gradio==6.31.0 'pillow<13'
-	$(BIN)/python -m pip install --quiet --no-deps pillow==13.0.0
+	grep -v '^pillow==' constraints.txt > $(VENV)/constraints-gradio.txt
+	$(PIP_GRADIO) 'gradio>=6,<7' 'pillow<13'
+	$(PIP) --no-deps --upgrade pillow
 	@# lvis-api, what our LVIS figures are compared with; its dependencies (opencv-python, Cython) are not needed
 	$(BIN)/python -m pip install --quiet --no-deps lvis==0.5.3
 	$(BIN)/python tools/install_detectron2.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) output
+	rm -rf $(VENV) .venv-latest .venv-audit output
