@@ -5,7 +5,7 @@ from __future__ import annotations
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from torch import Tensor
 
-from vild.modeling.released.boxes import ReleasedBoxTransform, clip
+from vild.modeling.released.boxes import ReleasedBoxTransform, clip, upright
 from vild.modeling.released.pooler import ReleasedPooler
 from vild.modeling.roi_heads import ViLDROIHeads
 
@@ -32,7 +32,9 @@ class ReleasedROIHeads(ViLDROIHeads):
         return settings
 
     def _clip(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-        return clip(boxes, image_size)
+        """Within the picture, and with corners in order, as the released NMS of detections reads them (the RPN's is
+        another and does not). There they come out as they were; no evaluation here takes a box of negative width."""
+        return upright(clip(boxes, image_size))
 
 
 def _pooler(cfg, input_shape, resolution: int) -> ReleasedPooler:
