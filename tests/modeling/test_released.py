@@ -192,7 +192,7 @@ def test_boxes_end_at_the_last_pixel():
 
 
 def test_corners_come_in_order():
-    """The released NMS of detections reads a box from either corner, torchvision's from the first: two boxes that are
+    """TensorFlow's NMS of detections reads a box from either corner, torchvision's from the first: two boxes that are
     inverted by half a pixel and otherwise alike are one to it."""
     boxes = torch.tensor([[10.0, 5, 9.5, 60], [10, 5.5, 9.5, 60], [30, 30, 40, 40]])
     assert upright(boxes).tolist() == [[9.5, 5, 10, 60], [9.5, 5.5, 10, 60], [30, 30, 40, 40]]

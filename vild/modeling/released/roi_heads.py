@@ -32,8 +32,9 @@ class ReleasedROIHeads(ViLDROIHeads):
         return settings
 
     def _clip(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Within the picture, and with corners in order, as the released NMS of detections reads them (the RPN's is
-        another and does not). There they come out as they were; no evaluation here takes a box of negative width."""
+        """Within the picture, and with corners in order. TensorFlow 1's NMS reads boxes so and gives them back as they
+        are, but no evaluation here takes a negative width. (TensorFlow 2.15 orders all boxes of a class by its best
+        one, so that one inverted box undoes the class's NMS; the RPN's NMS orders none.)"""
         return upright(clip(boxes, image_size))
 
 
