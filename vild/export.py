@@ -158,6 +158,10 @@ class ExportedDetector(nn.Module):
     def _clip(self, boxes: Tensor, height: int, width: int) -> Tensor:
         return clip(boxes, height, width)
 
+    def _decoded(self, deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
+        """Boxes [R, 4] of the box head."""
+        return self._clip(self.model.roi_heads.box2box_transform.apply_deltas(deltas, proposals), *size)
+
     def _pool(self, pooler: nn.Module, maps: list[Tensor], boxes: Tensor) -> Tensor:
         return pool(pooler, maps, boxes)
 
@@ -203,7 +207,7 @@ class ExportedDetector(nn.Module):
         heads = self.model.roi_heads
         pooled = self._pool(heads.box_pooler, [features[f] for f in heads.box_in_features], proposals)
         embeddings, deltas = heads._embed(pooled)
-        boxes = self._clip(heads.box2box_transform.apply_deltas(deltas[:-1], proposals), *size)
+        boxes = self._decoded(deltas[:-1], proposals, size)
         matrix = heads.classifier.matrix(text)
         logits = [heads.classifier._logits(head[:-1], matrix) for head in embeddings]
         novel = None if base is None else ~base

@@ -18,10 +18,11 @@ from torchvision.ops import roi_align
 
 from vild.modeling import fusion
 from vild.modeling.released.backbone import ReleasedFPN, ReleasedP6, ReleasedStem
-from vild.modeling.released.boxes import ReleasedBoxTransform, clip
+from vild.modeling.released.boxes import ReleasedBoxTransform, clip, upright
 from vild.modeling.released.masks import paste_masks
 from vild.modeling.released.picture import legacy_bilinear, onto_canvas, scaled_size
 from vild.modeling.released.pooler import ReleasedPooler, assign_levels
+from vild.modeling.released.roi_heads import ReleasedROIHeads
 from vild.modeling.released.rpn import choose_proposals
 
 RNG = np.random.default_rng(0)
@@ -188,6 +189,17 @@ def test_boxes_hold_their_last_pixel(weights):
 def test_boxes_end_at_the_last_pixel():
     boxes = torch.tensor([[-3.0, -4.0, 500.0, 600.0], [10.0, 20.0, 30.0, 40.0]])
     assert clip(boxes, (100, 200)).tolist() == [[0, 0, 199, 99], [10, 20, 30, 40]]
+
+
+def test_corners_come_in_order():
+    """TensorFlow's NMS of detections reads a box from either corner, torchvision's from the first: two boxes that are
+    inverted by half a pixel and otherwise alike are one to it."""
+    boxes = torch.tensor([[10.0, 5, 9.5, 60], [10, 5.5, 9.5, 60], [30, 30, 40, 40]])
+    assert upright(boxes).tolist() == [[9.5, 5, 10, 60], [9.5, 5.5, 10, 60], [30, 30, 40, 40]]
+    heads = object.__new__(ReleasedROIHeads)
+    kept = [fusion.best_detections(b, torch.ones(3, 1), 0, 0.5, 300)[3].tolist() for b in (
+        ReleasedROIHeads._clip(heads, boxes, (64, 64)), clip(boxes, (64, 64)))]  # fmt: skip
+    assert kept[0] == [0, 2] != kept[1]
 
 
 # proposals

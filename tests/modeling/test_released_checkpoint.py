@@ -265,7 +265,7 @@ def test_any_picture_any_words(thin_cfg, picture, tmp_path):
 
 
 def test_boxes_go_from_the_canvas_to_the_picture():
-    boxes = torch.tensor([[0.0, 0, 127, 127], [12.8, 6.4, 12.4, 64]])
+    boxes = torch.tensor([[0.0, 0, 127, 127], [12.8, 6.4, 12.8, 64]])
     found = Instances((128, 128), pred_boxes=Boxes(boxes), scores=torch.ones(2))
     inputs = [{"image": torch.zeros(3, 50, 100), "height": 200, "width": 400}]
     result = ReleasedRCNN._postprocess([found], inputs, [(128, 128)])[0]["instances"]

@@ -24,8 +24,8 @@ class ReleasedBoxTransform(Box2BoxTransform):
 
 
 def upright(boxes: Tensor) -> Tensor:
-    """xyxy [R, 4] of which none ends before it begins: what decoding left thinner than nothing is empty."""
-    return torch.cat([boxes[:, :2], torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
+    """xyxy [R, 4] with the corners in order: where decoding left a box thinner than nothing, they are not."""
+    return torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
 
 
 def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -40,10 +40,13 @@ class ExportedReleased(ExportedDetector):
 
     def _placed(self, boxes: Tensor, picture: Tensor) -> Tensor:
         size, scaled = self._scaled(picture)
-        return upright(boxes * (size / scaled).flip(0).repeat(2))
+        return boxes * (size / scaled).flip(0).repeat(2)
 
     def _clip(self, boxes: Tensor, height: int, width: int) -> Tensor:
         return clip(boxes, (height, width))
+
+    def _decoded(self, deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
+        return upright(super()._decoded(deltas, proposals, size))
 
     def _pool(self, pooler: nn.Module, maps: list[Tensor], boxes: Tensor) -> Tensor:
         return pooler.pool(maps, F.pad(boxes, (1, 0, 0, 1)))

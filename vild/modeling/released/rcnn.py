@@ -10,7 +10,6 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from vild.modeling.rcnn import ViLDRCNN
-from vild.modeling.released.boxes import upright
 from vild.modeling.released.masks import paste_masks
 from vild.modeling.released.picture import onto_canvas, scaled_size
 
@@ -56,13 +55,13 @@ class ReleasedRCNN(ViLDRCNN):
     @staticmethod
     def _postprocess(instances: list[Instances], batched_inputs: list[dict], image_sizes) -> list[dict]:
         """From the canvas to the picture ("height", "width"): all detections, those without an area too, and boxes not
-        cut at the picture's edge, as they were evaluated. (Only a box of negative width is made one of none.)"""
+        cut at the picture's edge, as they were evaluated."""
         results = []
         for found, x, (side, _) in zip(instances, batched_inputs, image_sizes, strict=True):
             height, width = scaled_size(*x["image"].shape[1:], side)
             size = x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2])
             scale = found.pred_boxes.tensor.new_tensor([size[1] / width, size[0] / height]).repeat(2)
-            boxes = upright(found.pred_boxes.tensor * scale)
+            boxes = found.pred_boxes.tensor * scale
             result = Instances(size, **{**found.get_fields(), "pred_boxes": Boxes(boxes)})
             if found.has("pred_masks"):
                 result.pred_masks = paste_masks(found.pred_masks[:, 0], boxes, *size)

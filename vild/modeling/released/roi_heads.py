@@ -5,7 +5,7 @@ from __future__ import annotations
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from torch import Tensor
 
-from vild.modeling.released.boxes import ReleasedBoxTransform, clip
+from vild.modeling.released.boxes import ReleasedBoxTransform, clip, upright
 from vild.modeling.released.pooler import ReleasedPooler
 from vild.modeling.roi_heads import ViLDROIHeads
 
@@ -32,7 +32,10 @@ class ReleasedROIHeads(ViLDROIHeads):
         return settings
 
     def _clip(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-        return clip(boxes, image_size)
+        """Within the picture, and with corners in order. TensorFlow 1's NMS reads boxes so and gives them back as they
+        are, but no evaluation here takes a negative width. (TensorFlow 2.15 orders all boxes of a class by its best
+        one, so that one inverted box undoes the class's NMS; the RPN's NMS orders none.)"""
+        return upright(clip(boxes, image_size))
 
 
 def _pooler(cfg, input_shape, resolution: int) -> ReleasedPooler:
