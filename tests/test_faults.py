@@ -306,7 +306,7 @@ def test_a_librarys_disk_error_is_one_line_too(capsys, number):
     with pytest.raises(SystemExit) as caught:
         main()
     line = f"error: /data/log.txt: {os.strerror(number)}\n"
-    assert caught.value.code == 1 and capsys.readouterr().err == line
+    assert caught.value.code == 2 and capsys.readouterr().err == line
 
     @one_line_errors
     def wrong():

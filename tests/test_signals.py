@@ -106,7 +106,7 @@ def test_every_tool_ends_in_one_line(number):
 @pytest.mark.parametrize(
     ("raised", "told", "status"),
     [
-        ("OSError(28, 'No space left on device', '/o')", "error: [Errno 28] No space left on device: '/o'\n", 2),
+        ("OSError(28, 'No space left on device', '/o')", "error: /o: No space left on device\n", 2),
         ("Failure('a loss')", "error: a loss\n", 1),
     ],
 )

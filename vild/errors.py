@@ -16,7 +16,7 @@ from vild.signals import Ended, ended_by_sigterm
 # what disks and network folders say; another OSError is a fault of ours and keeps its traceback
 _STORAGE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
-    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.EMFILE),
+    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EMFILE),
 }
 LONGEST = 2000  # characters of a message
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -61,7 +62,7 @@ def test_training_goes_on_with_another_and_counts(broken, make_cfg, caplog):
     folder = cfg.OUTPUT_DIR
     with EventStorage() as storage, caplog.at_level(logging.WARNING, logger="vild"):
         whole = batches(cfg, 0, 8)
-    found = unreadable.of_run(build_train_loader(cfg, open_store(cfg)).path.parent)
+    found = unreadable.of_run(Path(folder))
     assert found and set(found) <= set(broken) and all("cannot be read" in why for why in found.values())
     assert storage.latest()["unreadable_pictures"][0] == len(found)
     assert caplog.text.count("left out of the training") == len(found)
@@ -72,10 +73,10 @@ def test_training_goes_on_with_another_and_counts(broken, make_cfg, caplog):
     for a, b in zip(whole[3:], resumed, strict=True):
         for x, y in zip(a, b, strict=True):
             assert x["image_id"] == y["image_id"] and torch.equal(x["image"], y["image"])
-    assert json.loads((unreadable.Path(folder) / unreadable.FILE).read_text()) == found
-    assert f"{len(found)} pictures could not be read" in unreadable_blocks(unreadable.Path(folder), "x")[0].text
+    assert json.loads((Path(folder) / unreadable.FILE).read_text()) == found
+    assert f"{len(found)} pictures could not be read" in unreadable_blocks(Path(folder), "x")[0].text
     batches(make_cfg("vild", *SKIP), 0, 1)  # a new run does not go on with the old list
-    assert len(unreadable.of_run(unreadable.Path(folder))) <= 2
+    assert len(unreadable.of_run(Path(folder))) <= 2
 
 
 def test_a_folder_that_has_gone_is_no_reason_to_go_on():
