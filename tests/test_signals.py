@@ -15,6 +15,14 @@ from vild.engine import Trainer
 from vild.signals import Ended
 
 
+@pytest.fixture(autouse=True)
+def sigint_is_heard():
+    """Also where the tests run in the background of a shell, which has SIGINT ignored in all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def me(number):
     os.kill(os.getpid(), number)
     time.sleep(0.01)  # the handler runs between two steps of the interpreter

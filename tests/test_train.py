@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +116,25 @@ def test_the_checkpoint_holds_vocabulary_and_fingerprint(make_cfg, vocabulary, t
     second = Trainer.build_model(make_cfg("text", "MODEL.VILD.VOCABULARY", str(tmp_path / "other.safetensors")))
     with pytest.raises(UserError, match=r"checkpoint .*model\.pth is of teacher .* config's vocabulary is of teacher"):
         VildCheckpointer(second).load(str(tmp_path / "model.pth"))
+
+
+def test_a_kill_between_the_last_two_checkpoints_loses_neither(make_cfg, tmp_path):
+    """The last step's is there, ``model_final.pth`` or its being the last one is not."""
+    cfg = make_cfg("vild", "SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1, "DATASETS.TEST", "()")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    folder = Path(cfg.OUTPUT_DIR)
+    final = folder / "model_final.pth"
+    whole = torch.load(final, weights_only=True)["model"]
+    final.unlink()
+    (folder / "last_checkpoint").write_text("model_0000001.pth")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    again = torch.load(final, weights_only=True)["model"]
+    assert again.keys() == whole.keys() and all(torch.equal(again[k], v) for k, v in whole.items())
 
 
 def test_a_vocabulary_in_another_order_is_refused(world, vocabulary):

@@ -188,6 +188,9 @@ class Trainer(DefaultTrainer):
                 raise WorkerDied(f"{error}; {self._keep()}") from None
 
     def _train(self):
+        kept = self.checkpointer.get_checkpoint_file() if self.start_iter == self.max_iter > 0 else "model_final.pth"
+        if not kept.endswith("model_final.pth"):  # it was killed between the last step's checkpoint and this one
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
         try:
             return super().train()
         except StopEarly as reason:
