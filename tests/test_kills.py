@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from vild.errors import UserError
-from vild.kills import KINDS, Course, Harness, Job, Moment, differences, draw_moments, first_difference, shares
+from vild.kills import KINDS, Course, Harness, Job, Moment, draw_moments, shares
+from vild.output_folders import differences, first_difference
 
 WHOLE = """
 import os, pathlib, time

@@ -1,5 +1,6 @@
 """The other tools from the command line, on the tiny world."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -113,3 +114,7 @@ def test_every_tool_is_in_the_list():
         if f"tools/{path.name} " not in text.replace("\n", " ")
     ]
     assert not missing
+
+
+def test_every_tool_can_be_started_by_its_name():
+    assert not [p.name for p in (REPOSITORY / "tools").glob("*.py") if not os.access(p, os.X_OK)]

@@ -140,7 +140,7 @@ class VildCheckpointer(DetectionCheckpointer):
         checkpoint = load_weights(filename)  # not Detectron2's own, which runs what a .pkl says
         if "vocabulary" in checkpoint:
             Vocabulary.from_state(checkpoint["vocabulary"], f"checkpoint {filename}: what it holds")
-        if "matching_heuristics=True" in getattr(self._parsed_url_during_load, "query", ""):
+        if "matching_heuristics=True" in self._parsed_url_during_load.query:
             checkpoint["matching_heuristics"] = True
         return checkpoint
 

@@ -160,10 +160,8 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.BEST_METRIC:
             best = KeepBest(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
             self.register_hooks([best])
-        self.guard, self.whole = (
-            Guard(self.cfg),
-            -1,
-        )  # the last step of this process that was done, with its schedulers'
+        self.whole = -1  # the last step of this process that was done, with its schedulers'
+        self.guard = Guard(self.cfg)
         self.register_hooks([self.guard])
 
     def train(self):
@@ -188,8 +186,9 @@ class Trainer(DefaultTrainer):
                 raise WorkerDied(f"{error}; {self._keep()}") from None
 
     def _train(self):
-        kept = self.checkpointer.get_checkpoint_file() if self.start_iter == self.max_iter > 0 else "model_final.pth"
-        if not kept.endswith("model_final.pth"):  # it was killed between the last step's checkpoint and this one
+        every_step_is_done = self.start_iter == self.max_iter > 0
+        if every_step_is_done and not self.checkpointer.get_checkpoint_file().endswith("model_final.pth"):
+            # it was killed between the last step's checkpoint and this one
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
         try:
             return super().train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import runpy
@@ -20,9 +19,9 @@ import numpy as np
 import torch
 
 from vild.errors import UserError
+from vild.output_folders import differences, look
 
 KINDS = {"start": 0.1, "work": 0.55, "write": 0.35}  # of moments, with their shares
-LOGS = ("log.txt", "metrics.json", "events.out.tfevents")  # one that was resumed says so
 
 
 @dataclass(frozen=True)
@@ -83,26 +82,6 @@ def draw_moments(seed: int) -> Iterator[Moment]:
 def shares(total: int, parts: int) -> list[int]:
     """``total`` in so many parts, as even as can be."""
     return [(n + 1) * total // parts - n * total // parts for n in range(parts)]
-
-
-def look(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder: time of its last change and size."""
-    found = {}
-    for path in [folder, *(p for p in _list(folder) if p.is_dir())]:
-        for entry in _list(path):
-            try:
-                state = entry.stat()
-            except FileNotFoundError:
-                continue
-            found[str(entry.relative_to(folder))] = state.st_mtime_ns, state.st_size
-    return found
-
-
-def _list(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def start(job: Job, folder: Path, environment: Mapping[str, str], warm: bool) -> int:
@@ -192,56 +171,6 @@ def run(
                 with suppress(ProcessLookupError):
                     kill(target, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), now
-
-
-def differences(whole: Path, other: Path, losses: bool = False) -> str:
-    """The first thing in which two output folders differ; "" if nothing does.
-
-    Checkpoints are compared by what is in them, bit for bit, other files by their bytes, but for logs; with ``losses``
-    the last ones logged in metrics.json, too.
-    """
-    names = [{n for n in look(f) if not Path(n).name.startswith(LOGS) and (f / n).is_file()} for f in (whole, other)]
-    if names[0] != names[1]:
-        missing, more = sorted(names[0] - names[1]), sorted(names[1] - names[0])
-        return f"{missing[0]} is missing" if missing else f"{more[0]} was left behind"
-    for name in sorted(names[0]):
-        mine, theirs = whole / name, other / name
-        if name.endswith(".pth"):
-            if place := first_difference(load(mine), load(theirs)):
-                return f"{name}: {place}"
-        elif mine.read_bytes() != theirs.read_bytes():
-            return f"{name} has other bytes"
-    if losses and (pair := [last_losses(f / "metrics.json") for f in (whole, other)]) and pair[0] != pair[1]:
-        return f"losses {pair[1]}, not {pair[0]}"
-    return ""
-
-
-def load(path: Path) -> dict:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def first_difference(a: object, b: object, place: str = "") -> str:
-    """Where two nested structures of plain values and tensors first differ, "model/weight" say; "" if nowhere."""
-    if type(a) is not type(b):
-        return place or "its type"
-    if isinstance(a, Mapping):
-        if a.keys() != b.keys():
-            return f"{place}/{min(map(str, a.keys() ^ b.keys()))}".lstrip("/")
-        found = (first_difference(a[k], b[k], f"{place}/{k}".lstrip("/")) for k in a)
-    elif isinstance(a, list | tuple):
-        if len(a) != len(b):
-            return place or "its length"
-        found = (first_difference(x, y, f"{place}/{n}".lstrip("/")) for n, (x, y) in enumerate(zip(a, b, strict=True)))
-    else:
-        equal = torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
-        return "" if equal else place or "its value"
-    return next(filter(None, found), "")
-
-
-def last_losses(path: Path) -> dict[str, float]:
-    """The losses of the last step that a training's metrics.json has."""
-    rows = [row for row in map(json.loads, path.read_text().splitlines()) if "total_loss" in row]
-    return {key: value for key, value in rows[-1].items() if "loss" in key} if rows else {}
 
 
 @dataclass

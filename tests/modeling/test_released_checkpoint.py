@@ -30,6 +30,7 @@ from vild.modeling.released.convert import Variables, convert, lvis_vocabulary, 
 from vild.modeling.released.rcnn import ReleasedRCNN
 from vild.predictor import OpenVocabularyDetector
 from vild.vocabulary import Vocabulary
+from vild.weight_files import load_weights
 
 spec = spec_from_file_location("convert_tf_checkpoint", REPOSITORY / "tools/convert_tf_checkpoint.py")
 convert_tf_checkpoint = module_from_spec(spec)
@@ -100,7 +101,7 @@ def channels_first(x):
 
 def test_every_weight_of_the_detector_is_in_the_checkpoint(weights, cfg):
     model = build_model(cfg)
-    state = VildCheckpointer(model)._load_file(str(weights))["model"]
+    state = load_weights(weights)["model"]
     assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
