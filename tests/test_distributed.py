@@ -172,3 +172,34 @@ def test_a_mistake_is_told_once_by_a_command_of_two_processes(command, tmp_path)
     assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == [
         "error: store /nowhere: /nowhere/manifest.json does not exist; tools/build_teacher_store.py makes a store"
     ]
+
+
+def test_two_processes_end_together_on_a_signal(command, tmp_path):  # noqa: F811
+    """It goes to their launcher; what they leave can be gone on with."""
+    arguments = command(tmp_path, "SOLVER.MAX_ITER", "200", "DATALOADER.NUM_WORKERS", "0", flags=("--num-gpus", "2"))
+    process = subprocess.Popen([*arguments[:2], "--dist-url", "auto", *arguments[2:]], text=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    for _ in range(1200):
+        if (tmp_path / "last_checkpoint").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, told = process.communicate(timeout=240)
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in told + output
+    last = (tmp_path / "last_checkpoint").read_text()
+    assert last != "model_final.pth"
+    lines = [line for line in told.splitlines() if line.startswith(("ended", "error"))]
+    assert lines == [f"ended by SIGTERM; --resume goes on from {tmp_path}/{last}"]
+    torch.load(tmp_path / last, weights_only=True)
+
+
+def test_two_processes_end_together_on_a_loss_that_is_not_finite(forked, make_cfg, tmp_path, capfd):
+    settings = (*TAKE_ALL, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 20, "SOLVER.BASE_LR", 1e30)
+    cfg = make_cfg("vild", *settings, "OUTPUT_DIR", str(tmp_path))
+    assert on_ranks(one_line_errors(train), cfg=cfg) == 1
+    told = capfd.readouterr().err
+    lines = [line for line in told.splitlines() if line.startswith("error")]
+    assert "Traceback" not in told and len(lines) == 1 and lines[0].startswith("error: step ")
+    assert any(tmp_path.glob("nan_*/step.json"))
+    assert not (tmp_path / "model_final.pth").exists()
