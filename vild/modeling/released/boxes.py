@@ -24,7 +24,8 @@ class ReleasedBoxTransform(Box2BoxTransform):
 
 
 def upright(boxes: Tensor) -> Tensor:
-    """xyxy [R, 4] with the corners in order: where decoding left a box thinner than nothing, they are not."""
+    """xyxy [R, 4] with the corners in order: where decoding left a box thinner than nothing, they are not.
+    TensorFlow 1's NonMaxSuppressionV4 reads each box so."""
     return torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
 
 
