@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.test_tools import tool
 from vild.errors import UserError
 from vild.lock import only_writer
@@ -128,12 +129,18 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
             pass
 
 
-def test_a_second_command_stops_in_one_line_and_touches_nothing(world, proposals_file, teacher_folder, tmp_path):
-    store = tmp_path / "store"
-    with only_writer(store, folder=True):
-        done = tool("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file, "--teacher",
-                    f"local-dir:{teacher_folder}", "--output", store)  # fmt: skip
-        assert [p.name for p in store.iterdir()] == [".lock"]
+@pytest.mark.parametrize("what", ["store", "training"])
+def test_a_second_command_stops_in_one_line_and_touches_nothing(world, proposals_file, teacher_folder, tmp_path, what):
+    output = tmp_path / what
+    if what == "store":
+        command = ("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file,
+                   "--teacher", f"local-dir:{teacher_folder}", "--output", output)  # fmt: skip
+    else:
+        config = REPOSITORY / "configs" / "Glyphs" / "proposals.yaml"
+        command = ("train_net.py", "--config-file", config, "--resume", "OUTPUT_DIR", output)
+    with only_writer(output, folder=True):
+        done = tool(*command)
+        assert [p.name for p in output.iterdir()] == [".lock"]
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {store}: process {os.getpid()} on ")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {output}: process {os.getpid()} on ")
     assert "Traceback" not in done.stderr

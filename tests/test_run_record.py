@@ -59,12 +59,9 @@ def test_keys_come_and_go():
 def test_nothing_is_written_before_it_is_refused(began, make_cfg, tmp_path):
     config = tmp_path / "output" / "config.yaml"
     config.write_text(began.dump())
-    (tmp_path / "other.yaml").write_text(began.dump())
     files = {p.name for p in config.parent.iterdir()}
-    arguments = SimpleNamespace(config_file=str(tmp_path / "other.yaml"), opts=["MODEL.VILD.TEMPERATURE", 0.5],
-                                resume=True, eval_only=False)  # fmt: skip
     with pytest.raises(UserError, match="TEMPERATURE was 0.01, is 0.5"):
-        setup(arguments)
+        setup(make_cfg("vild", "MODEL.VILD.TEMPERATURE", 0.5), SimpleNamespace(resume=True, eval_only=False))
     assert config.read_text() == began.dump() and {p.name for p in config.parent.iterdir()} == files
 
 

@@ -236,3 +236,12 @@ def test_detectron2_conventions(make_cfg):
     for path in (REPOSITORY / "configs").rglob("*.yaml"):
         if path.parent.name != "ablations":
             load_config(str(path))
+
+
+def test_half_a_line_of_metrics_does_not_stay(make_cfg, world, tmp_path):
+    """As a process killed while it wrote leaves it; what reads the file would take it and the next for one line."""
+    log = tmp_path / "metrics.json"
+    for left, stays in (('{"a": 1}\n{"b"', '{"a": 1}\n'), ('{"b"', ""), ('{"a": 1}\n', '{"a": 1}\n')):
+        log.write_text(left)
+        Trainer(make_cfg("text", "OUTPUT_DIR", str(tmp_path)))
+        assert log.read_text() == stays

@@ -5,24 +5,31 @@ tools/train_net.py --config-file configs/Glyphs/vild.yaml [--num-gpus 8] [--resu
 tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
+from contextlib import nullcontext
+
 from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
 
 from vild.checkpoint import VildCheckpointer
-from vild.engine import Trainer, setup
+from vild.engine import Trainer, load_config, setup
 from vild.errors import one_line_errors
 from vild.launch import launch
+from vild.lock import only_writer
 
 
 @one_line_errors
 def main(args):
-    cfg = setup(args)
+    cfg = load_config(args.config_file, args.opts)
     if args.eval_only:
+        setup(cfg, args)
         model = Trainer.build_model(cfg)
         VildCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with only_writer(cfg.OUTPUT_DIR, folder=True) if comm.is_main_process() else nullcontext():
+        setup(cfg, args)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 if __name__ == "__main__":

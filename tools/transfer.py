@@ -15,7 +15,7 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 
 from vild.data import datasets
-from vild.engine import Trainer, setup
+from vild.engine import Trainer, load_config, setup
 from vild.errors import one_line_errors
 from vild.evaluation.evaluator import write_metrics
 from vild.evaluation.run_report import transfer_table
@@ -26,7 +26,8 @@ from vild.predictor import OpenVocabularyDetector, vocabulary_of
 
 @one_line_errors
 def main(args):
-    cfg = setup(args)
+    cfg = load_config(args.config_file, args.opts)
+    setup(cfg, args)
     for name in cfg.DATASETS.TEST:  # before anything takes long
         datasets.get_classes(name)
     detector = OpenVocabularyDetector(cfg)

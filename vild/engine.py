@@ -24,7 +24,7 @@ from vild.data.provenance import training_record
 from vild.dump import seed_step
 from vild.errors import Failure, UserError
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
-from vild.files import write_json
+from vild.files import drop_partial_line, write_json
 from vild.guards import Guard
 from vild.launch import ddp_without_gpu
 from vild.run_record import RUN_FILE, check_resumable, run_record
@@ -73,13 +73,12 @@ def load_config(config_file: str, overrides: list[str] | None = None):
     return cfg
 
 
-def setup(args):
-    """Config of Detectron2's command-line arguments, logger, output folder, data sets.
+def setup(cfg, args) -> None:
+    """Logger, output folder and data sets for Detectron2's command-line arguments.
 
     Raises:
-        UserError: also for a training that shall go on with another model, before anything is written.
+        UserError: a training shall go on with another model; nothing is written then.
     """
-    cfg = load_config(args.config_file, args.opts)
     if args.resume and not args.eval_only:
         check_resumable(cfg, default_config())
         comm.synchronize()  # all have looked before one writes
@@ -90,7 +89,6 @@ def setup(args):
 
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
     datasets.register_all()
-    return cfg
 
 
 def _no_user_errors(record: logging.LogRecord) -> bool:
@@ -233,6 +231,10 @@ class Trainer(DefaultTrainer):
         model = super().build_model(cfg)
         # channels last is the faster layout for convolutions on a CPU
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
+
+    def build_writers(self):
+        drop_partial_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        return super().build_writers()
 
     @classmethod
     def build_train_loader(cls, cfg, start_iteration: int = 0):

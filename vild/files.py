@@ -77,6 +77,22 @@ def write_json(path: str | Path, document: object) -> None:
     write_text(path, json.dumps(document, indent=1))
 
 
+def drop_partial_line(path: str | Path) -> None:
+    """Cut a text file that is added to, if there is one, after its last whole line: a killed process may have left a
+    part of another.
+
+    Raises:
+        UserError: the system does not let it be written.
+    """
+    path = Path(path)
+    if path.is_file():
+        text = path.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            with cannot_write(path):
+                os.truncate(path, whole)
+
+
 def write_picture(path: str | Path, picture: Image.Image, **options: object) -> None:
     """Write a picture whole, in the format of the name's ending. ``options``: of Pillow's ``save``."""
     path = Path(path)
