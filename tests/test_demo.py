@@ -332,7 +332,7 @@ def test_where_a_video_cannot_go(demo, tmp_path):
 def test_videos_need_a_package_that_is_named(demo, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     line = error_of(demo("--video-input", tmp_path / "in.mp4", "--output", tmp_path / "out"))
-    assert "pip install 'vild[video]'" in line
+    assert "pip install -e '.[video]'" in line
 
 
 class Camera:

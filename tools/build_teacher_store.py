@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write the teacher's embeddings of a data set's proposals: the store that training distils from.
 
-    tools/build_teacher_store.py --dataset glyphs_train --proposals output/quickstart/proposals.safetensors \\
-        --teacher local-dir:output/quickstart/teacher --output output/quickstart/store
+    tools/build_teacher_store.py --dataset glyphs_train --proposals output/quickstart/proposals_train.safetensors \\
+        --teacher local-dir:output/quickstart/teacher --output out/store
 
 A run that was killed goes on after its last whole shard. --num-gpus 8 shares the shards among eight processes (without
 a GPU: processes on the CPU); torchrun and SLURM's srun start the same command without it. The records are the same.

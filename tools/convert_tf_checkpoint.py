@@ -5,7 +5,7 @@
         [--teacher ViT-B-32-quickgelu --pretrained openai]
 
 CKPT is the common beginning of the checkpoint's files (.index, .data-...), or the folder that holds one checkpoint. It
-is read with TensorFlow (pip install 'vild[tensorflow]'), which nothing else needs. Variant and depth are told from the
+is read with TensorFlow (pip install -e '.[tensorflow]'), which nothing else needs. Variant and depth are told from the
 variables; the text matrix becomes the vocabulary in the file. Its teacher is not in the checkpoint: with --teacher the
 file says whose it is, which detecting other words and distilling from a store ask for.
 """
@@ -33,7 +33,7 @@ def read_checkpoint(path: Path) -> dict:
     try:
         import tensorflow
     except ImportError as error:
-        raise UserError("the checkpoint is read with TensorFlow: pip install 'vild[tensorflow]'") from error
+        raise UserError("the checkpoint is read with TensorFlow: pip install -e '.[tensorflow]'") from error
     try:
         reader = tensorflow.train.load_checkpoint(str(prefix))
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}

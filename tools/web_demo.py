@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A page to find words in pictures with: http://127.0.0.1:7860 unless told otherwise. Needs vild[web]; works offline.
+"""A page to find words in pictures with: http://127.0.0.1:7860 unless told otherwise. Needs the extra web, no network.
 
     tools/web_demo.py --config-file configs/Glyphs/vild.yaml --opts \\
         MODEL.WEIGHTS output/quickstart/vild/model_final.pth MODEL.VILD.TEACHER.NAME local-dir:output/quickstart/teacher
@@ -39,7 +39,7 @@ def main():
     try:
         from vild.web_page import serve
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'vild[web]'") from error
+        raise UserError(f"{error.name} is not installed: pip install -e '.[web]'") from error
 
     examples = examples_of(args.examples)
     if args.model:  # strangers' words are not kept on the disk

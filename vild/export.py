@@ -236,7 +236,7 @@ def to_onnx(program: ExportedProgram, wrapped: ExportedDetector) -> bytes:
         import onnx_ir as ir
         from onnxscript import opset18 as op
     except ImportError as error:
-        raise UserError(f"ONNX: {error.name} is not installed; pip install 'vild[export]'") from error
+        raise UserError(f"ONNX: {error.name} is not installed; pip install -e '.[export]'") from error
 
     def nms(boxes, scores, iou: float, threshold: float, limit: int):
         limits = op.Constant(value_ints=[limit]), op.Constant(value_floats=[iou]), op.Constant(value_floats=[threshold])

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from vild.errors import UserError
 
 MOST_JSON = 1 << 24  # bytes of JSON in a manifest, a header, a list of words; 20,000 names take some 2 MB
+MOST_DATA = 1 << 34  # of annotations and results; Objects365's training file has 6 GB
 MOST_YAML = 1 << 18
 MOST_VALUES = 100_000  # of a YAML file
 DEEPEST_BASE = 10  # configs that stand on one another

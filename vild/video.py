@@ -1,4 +1,4 @@
-"""Frames of a video file or a camera, and an H.264 file of them. Files go through PyAV (``pip install 'vild[video]'``),
+"""Frames of a video file or a camera, and an H.264 file of them. Files go through PyAV (``pip install -e '.[video]'``),
 cameras through OpenCV."""
 
 from __future__ import annotations
@@ -172,5 +172,5 @@ def _import_av():
     try:
         import av
     except ImportError as error:
-        raise UserError("videos need the package av: pip install 'vild[video]'") from error
+        raise UserError("videos need the package av: pip install -e '.[video]'") from error
     return av

@@ -362,7 +362,7 @@ def test_the_tool_tells_what_is_wrong(stand_in, tmp_path, monkeypatch, capsys):
     (stand_in / "model.ckpt-9.index").touch()
     assert "holds 2 checkpoints" in told(stand_in, "--output", tmp_path / "x.pth")
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    assert "pip install 'vild[tensorflow]'" in told(stand_in / "model.ckpt-7", "--output", tmp_path / "x.pth")
+    assert "pip install -e '.[tensorflow]'" in told(stand_in / "model.ckpt-7", "--output", tmp_path / "x.pth")
     assert not (tmp_path / "x.pth").exists()
 
 

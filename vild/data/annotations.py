@@ -15,9 +15,8 @@ from pathlib import Path
 
 from vild.data.run_lengths import fits
 from vild.errors import UserError
-from vild.untrusted import parse_json, read_bytes, refused_as
+from vild.untrusted import MOST_DATA, parse_json, read_bytes, refused_as
 
-MOST_BYTES = 1 << 34  # Objects365's training file has 6 GB
 FAR = 1e18  # beyond it float32 and int64 end, and no picture reaches it
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -25,7 +24,7 @@ LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 def read_json(path: str | Path):
     """A JSON file, parsed; UserError in one line if it is missing, cut off or not JSON."""
     with refused_as(f"{path} cannot be read"):
-        content = read_bytes(path, MOST_BYTES)
+        content = read_bytes(path, MOST_DATA)
     with refused_as(f"{path} is not JSON, or cut off"):
         return parse_json(content)
 

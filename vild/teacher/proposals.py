@@ -16,7 +16,7 @@ from torchvision.ops import boxes as box_ops
 
 from vild.errors import UserError
 from vild.files import write_tensors
-from vild.untrusted import open_tensors, parse_json, refused_as
+from vild.untrusted import MOST_DATA, open_tensors, parse_json, read_bytes, refused_as
 
 Proposals = dict[int, tuple[Tensor, Tensor]]  # image_id: boxes [N, 4] xyxy, scores [N]
 
@@ -113,7 +113,7 @@ def read_labels(path: str | Path) -> set[int]:
 
 
 def _read_results(path: str | Path) -> list[dict]:
-    results = parse_json(Path(path).read_bytes())  # COCO's own lists are of any length
+    results = parse_json(read_bytes(path, MOST_DATA))
     if not isinstance(results, list) or not all(isinstance(r, dict) for r in results):
         raise ValueError("not a list of records")
     return results
