@@ -65,6 +65,13 @@ def test_nothing_is_written_before_it_is_refused(began, make_cfg, tmp_path):
     assert config.read_text() == began.dump() and {p.name for p in config.parent.iterdir()} == files
 
 
+def test_a_training_is_not_begun_anew_where_one_lies(began, tmp_path):
+    files = {p.name for p in (tmp_path / "output").iterdir()}
+    with pytest.raises(UserError, match=r"a training lies there .*last_checkpoint\): --resume goes on"):
+        setup(began, SimpleNamespace(resume=False, eval_only=False))
+    assert {p.name for p in (tmp_path / "output").iterdir()} == files
+
+
 def test_a_checkpoint_without_a_record_and_a_broken_one(began, make_cfg, tmp_path):
     other = make_cfg("vild", "MODEL.VILD.TEMPERATURE", 0.5)
     write_checkpoint(tmp_path / "output" / "model_0000001.pth", {"model": {}})

@@ -5,7 +5,9 @@ import json
 import os
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import open_clip
@@ -82,6 +84,29 @@ def test_the_model_zoo_can_still_be_read(tmp_path, protocol):
                             ({"model": {"a": np.array([None])}, "__author__": ""}, "objects")):  # fmt: skip
         path.write_bytes(pickle.dumps(content))
         one_line(load_weights, path, match=reason)
+
+
+@pytest.mark.parametrize("kind", ["memo", "strides", "compressed"])
+def test_small_weights_stay_small(tmp_path, kind):
+    """Some KB that ask for a GB: a number in a pickle's memo, a tensor that repeats one number, zeros compressed."""
+    path = tmp_path / ("w.pkl" if kind == "memo" else "w.pth")
+    if kind == "memo":
+        path.write_bytes(b"\x80\x02}r" + struct.pack("<I", 1 << 26) + b".")
+    elif kind == "strides":
+        torch.save({"model": {"w": torch.zeros(1).expand(1 << 28)}}, path)
+    else:
+        torch.save({"model": {"w": torch.zeros(1 << 16)}}, tmp_path / "plain.pth")
+        with ZipFile(tmp_path / "plain.pth") as plain, ZipFile(path, "w", ZIP_DEFLATED) as packed:
+            for part in plain.infolist():
+                packed.writestr(part.filename, plain.read(part))
+    assert path.stat().st_size < 5000
+    tracemalloc.start()
+    if kind == "memo":
+        assert load_weights(path) == {"model": {}, "__author__": "Caffe2", "matching_heuristics": True}
+    else:
+        one_line(load_weights, path, match=r"holds fewer numbers|are compressed")
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
 
 
 def test_the_checkpointer_reads_by_no_other_way(tmp_path):

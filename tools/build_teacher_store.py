@@ -57,7 +57,11 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--output", required=True)
     add_launch_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    for key, least in (("max_per_image", 1), ("shard_pictures", 1), ("batch_size", 1), ("num_workers", 0)):
+        if getattr(args, key) < least:
+            parser.error(f"--{key.replace('_', '-')} {getattr(args, key)}: at least {least}")
+    return args
 
 
 @one_line_errors

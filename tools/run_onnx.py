@@ -24,7 +24,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 MOST_PIXELS = 89_478_485  # of a picture, as in vild/data/pictures.py
-FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
+FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
 MOST_JSON = 1 << 24  # bytes of a manifest or a vocabulary's header, as in vild/untrusted.py
 
 

@@ -77,10 +77,16 @@ def setup(cfg, args) -> None:
     """Logger, output folder and data sets for Detectron2's command-line arguments.
 
     Raises:
-        UserError: a training shall go on with another model; nothing is written then.
+        UserError: a training shall go on with another model, or begin where another one lies; nothing is written then.
     """
-    if args.resume and not args.eval_only:
-        check_resumable(cfg, default_config())
+    if not args.eval_only:
+        if args.resume:
+            check_resumable(cfg, default_config())
+        elif os.path.exists(last := os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+            raise UserError(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR}: a training lies there ({last}): --resume goes on with it; "
+                "for a new one name another folder"
+            )
         comm.synchronize()  # all have looked before one writes
     logging.getLogger("detectron2.engine.train_loop").addFilter(_no_user_errors)
     default_setup(cfg, args)

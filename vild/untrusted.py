@@ -125,8 +125,12 @@ def open_tensors(path: str | Path, framework: str = "pt") -> Iterator:
         yield file
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Knows what NumPy's arrays and numbers are made of, which is all that Detectron2's model zoo holds."""
+class _ArraysOnly(pickle._Unpickler):
+    """Knows what NumPy's arrays and numbers are made of, which is all that Detectron2's model zoo holds.
+
+    Python's own unpickler, not the faster one in C, which makes a memo as long as the highest number in a file: nine
+    bytes can ask for 32 GB.
+    """
 
     KNOWN: ClassVar = {
         *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),

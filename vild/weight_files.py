@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ def load_weights(path: str | Path) -> dict:
 
     * ``.safetensors``: one of ``vild.checkpoint.save_weights``.
     * ``.pkl``: arrays by name, as in Detectron2's and Caffe2's model zoos; read by an unpickler that knows NumPy alone.
-    * any other (``.pth``): PyTorch's, tensors and plain values alone (``weights_only``).
+    * any other (``.pth``): PyTorch's, tensors and plain values alone (``weights_only``), as many bytes as it says.
 
     Raises:
         UserError: it cannot be read, would run code, or holds no weights.
@@ -30,7 +31,9 @@ def load_weights(path: str | Path) -> dict:
             if suffix == ".pkl":
                 checkpoint = _of_model_zoo(load_arrays(path))
             else:
+                _refuse_compressed(path)
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+                _refuse_repeated(checkpoint)
             if not isinstance(checkpoint, dict):
                 raise ValueError(f"holds {type(checkpoint).__name__}, not weights by name")
             if "model" not in checkpoint:
@@ -48,6 +51,23 @@ def _of_safetensors(path: str | Path) -> dict:
     state["embeddings"] = tensors.pop("embeddings")
     checkpoint = {"model": {key.removeprefix("model."): value for key, value in tensors.items()}, "vocabulary": state}
     return checkpoint if rest is None else {**checkpoint, "trained_on": parse_json(rest)}
+
+
+def _refuse_compressed(path: str | Path) -> None:
+    """ValueError for a ``.pth`` with compressed parts, which PyTorch never writes: 1 MB of zeros can become a GB."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("parts of it are compressed")
+
+
+def _refuse_repeated(content: object) -> None:
+    """ValueError for a tensor that says more numbers than it holds (strides of 0): a few bytes can say any size."""
+    if isinstance(content, dict | list | tuple):
+        for value in content.values() if isinstance(content, dict) else content:
+            _refuse_repeated(value)
+    elif isinstance(content, Tensor) and content.numel() * content.element_size() > content.untyped_storage().nbytes():
+        raise ValueError(f"a tensor of shape {tuple(content.shape)} holds fewer numbers than that")
 
 
 def _of_model_zoo(content: dict) -> dict:

@@ -60,6 +60,51 @@ def test_any_altered_byte_is_found_and_repaired(tmp_path, dtype):
         assert content(folder) == whole
 
 
+def flip(path) -> None:
+    altered = bytearray(path.read_bytes())
+    altered[-1] ^= 1
+    path.write_bytes(altered)
+
+
+def test_building_again_does_not_take_a_flipped_bit_for_the_truth(tmp_path):
+    folder = write(tmp_path / "store")
+    flip(folder / "shard-00001.safetensors")
+    before = content(folder)
+    with pytest.raises(UserError, match=r"shard-00001.safetensors is broken \(its checksum"):
+        write(folder)
+    assert content(folder) == before and len(list(verify(folder))) == 1
+
+
+def test_a_repair_that_is_killed_forgets_nothing(tmp_path, monkeypatch):
+    folder = write(tmp_path / "store")
+    whole = content(folder)
+    for name in ("shard-00000.safetensors", "shard-00001.safetensors"):
+        flip(folder / name)
+
+    def killed(path, **_):
+        if path.name == "shard-00001.safetensors":
+            raise KeyboardInterrupt
+        path.rename(tmp_path / path.name)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(folder), "unlink", killed)
+        repair(folder)
+    assert not (folder / "shard-00000.safetensors").exists()
+    with pytest.raises(UserError, match="is broken"):  # the other one is still known
+        write(folder)
+    assert len(repair(folder)) == 1
+    assert content(write(folder)) == whole
+
+
+def test_shards_that_nothing_is_known_of_are_not_taken_in(tmp_path):
+    folder = write(tmp_path / "store")
+    (folder / "manifest.json").unlink()
+    before = content(folder)
+    with pytest.raises(UserError, match="it has shards but no manifest.json"):
+        write(folder)
+    assert content(folder) == before
+
+
 def test_every_broken_shard_has_its_line(tmp_path):
     folder = write(tmp_path)
     (folder / "shard-00000.safetensors").unlink()

@@ -15,8 +15,9 @@ from PIL import Image, ImageOps
 from vild.errors import BadPicture
 
 FORMATS = ("BGR", "RGB")
-# Pillow would hand an EPS to Ghostscript, and reads many formats that nobody has looked at for years
-FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
+# Pillow would hand an EPS to Ghostscript, decodes an ICO before its size can be looked at, and reads many formats that
+# nobody has looked at for years
+FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
 MOST_PIXELS = 89_478_485  # Pillow's own limit, which warns there and refuses twice as much; 0.3 GB as they are decoded
 
 

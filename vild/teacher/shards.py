@@ -95,6 +95,12 @@ def broken(path: Path, reason: object) -> UserError:
     return UserError(f"store {path.parent}: {path.name} is broken ({reason}); {advice}")
 
 
+def check_sum(path: Path, found: str, listed: str | None) -> None:
+    """UserError if a manifest lists another checksum (None: none yet) than was found."""
+    if listed and found != listed:
+        raise broken(path, f"its checksum is {found[:16]}..., the manifest says {listed[:16]}...")
+
+
 def _read_head(path: Path, dtype: str) -> Head:
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size

@@ -22,7 +22,7 @@ from vild.errors import UserError
 from vild.files import cannot_write, write_tensors
 from vild.teacher.clip import describe, same_regions, same_teacher
 from vild.teacher.manifest import MANIFEST, hash_ids, read_manifest, unfinished, write_manifest
-from vild.teacher.shards import Head, MappedShard, hash_shard, pack, read_head, unpack
+from vild.teacher.shards import Head, MappedShard, check_sum, hash_shard, pack, read_head, unpack
 
 MAPPED_SHARDS = 1024  # at once, in a process; when more are asked for, all are mapped anew
 
@@ -50,7 +50,7 @@ class StoreWriter:
         dtype: of the embeddings, "float16" or "int8".
 
     Raises:
-        UserError: the folder holds a store of another plan.
+        UserError: the folder holds a store of another plan, or shards that nobody knows the plan of.
     """
 
     def __init__(
@@ -68,8 +68,10 @@ class StoreWriter:
         self.plan = {**plan, "dtype": dtype, "images": len(image_ids), "image_ids_sha": hash_ids(image_ids)}
         self.plan["shard_pictures"] = shard_pictures
         self.provenance = provenance
+        self._sums: dict[str, str] = {}  # checksums that were told before: finish() does not take them from the files
         if (self.folder / MANIFEST).exists():
-            known = read_manifest(self.folder)["plan"]
+            manifest = read_manifest(self.folder)
+            known = manifest["plan"]
             differ = [k for k in {**known, **self.plan} if known.get(k) != self.plan.get(k)]
             if "fingerprint" in differ and same_regions(known["fingerprint"], self.plan["fingerprint"]):
                 differ.remove("fingerprint")  # the same weights from another place
@@ -80,6 +82,12 @@ class StoreWriter:
                 if key == "fingerprint":
                     old, new = describe(old), describe(new)
                 raise UserError(f"store {self.folder}: it was begun with {key} = {old}, now it is {new}")
+            listed = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+            self._sums = {name: checksum for name, checksum in listed.items() if (self.folder / name).exists()}
+        elif any(self.folder.glob("shard-*.safetensors")):
+            raise UserError(
+                f"store {self.folder}: it has shards but no {MANIFEST}, which says of what teacher; name another folder"
+            )
         else:
             write_manifest(self.folder, unfinished(self.plan, provenance))
         self.chunks = [image_ids[i : i + shard_pictures] for i in range(0, len(image_ids), shard_pictures)]
@@ -122,6 +130,9 @@ class StoreWriter:
         ``counts_planned``: how many regions each picture was to have. Those that have none though some were planned
         could not be read (``--unreadable skip``); the manifest lists them under "unreadable". What is in the shards is
         asked, so that the list is whole whoever wrote them.
+
+        Raises:
+            UserError: a shard that was there, listed with its checksum, has another one now.
         """
         paths = [self.shard_path(index) for index in range(len(self.chunks))]
         heads = [read_head(path, self.plan["dtype"]) for path in paths]
@@ -130,6 +141,8 @@ class StoreWriter:
         unreadable = [i for i in empty if (counts_planned or {}).get(i)]
         with ThreadPoolExecutor() as pool:
             sums = list(pool.map(hash_shard, paths))
+        for path, found in zip(paths, sums, strict=True):
+            check_sum(path, found, self._sums.get(path.name))
         shards = [
             {"file": path.name, "regions": count, "sha256": checksum}
             for path, count, checksum in zip(paths, counts, sums, strict=True)

@@ -11,7 +11,7 @@ import torch
 from vild.errors import UserError
 from vild.teacher.clip import describe
 from vild.teacher.manifest import hash_ids, read_manifest, unfinished, write_manifest
-from vild.teacher.shards import Head, MappedShard, broken, hash_shard, minimum_size, read_head
+from vild.teacher.shards import Head, MappedShard, broken, check_sum, hash_shard, minimum_size, read_head
 
 UNIT_TOLERANCE = 1e-3  # of a row's length; rounding to float16 makes it 5e-4 at most
 ROWS = 8192  # looked at together
@@ -75,9 +75,8 @@ def verify(folder: Path) -> Iterator[tuple[Path | None, str]]:
     for path in paths:
         try:
             head = read_head(path, plan["dtype"])
-            expected = listed.get(path.name, {}).get("sha256")
-            if expected and (found := hash_shard(path)) != expected:
-                raise broken(path, f"its checksum is {found[:16]}..., the manifest says {expected[:16]}...")
+            if expected := listed.get(path.name, {}).get("sha256"):
+                check_sum(path, hash_shard(path), expected)
             if reason := check_rows(head):
                 raise broken(path, reason)
             heads.append(head)
@@ -126,9 +125,9 @@ def repair(folder: Path) -> list[str]:
         raise UserError(f"{found[0][1].partition(';')[0]}; it was merged from {parts}: repair those, merge again")
     if lines := [line for path, line in found if path is None]:
         raise UserError(f"{lines[0]}; build it anew")
-    write_manifest(folder, unfinished(manifest["plan"], manifest.get("provenance")))  # first: readers refuse it now
-    for path, _ in found:
+    for path, _ in found:  # first: as long as the checksums are there, a broken shard is known as one
         path.unlink(missing_ok=True)
+    write_manifest(folder, unfinished(manifest["plan"], manifest.get("provenance")))
     return [line for _, line in found]
 
 
