@@ -29,6 +29,7 @@ from vild.engine import load_config
 from vild.errors import UserError
 from vild.evaluation import cost
 from vild.files import written_whole
+from vild.modeling.loss_weights import parse_loss_weights
 from vild.modeling.objectives import parse_objectives
 from vild.pipeline import REPOSITORY, GlyphsRun, Stage, stage
 from vild.teaching import distils_maps
@@ -155,6 +156,7 @@ def _check_config(config: str, overrides: Mapping[str, object], where: str) -> N
     try:
         cfg = load_config(str(CONFIGS / f"{config}.yaml"), [str(x) for pair in overrides.items() for x in pair])
         parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
+        parse_loss_weights(cfg.MODEL.VILD.LOSS_WEIGHTS)
         distils_maps(cfg)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -20,7 +20,7 @@ from torch import Tensor
 from vild.errors import UserError
 from vild.modeling.objectives import contrast, feature, intermediate, relation, targets
 from vild.modeling.objectives.regions import Regions
-from vild.modeling.objectives.schedule import Schedule, parse_schedule
+from vild.modeling.objectives.schedule import Schedule, parse_schedule, parse_weight
 from vild.teacher.clip import check_same_teacher
 from vild.vocabulary import Vocabulary
 
@@ -41,7 +41,6 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
 
 # What a number may be, at both ends of its schedule, by the parameter's name
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "weight": (lambda x: x >= 0, "below 0"),
     "temperature": (lambda x: x > 0, "not above 0"),
     "beta": (lambda x: x >= 0, "below 0"),
     "confidence": (lambda x: 0 <= x <= 1, "not within 0 and 1"),
@@ -84,25 +83,21 @@ def parse_objectives(entries: Sequence[dict]) -> list[Objective]:
             if key not in known:
                 raise UserError(f"{where}: '{key}' is not one of WEIGHT, {', '.join(known)}")
         parameters = {known[k].name: _value(v, known[k], f"{where}, {k}") for k, v in rest.items()}
-        found.append(Objective(name, _number(entry.get("WEIGHT", 1.0), "weight", f"{where}, WEIGHT"), parameters))
+        found.append(Objective(name, parse_weight(entry.get("WEIGHT", 1.0), f"{where}, WEIGHT"), parameters))
     return found
 
 
 def _value(value: object, parameter: inspect.Parameter, where: str) -> Schedule | str:
     """Text where the parameter's default is text, else a number or a schedule."""
     if not isinstance(parameter.default, str):
-        return _number(value, parameter.name, where)
+        schedule = parse_schedule(value, where)
+        fits, wrong = RANGES.get(parameter.name, (math.isfinite, "not finite"))
+        if not (fits(schedule.first) and fits(schedule.last)):
+            raise UserError(f"{where}: {value} is {wrong}")
+        return schedule
     if not isinstance(value, str):
         raise UserError(f"{where}: {value} is not text")
     return value
-
-
-def _number(value: object, name: str, where: str) -> Schedule:
-    schedule = parse_schedule(value, where)
-    fits, wrong = RANGES.get(name, (math.isfinite, "not finite"))
-    if not (fits(schedule.first) and fits(schedule.last)):
-        raise UserError(f"{where}: {value} is {wrong}")
-    return schedule
 
 
 def word_lists(objectives: Sequence[Objective]) -> list[str]:

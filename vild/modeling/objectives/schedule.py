@@ -52,5 +52,13 @@ def parse_schedule(value: object, where: str) -> Schedule:
     return Schedule(float(numbers[0]), float(numbers[1]), shape, float(numbers[2]), float(numbers[3]))
 
 
+def parse_weight(value: object, where: str) -> Schedule:
+    """As :func:`parse_schedule`, of a weight: UserError where it falls below 0."""
+    schedule = parse_schedule(value, where)
+    if min(schedule.first, schedule.last) < 0:
+        raise UserError(f"{where}: {value} is below 0")
+    return schedule
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
