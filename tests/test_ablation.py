@@ -18,7 +18,7 @@ seeds: [0, 1]
 iterations: 10
 rows:
   ViLD: {config: vild}
-  cosine: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: cosine}], MODEL.VILD.DISTILL_WEIGHT: 3}
+  cosine: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: cosine}], MODEL.VILD.DISTILL_WEIGHT: 3.0}
   rotated: {evaluate: ViLD, novel_texts: rotated}
   oracle: {config: text, data: all}
   crops: {clip_on_crops: true}
@@ -56,6 +56,28 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {config: vild, teachers: 2}, b: {evaluate: a}}", "more teachers than one"),
         ("rows: {a: {config: vild, teachers: 2}, b: {clip_on_crops: true}}", "beside a row with a config"),
         ("rows: [", "grid"),
+        ("rows: {a: {config: vild}}\nseeds: 3", "seeds: 3 is not a list"),
+        ("rows: {a: {config: vild}}\nseeds: []", "is not a list of whole"),
+        ("rows: {a: {config: vild}}\nseeds: [0, 1.5]", "is not a list of whole"),
+        ("rows: {a: {config: vild}}\nseeds: [0, 1, 0]", "has one twice"),
+        ("rows: {a: {config: vild}}\niterations: 1e3", "iterations: 1e3 is not a whole"),
+        ("rows: {a: {config: vild}}\niterations: -1", "iterations: -1 is not a whole"),
+        ("rows: {a: {config: [vild]}}", r"config: \['vild'\] is not text"),
+        ("rows: {a: {config: vlid}}", "config: 'vlid' is not one of .*students/resnet10t.* vild"),
+        ("rows: {a: {evaluate: [b]}}", "evaluate: .* is not text"),
+        ("rows: {a: {config: vild, MODEL.VILD.OBJECTIVE: []}}", "row 'a': config .*OBJECTIVE"),
+        ("rows: {a: {config: vild, SOLVER.MAX_ITER: many}}", "row 'a': config .*many"),
+        ("rows: {a: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: l3}]}}", "row 'a': MODEL.VILD.OBJECTIVES: 'l3'"),
+        ("rows: {a: {config: text, MODEL.VILD.OBJECTIVES: [{NAME: l3}]}}", "row 'a': MODEL.VILD.OBJECTIVES: 'l3'"),
+        ("rows: {a: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: tokens}]}}", "row 'a': .*'tokens' needs"),
+        (
+            "rows: {a: {config: vild}, b: {evaluate: a, MODEL.MASK_ON: false}}",
+            "'MODEL.MASK_ON' means nothing beside eva",
+        ),
+        ("rows: {a: {config: vild}, b: {evaluate: a, data: all}}", "'data' means nothing beside evaluate"),
+        ("rows: {a: {config: vild}, b: {clip_on_crops: true, SEED: 1}}", "'SEED' means nothing beside clip_on_crops"),
+        ("rows: {a: {config: vild}, b: {clip_on_crops: true, teachers: 1}}", "'teachers' means nothing beside clip"),
+        ("rows: {a: {config: vild, novel_texts: rotated}}", "'novel_texts' means nothing beside config"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, text, message):
@@ -89,14 +111,24 @@ def test_each_stage_runs_once_and_rows_share_what_comes_before(stages_of):
     assert len(set(names)) == len(names)
     assert names[-2:] == ["row-rotated", "row-crops"] and names.index("store") < names.index("row-vild")
     cosine = " ".join(next(s for s in done if s.name == "row-cosine").command)
-    assert "MODEL.VILD.OBJECTIVES [{'NAME': 'cosine'}] MODEL.VILD.DISTILL_WEIGHT 3" in cosine
+    assert "MODEL.VILD.OBJECTIVES [{'NAME': 'cosine'}] MODEL.VILD.DISTILL_WEIGHT 3.0" in cosine
     assert "glyphs_train_all" in " ".join(next(s for s in done if s.name == "row-oracle").command)
+
+
+def test_the_weights_that_are_evaluated_are_the_other_rows(stages_of):
+    """Not those that it started from."""
+    done = stages_of('rows: {a: {config: vild, MODEL.WEIGHTS: "", MODEL.VILD.TEMPERATURE: 0.02}, b: {evaluate: a}}')
+    command = next(s for s in done if s.name == "row-b").command
+    overrides = dict(zip(command[6::2], command[7::2], strict=True))
+    assert len(overrides) == (len(command) - 6) / 2 - 1  # one key stands there twice, and the later one counts
+    assert overrides["MODEL.WEIGHTS"].endswith("row-a/model_final.pth")
+    assert overrides["MODEL.VILD.TEMPERATURE"] == "0.02"
 
 
 def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_cfg):
     """It changes no other stage's command: what ran without it is not run again."""
     before = {s.name: s.command for s in stages_of(GRID)}
-    two = "  two: {config: vild, teachers: 2, MODEL.VILD.DISTILL_WEIGHT: 1}\n"
+    two = "  two: {config: vild, teachers: 2, MODEL.VILD.DISTILL_WEIGHT: 1.0}\n"
     after = {s.name: s.command for s in stages_of(GRID + two)}
     assert {name: after[name] for name in before} == before
     new = [name for name in after if name not in before]
@@ -111,7 +143,7 @@ def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_c
     (entry,) = check_teachers(make_cfg("vild", *row[key : key + 2]).MODEL.VILD.TEACHERS)
     assert entry["STORE"] == store[store.index("--output") + 1]
     assert entry["VOCABULARY"] == words[words.index("--output") + 1]
-    assert row[-2:] == ("MODEL.VILD.DISTILL_WEIGHT", "1") and teacher[-2:] == ("--width", str(SECOND_WIDTH))
+    assert row[-2:] == ("MODEL.VILD.DISTILL_WEIGHT", "1.0") and teacher[-2:] == ("--width", str(SECOND_WIDTH))
 
 
 def test_table_and_plot(tmp_path):

@@ -2,9 +2,11 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
 from vild.best import KeepBest, StopEarly, evaluations_since_best
 from vild.engine import Trainer
@@ -76,6 +78,22 @@ def test_mistakes(train):
         train(patience=0, metric="bbox/AP99")
     with pytest.raises(UserError, match="EVAL_PERIOD is 0"):
         KeepBest("bbox/AP", 0, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("patience", "metric", "message"), [(-1, "bbox/AP", "-1 is below 0"), (2, "", "BEST_METRIC is empty")]
+)
+def test_a_patience_that_never_ends_anything_is_refused(make_cfg, patience, metric, message):
+    with pytest.raises(UserError, match=message):
+        Trainer(make_cfg("vild", "TEST.PATIENCE", patience, "TEST.BEST_METRIC", metric, "TEST.EVAL_PERIOD", 2))
+
+
+def test_the_metrics_of_two_test_sets_are_listed():
+    best = KeepBest("bbox/AP", 0, 2, "")
+    best.trainer = SimpleNamespace(storage=EventStorage(), checkpointer=None)
+    best.trainer.storage.put_scalars(**{"my-set/bbox/AP50": 1.0, "my-set/bbox/AP-cat": 1.0, "loss": 2.0})
+    with pytest.raises(UserError, match="'bbox/AP' is not one of my-set/bbox/AP50$"):
+        best._evaluated(1)
 
 
 def test_evaluations_since_the_best():

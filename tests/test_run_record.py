@@ -30,6 +30,7 @@ def began(make_cfg, tmp_path):
     [
         (("MODEL.VILD.TEMPERATURE", 0.02), "MODEL.VILD.TEMPERATURE was 0.01, is 0.02"),
         (("MODEL.VILD.OBJECTIVES", '[{"NAME": "cosine"}]'), r"OBJECTIVES was \[\{'NAME': 'l1'\}\], is .*cosine"),
+        (("MODEL.VILD.LOSS_WEIGHTS", '[{"LOSS": "loss_text", "WEIGHT": 0}]'), r"LOSS_WEIGHTS was \[\], is .*loss_text"),
         (("SEED", 3), "SEED was 0, is 3"),
         (
             ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 7, "SOLVER.OPTIMIZER", "SGD"),

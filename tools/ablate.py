@@ -12,8 +12,8 @@ and cost.png (AP50 over GFLOP) where the rows cost different amounts.
 import argparse
 from pathlib import Path
 
-from vild.ablation import plot, plot_cost, read_grid, read_row, run_seed, table
-from vild.errors import one_line_errors
+from vild.ablation import check_seeds, plot, plot_cost, read_grid, read_row, run_seed, table
+from vild.errors import UserError, one_line_errors
 from vild.files import write_json, write_text
 from vild.pipeline import GlyphsRun
 
@@ -29,9 +29,12 @@ def main():
     args = parser.parse_args()
     grid = read_grid(args.grid)
     iterations = grid.iterations if args.iterations is None else args.iterations
+    if iterations < 0:
+        raise UserError(f"--iterations: {iterations} is below 0")
+    seeds = grid.seeds if args.seeds is None else check_seeds(args.seeds, "--seeds")
     results = {row.name: [] for row in grid.rows}
     gauges: dict[str, list[dict]] = {}
-    for seed in args.seeds or grid.seeds:
+    for seed in seeds:
         print(f"seed {seed}", flush=True)
         run = GlyphsRun(args.output / f"seed{seed}", seed=seed, iterations=iterations, smoke=args.smoke)
         run_seed(run, grid.rows)

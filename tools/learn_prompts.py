@@ -64,6 +64,8 @@ def main():
     args = parser.parse_args()
     if not args.output.endswith(".safetensors"):
         raise UserError(f"--output {args.output}: a prompt set's file ends in .safetensors")
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: a step needs a region at least")
     store = EmbeddingStore(args.store) if args.store else None
     if args.background and not args.store:
         raise UserError("--background needs --store: ground truth has no regions of background")

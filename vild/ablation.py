@@ -8,6 +8,8 @@ setting each:
 * ``teachers: 2``: a second teacher, of another width, beside the first (MODEL.VILD.TEACHERS);
 * or ``evaluate``: another row's detector, with ``novel_texts: rotated`` (a control that must destroy novel AP);
 * or ``clip_on_crops: true``: the teacher on every proposal, no detector.
+
+A key that a row would not look at is refused, and so is an override that does not fit its config.
 """
 
 from __future__ import annotations
@@ -23,18 +25,24 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from vild.engine import load_config
 from vild.errors import UserError
 from vild.evaluation import cost
 from vild.files import written_whole
-from vild.pipeline import GlyphsRun, Stage, stage
+from vild.modeling.loss_weights import parse_loss_weights
+from vild.modeling.objectives import parse_objectives
+from vild.pipeline import REPOSITORY, GlyphsRun, Stage, stage
+from vild.teaching import distils_maps
 from vild.untrusted import read_yaml
 from vild.vocabulary import Vocabulary
 
 METRICS = ["bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/APr", "bbox/APc", "bbox/APf",
            "segm/AP50_novel", "segm/AP50_base"]  # fmt: skip
 SECONDS, PARAMETERS, GFLOP = "seconds a step", "million parameters", "GFLOP"
+CONFIGS = REPOSITORY / "configs" / "Glyphs"
 CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "clip_on_crops": (False, True),
            "teachers": (1, 2)}  # fmt: skip
+LOOKS_AT = {"config": ("data", "teachers"), "evaluate": ("novel_texts",), "clip_on_crops": ()}  # each sort of row
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,12 @@ def read_grid(path: Path) -> Grid:
     rows = document.get("rows")
     if not isinstance(rows, dict) or not rows:
         raise UserError(f"grid {path}: rows is empty; give a name and a setting each")
-    grid = Grid(
-        tuple(_row(str(name), setting, f"grid {path}, row '{name}'") for name, setting in rows.items()),
-        tuple(document.get("seeds", (0, 1, 2))),
-        document.get("iterations", 0),
-    )
+    iterations = document.get("iterations", 0)
+    if type(iterations) is not int or iterations < 0:
+        raise UserError(f"grid {path}: iterations: {iterations} is not a whole number from 0 on")
+    seeds = check_seeds(document.get("seeds", [0, 1, 2]), f"grid {path}: seeds")
+    rows = tuple(_row(str(name), setting, f"grid {path}, row '{name}'") for name, setting in rows.items())
+    grid = Grid(rows, seeds, iterations)
     trained, stages = {r.name: r for r in grid.rows if r.config}, [r.stage for r in grid.rows]
     for row in grid.rows:
         if stages.count(row.stage) > 1:
@@ -98,6 +107,15 @@ def read_grid(path: Path) -> Grid:
     return grid
 
 
+def check_seeds(seeds: object, where: str) -> tuple[int, ...]:
+    """UserError unless they are a list of different whole numbers, one at least."""
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
+        raise UserError(f"{where}: {seeds} is not a list of whole numbers from 0 on, [0, 1, 2] say")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: {seeds} has one twice")
+    return tuple(seeds)
+
+
 def _row(name: str, setting: object, where: str) -> Row:
     if not isinstance(setting, dict):
         raise UserError(f"{where}: {setting} is no setting; for example {{config: vild}}")
@@ -111,11 +129,37 @@ def _row(name: str, setting: object, where: str) -> Row:
     for key, allowed in CHOICES.items():
         if known.get(key, allowed[0]) not in allowed:
             raise UserError(f"{where}: {key}: {known[key]} is not one of {', '.join(map(str, allowed))}")
-    if sum(bool(known.get(key)) for key in ("config", "evaluate", "clip_on_crops")) != 1:
+    sorts = [key for key in LOOKS_AT if known.get(key)]
+    if len(sorts) != 1:
         raise UserError(f"{where}: give one of config, evaluate and clip_on_crops")
+    (sort,) = sorts
+    for key, value in known.items():
+        if value and key not in (sort, *LOOKS_AT[sort]):
+            raise UserError(f"{where}: '{key}' means nothing beside {sort}")
+    if overrides and sort != "config":
+        raise UserError(f"{where}: '{next(iter(overrides))}' means nothing beside {sort}")
+    if sort != "clip_on_crops" and not isinstance(known[sort], str):
+        raise UserError(f"{where}: {sort}: {known[sort]} is not text")
     if known.get("teachers", 1) > 1 and (not known.get("config") or known.get("data", "train") != "train"):
         raise UserError(f"{where}: teachers is for a config on data: train")
+    if sort == "config":
+        _check_config(known["config"], overrides, where)
     return Row(name, **known, overrides=tuple(overrides.items()))
+
+
+def _check_config(config: str, overrides: Mapping[str, object], where: str) -> None:
+    """UserError unless there is such a config and the overrides fit it."""
+    known = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))
+    known = [name for name in known if not name.startswith("ablations/")]
+    if config not in known:
+        raise UserError(f"{where}: config: '{config}' is not one of {', '.join(known)}")
+    try:
+        cfg = load_config(str(CONFIGS / f"{config}.yaml"), [str(x) for pair in overrides.items() for x in pair])
+        parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
+        parse_loss_weights(cfg.MODEL.VILD.LOSS_WEIGHTS)
+        distils_maps(cfg)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _fit_for_gauges(row: Row) -> bool:
@@ -169,9 +213,9 @@ def _evaluate(run: GlyphsRun, row: Row, other: Row) -> Stage:
         rotate_novel(Vocabulary.load(run.vocabulary)).save(vocabulary)
     return stage(
         row.stage, "train_net.py", "--config-file", run.config(other.config), "--eval-only", "--num-gpus", 0,
+        *(x for pair in other.overrides for x in pair),  # first: MODEL.WEIGHTS may be among them
         "OUTPUT_DIR", run.folder / row.stage, "MODEL.WEIGHTS", run.folder / other.stage / "model_final.pth",
         "MODEL.VILD.VOCABULARY", run.vocabulary, "MODEL.VILD.TEST_VOCABULARY", vocabulary,
-        *(x for pair in other.overrides for x in pair),
     )  # fmt: skip
 
 

@@ -27,6 +27,14 @@ def evaluations_since_best(values: Sequence[float]) -> int:
     return len(ranked) - 1 - ranked.index(max(ranked))
 
 
+def check_patience(metric: str, patience: int) -> None:
+    """UserError for TEST.PATIENCE below 0, or without a TEST.BEST_METRIC to become better."""
+    if patience < 0:
+        raise UserError(f"TEST.PATIENCE: {patience} is below 0")
+    if patience and not metric:
+        raise UserError(f"TEST.PATIENCE is {patience}, but TEST.BEST_METRIC is empty: nothing says what is better")
+
+
 class KeepBest(HookBase):
     """Saves ``model_best.pth`` whenever an evaluation is better than all before it.
 
@@ -69,7 +77,10 @@ class KeepBest(HookBase):
         if comm.is_main_process():
             latest = self.trainer.storage.latest()
             if self.metric not in latest:
-                known = ", ".join(k for k in latest if k.startswith(("bbox/", "segm/")) and "-" not in k)
+                # with several test sets "<data set>/bbox/AP50"; a class's own are "bbox/AP-cat"
+                known = ", ".join(
+                    k for k in latest if ("bbox/" in k or "segm/" in k) and "-" not in k.rpartition("/")[2]
+                )
                 raise UserError(f"TEST.BEST_METRIC: '{self.metric}' is not one of {known}")
             self.history.append((iteration, latest[self.metric][0]))
             write_json(self.path, self.history)

@@ -45,6 +45,10 @@ def add_vild_config(cfg: CfgNode) -> None:
     # be a schedule, {"FROM": 1, "TO": 0, "SHAPE": "linear", "cosine" or "step", "BETWEEN": [0.2, 0.8] of the
     # training}. [{"NAME": "l1"}] is the paper's; [] pools the regions and learns nothing of them
     vild.OBJECTIVES = [{"NAME": "l1"}]
+    # Further weights of any loss of the detector, {"LOSS": its name in metrics.json, "WEIGHT": number or schedule, as
+    # above} each; what is logged is weighted. [{"LOSS": "loss_text", "WEIGHT": {"FROM": 0, "TO": 1}}] brings the labels
+    # in by and by; "loss_old_student" and "loss_l1_2" (a second teacher's) are losses too
+    vild.LOSS_WEIGHTS = []
     # Channels of the teacher's feature maps, for the adapters of "tokens" and "picture_tokens": the trainer asks the
     # teacher. 0: no adapter, as in a detector that is not in training
     vild.MAP_CHANNELS = 0

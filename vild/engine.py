@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 import vild.modeling  # noqa: F401  (registers the detector)
 from vild import signals
-from vild.best import BEST, KeepBest, StopEarly
+from vild.best import BEST, KeepBest, StopEarly, check_patience
 from vild.checkpoint import VildCheckpointer
 from vild.config import add_vild_config
 from vild.data import datasets
@@ -147,13 +147,14 @@ class Trainer(DefaultTrainer):
             for name in cfg.DATASETS.TRAIN:
                 check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
         distils_maps(cfg)  # a mistake is told before files are opened
+        check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
         store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
         run = run_record(cfg, cfg.DATASETS.TRAIN)
         live_teacher = open_live_teacher(cfg, store)
         with ddp_without_gpu(cfg.MODEL.DEVICE):
             super().__init__(with_map_channels(cfg, live_teacher))
-        set_helpers(self.model, cfg, live_teacher)
+        record["starts"] += set_helpers(self.model, cfg, live_teacher)
         self.checkpointer = VildCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record, beside={"run": run}
         )

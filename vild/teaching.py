@@ -15,6 +15,7 @@ from vild.teacher.clip import Teacher, check_same_teacher, crop_of
 from vild.teacher.several_stores import SeveralStores
 from vild.teacher.store import EmbeddingStore
 from vild.vocabulary import Vocabulary
+from vild.weight_files import load_weights
 
 
 def is_proposal_network(cfg) -> bool:
@@ -30,9 +31,22 @@ def distils_from(cfg) -> str:
 
 
 def distils_maps(cfg) -> bool:
-    """Do the objectives look at the teacher's feature maps? UserError where they do and no live teacher has them."""
+    """Do the objectives look at the teacher's feature maps? UserError where they do and no live teacher has them, or
+    where nothing else trains an image head."""
     source = distils_from(cfg)
-    names = [] if source == "nothing" else of_maps(parse_objectives(cfg.MODEL.VILD.OBJECTIVES))
+    objectives = [] if source == "nothing" else parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
+    names, vild = of_maps(objectives), cfg.MODEL.VILD
+    remembers = vild.VARIANT == "image" and vild.OLD_STUDENT.WEIGHTS  # whose embeddings train its only head
+    if (
+        source != "nothing"
+        and vild.VARIANT in ("image", "ensemble")
+        and len(names) == len(objectives)
+        and not remembers
+    ):
+        raise UserError(
+            f"MODEL.VILD.OBJECTIVES: the image head of the variant '{vild.VARIANT}' would learn nothing from "
+            f"{names}; add one of embeddings, {{'NAME': 'l1'}} say"
+        )
     if names and source != "teacher":
         raise UserError(
             f"MODEL.VILD.OBJECTIVES: '{names[0]}' needs the teacher's feature maps, which no store holds: "
@@ -94,8 +108,12 @@ def with_map_channels(cfg, live_teacher: LiveTargets | None):
     return cfg
 
 
-def load_old_student(cfg) -> torch.nn.Module:
-    """The detector of ``MODEL.VILD.OLD_STUDENT.WEIGHTS``, of the config's own kind."""
+def load_old_student(cfg) -> tuple[torch.nn.Module, dict]:
+    """The detector of ``MODEL.VILD.OLD_STUDENT.WEIGHTS``, of the config's own kind, and its network record.
+
+    Raises:
+        UserError: it is of another teacher or another architecture.
+    """
     path = cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS
     old = cfg.clone()
     old.defrost()
@@ -106,15 +124,26 @@ def load_old_student(cfg) -> torch.nn.Module:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         model = build_model(old)
-    VildCheckpointer(model).load(path, checkpointables=[])
-    return model
+    weights = load_weights(path)["model"]
+    for key, value in model.state_dict().items():  # Detectron2 would say so in the log, and go on with random weights
+        theirs = tuple(weights[key].shape) if key in weights else "missing"
+        if theirs != tuple(value.shape):
+            raise UserError(
+                f"MODEL.VILD.OLD_STUDENT.WEIGHTS {path}: it is no detector of the config's architecture: "
+                f"{key} is {theirs}, not {tuple(value.shape)}"
+            )
+    return model, VildCheckpointer(model).load_recorded(path)
 
 
-def set_helpers(model: torch.nn.Module, cfg, live_teacher: LiveTargets | None) -> None:
+def set_helpers(model: torch.nn.Module, cfg, live_teacher: LiveTargets | None) -> list[dict]:
     """Hand a detector (or what DistributedDataParallel made of it) the old student of its config and the live
-    teacher."""
+    teacher. The network records of what it learns from: the old student's, if there is one."""
     bare = getattr(model, "module", model)
+    records = []
     if cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS:
-        bare.set_old_student(load_old_student(cfg))
+        old, record = load_old_student(cfg)
+        bare.set_old_student(old)
+        records.append(record)
     if live_teacher is not None:
         bare.set_live_teacher(live_teacher)
+    return records

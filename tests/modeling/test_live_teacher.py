@@ -20,7 +20,7 @@ from vild.modeling import distillation
 from vild.modeling.losses import image_loss
 from vild.predictor import OpenVocabularyDetector
 from vild.teacher.store import EmbeddingStore, StoreWriter
-from vild.teaching import open_live_teacher, open_store
+from vild.teaching import distils_maps, open_live_teacher, open_store
 from vild.vocabulary import Vocabulary
 
 FROM, STILL = "MODEL.VILD.DISTILL_FROM", ("INPUT.RANDOM_FLIP", "none")
@@ -223,6 +223,17 @@ def test_what_a_user_gets_wrong(make_cfg, teacher, vocabulary, tmp_path):
         words.save(path := tmp_path / f"{name}.safetensors")
         sides = rf"MODEL.VILD.TEACHER is of teacher .*width 64.* but vocabulary .*{name}\.safetensors is of .*width"
         told(f"{sides} {width}", Trainer, FROM, "teacher", "MODEL.VILD.VOCABULARY", str(path))
+
+
+@pytest.mark.parametrize("variant", ["image", "ensemble"])
+def test_an_image_head_that_nothing_trains_is_refused(make_cfg, variant):
+    key, old = "MODEL.VILD.OBJECTIVES", ("MODEL.VILD.OLD_STUDENT.WEIGHTS", "old.pth")
+    for objectives in ("[]", '[{"NAME": "attention"}, {"NAME": "tokens"}]'):
+        with pytest.raises(UserError, match=f"the image head of the variant '{variant}' would learn nothing"):
+            distils_maps(make_cfg(variant, FROM, "teacher", key, objectives))
+    assert distils_maps(make_cfg(variant, FROM, "teacher", *MAPS)) and not distils_maps(make_cfg("vild", key, "[]"))
+    if variant == "image":  # its only head remembers
+        assert not distils_maps(make_cfg(variant, key, "[]", *old))
 
 
 def test_the_live_teacher_crops_as_the_store_was_cropped(make_cfg, teacher):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 
 from vild.errors import UserError
 from vild.modeling.objectives import OBJECTIVES, Regions, of_maps, parse_objectives, word_lists
@@ -230,7 +231,7 @@ def test_a_student_like_its_teacher_costs_nothing(case):
     x = regions(TEACHER, TEACHER)
     value = OBJECTIVES[case.split()[0]](x, **parameters)
     value.backward()
-    assert value.item() == pytest.approx(0, abs=1e-6)
+    assert value.item() == pytest.approx(0, abs=1e-6) and x.student.grad.isfinite().all()
 
 
 def test_soft_targets_at_a_high_temperature_match_logits():
@@ -255,8 +256,36 @@ def test_relations_do_not_see_where_the_regions_lie():
 
 
 def test_many_regions_are_thinned():
-    x = regions(unit(300, D), unit(300, D), (300,))
-    assert OBJECTIVES["angles"](x).isfinite()
+    """To 64 of them, evenly spread, the first and the last among them."""
+    student, teacher = unit(127, D), unit(127, D)
+    for name in ("distances", "angles"):
+        all_of_them = OBJECTIVES[name](regions(student, teacher, (127,)))
+        picked = OBJECTIVES[name](regions(student[::2], teacher[::2], (64,)))
+        assert all_of_them.item() == pytest.approx(picked.item(), rel=1e-6), name
+
+
+def test_regions_that_coincide_do_not_burst_the_gradient():
+    student = unit(16, D)
+    student[1] = student[0]
+    x = regions(student, unit(16, D), (16,))
+    OBJECTIVES["angles"](x).backward()
+    assert x.student.grad.norm() < 10
+
+
+def test_two_ranks_contrast_as_one_batch(monkeypatch):
+    """The losses of 5 and of 3 regions, weighted by how many they are, are that of all 8; so are the gradients."""
+    whole, parts = regions(), [regions(STUDENT[rows], TEACHER[rows], (5,)) for rows in (slice(5), slice(5, 8))]
+    (loss := OBJECTIVES["contrast"](whole)).backward()
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "all_gather", lambda rows: [part.teacher.float() for part in parts])
+    values, gradients = [], []
+    for rank, part in enumerate(parts):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        (value := OBJECTIVES["contrast"](part)).backward()
+        values.append(value.item() * len(part.student) / 8)
+        gradients.append(part.student.grad * len(part.student) / 8)
+    assert sum(values) == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(torch.cat(gradients), whole.student.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +315,17 @@ def test_the_mixture_moves_from_soft_to_hard():
         ([{"NAME": "l3"}], "'l3' is not one of l1"),
         ([{"NAME": "l1"}, {"NAME": "l1", "WEIGHT": 2}], "twice"),
         ([{"NAME": "l1", "TEMPERATURE": 2}], "'TEMPERATURE' is not one of WEIGHT"),
-        ([{"NAME": "l1", "WEIGHT": "much"}], "WEIGHT: much is not a number"),
+        ([{"NAME": "l1", "WEIGHT": "much"}], "WEIGHT: 'much' is not a number"),
+        ([{"NAME": "contrast", "TEMPERATURE": "1e-1"}], "TEMPERATURE: '1e-1' is not a number"),
+        ([{"NAME": "soft_targets", "OVER": 3}], "OVER: 3 is not text"),
+        ([{"NAME": "contrast", "TEMPERATURE": 0}], "TEMPERATURE: 0 is not above 0"),
+        ([{"NAME": "soft_targets", "TEMPERATURE": {"FROM": 4, "TO": 0}}], "TEMPERATURE: .* is not above 0"),
+        ([{"NAME": "smooth_l1", "BETA": -0.1}], "BETA: -0.1 is below 0"),
+        ([{"NAME": "hard_targets", "CONFIDENCE": {"FROM": 1.1, "TO": 0}}], "CONFIDENCE: .* is not within 0 and 1"),
+        ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": -1}}], "WEIGHT: .* is below 0"),
+        ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "SHAPE": ["step"]}}], "is not a number or"),
+        ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "SHAPE": "step"}}], "give BETWEEN, its end below 1"),
+        ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "SHAPE": "step", "BETWEEN": [0, 1]}}], "its end below 1"),
         ([{"NAME": "l1", "WEIGHT": {"FROM": 1}}], "is not a number or"),
         ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "BETWEEN": [1, 0]}}], "is not a number or"),
         ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "SHAPE": "round"}}], "is not a number or"),

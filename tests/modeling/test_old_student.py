@@ -4,6 +4,8 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from vild.checkpoint import read_network_record
+from vild.data.provenance import LEAK, judge_network
 from vild.engine import Trainer
 from vild.errors import UserError
 from vild.teacher.clip import hash_weights
@@ -16,6 +18,8 @@ def test_the_old_student_is_imitated_and_stays(make_cfg, checkpoint_file):
     trainer = Trainer(cfg)
     trainer.resume_or_load(False)
     old = trainer.model.old_student[0]
+    kept = trainer.checkpointer.checkpointables["trained_on"].record["starts"]
+    assert [network["file"] for network in kept] == [checkpoint_file.name]  # once, though it stands for both
     before, names = hash_weights(old), set(trainer.model.state_dict())
     assert names == set(old.state_dict()) and not any(p.requires_grad for p in old.parameters())
     inputs = next(iter(trainer.data_loader))
@@ -38,3 +42,25 @@ def test_an_old_student_of_another_teacher_is_refused(make_cfg, checkpoint_file,
     keys = ["MODEL.VILD.OLD_STUDENT.WEIGHTS", str(checkpoint_file), "MODEL.VILD.VOCABULARY", str(other)]
     with pytest.raises(UserError, match="OLD_STUDENT.WEIGHTS .* is of teacher"):
         load_old_student(make_cfg("vild", *keys))
+
+
+def test_an_old_student_of_another_architecture_is_refused(make_cfg, checkpoint_file, vocabulary_file):
+    key = "MODEL.VILD.OLD_STUDENT.WEIGHTS"
+    with pytest.raises(UserError, match=rf"{checkpoint_file}: .*roi_heads.* is \(.*\), not \("):
+        load_old_student(make_cfg("vild", key, str(checkpoint_file), "MODEL.ROI_BOX_HEAD.FC_DIM", 32))
+    with pytest.raises(UserError, match="is missing, not"):
+        load_old_student(make_cfg("vild", key, str(vocabulary_file)))
+
+
+def test_the_audit_sees_the_old_student(make_cfg, checkpoint_file, tmp_path):
+    """One that was trained on novel names leaks through a training from scratch, too."""
+    leaky = {"name": "all", "file": "all.json", "sha": "1", "split": "", "keep": "all", "annotations": {"ring": 3}}
+    checkpoint = torch.load(checkpoint_file, weights_only=True)
+    checkpoint["trained_on"] = {"data_sets": [leaky], "stores": [], "starts": []}
+    torch.save(checkpoint, tmp_path / "old.pth")
+    trainer = Trainer(make_cfg("vild", "MODEL.VILD.OLD_STUDENT.WEIGHTS", str(tmp_path / "old.pth")))
+    trainer.checkpointer.save("model")
+    record = read_network_record(f"{trainer.cfg.OUTPUT_DIR}/model.pth")
+    (start,) = record["trained_on"]["starts"]
+    verdict, evidence = judge_network(record, ["ring"], [*start["trained_on"]["data_sets"][0]["annotations"]])
+    assert verdict == LEAK and "old.pth" in evidence and "novel names ('ring'" in evidence

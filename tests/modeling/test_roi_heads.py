@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper
 from vild.errors import UserError
+from vild.modeling.loss_weights import parse_loss_weights
 from vild.modeling.roi_heads import VARIANTS
 from vild.teaching import open_store
 from vild.vocabulary import Vocabulary
@@ -73,6 +74,46 @@ def test_without_objectives_the_regions_pass_the_head_and_teach_nothing(make_cfg
         assert storage.latest()["vild/num_distilled"][0] > 0
     none, paper = values
     assert paper.keys() - none.keys() == {"loss_l1"} and none == {k: paper[k] for k in none}
+
+
+def test_any_loss_is_weighted_by_its_name(make_cfg):
+    """By progress: at half of the training, half of one goes to the other; all else stays as it is."""
+    entries = [
+        {"LOSS": name, "WEIGHT": {"FROM": a, "TO": 1 - a}} for name, a in (("loss_text", 1), ("loss_rpn_cls", 0))
+    ]
+    values = []
+    for given in ([], entries):
+        cfg = make_cfg("vild", "MODEL.VILD.LOSS_WEIGHTS", str(given), "INPUT.RANDOM_FLIP", "none", "SOLVER.MAX_ITER", 8)
+        model, inputs = build(cfg).train(), inputs_of(cfg)
+        for step in (0, 6):
+            torch.manual_seed(1)
+            with EventStorage(step):
+                values.append({k: v.item() for k, v in model(inputs).items()})
+    plain, later, start, end = values
+    assert start["loss_rpn_cls"] == 0 and end["loss_text"] == pytest.approx(later["loss_text"] / 4)
+    assert end["loss_rpn_cls"] == pytest.approx(0.75 * later["loss_rpn_cls"])
+    assert {k: start[k] for k in start if k != "loss_rpn_cls"} == {k: plain[k] for k in plain if k != "loss_rpn_cls"}
+    model.roi_heads.loss_weights = parse_loss_weights([{"LOSS": "loss_hard", "WEIGHT": 1}])
+    told = "LOSS_WEIGHTS: 'loss_hard' is not one of .*loss_l1, loss_mask.*loss_text"
+    with EventStorage(), pytest.raises(UserError, match=told):
+        model(inputs)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["loss_text"], "loss_text is not"),
+        ([{"LOSS": "loss_text"}], "is not"),
+        ([{"LOSS": "loss_text", "WEIGHT": 1, "SHAPE": "step"}], "is not"),
+        ([{"LOSS": "loss_text", "WEIGHT": "1e-1"}], "loss_text, WEIGHT: '1e-1' is not a number"),
+        ([{"LOSS": "loss_text", "WEIGHT": {"FROM": 0, "TO": -1}}], "loss_text, WEIGHT: .* is below 0"),
+        ([{"LOSS": "loss_text", "WEIGHT": 1}] * 2, "loss_text: it stands there twice"),
+    ],
+)
+def test_mistakes_in_loss_weights_are_one_line(entries, message):
+    with pytest.raises(UserError, match=f"^MODEL.VILD.LOSS_WEIGHTS.*{message}") as caught:
+        parse_loss_weights(entries)
+    assert "\n" not in str(caught.value)
 
 
 def test_image_loss_is_weighted(make_cfg):

@@ -120,5 +120,8 @@ def test_what_cannot_serve_is_refused_in_one_line():
         TimmFeatures("mobilenet9", 3, "BN")
     with pytest.raises(UserError, match=r"'vit_tiny_patch16_224' has features of strides \[16, .*not 4, 8, 16, 32"):
         TimmFeatures("vit_tiny_patch16_224", 3, "BN")
+    for name in ("swin_tiny_patch4_window7_224", "coatnet_0_rw_224"):
+        with pytest.raises(UserError, match=f"'{name}' takes pictures of one size alone"):
+            TimmFeatures(name, 3, "BN")
     with pytest.raises(UserError, match="NORM: 'LN' is not one of BN, SyncBN, FrozenBN, GN"):
         TimmFeatures("test_resnet", 3, "LN")

@@ -218,6 +218,8 @@ def test_command_line(run, store_folder, world, custom, tmp_path, monkeypatch):
     truth = datasets.load_dicts("glyphs_train")
     assert LearnedPrompts.load(path).record["regions"] == sum(len(r["annotations"]) for r in truth)
 
+    status, line = run("learn_prompts.py", "--dataset", "glyphs_train", "--batch-size", 0, "--output", path)
+    assert status == 2 and "--batch-size 0: a step needs" in line
     status, line = run("build_vocabulary.py", *words, path, "--teacher", custom.name)
     assert status == 2 and line.startswith(f"error: prompt set {path} is of teacher ") and custom.name in line
     status, line = run("build_vocabulary.py", *words, "foto")

@@ -3,7 +3,8 @@
 Three nested records of plain values. They are statements, not proofs: a file says what the tool that wrote it knew.
 
 * training, in a checkpoint under ``trained_on``: {"data_sets": [data set], "stores": [{"proposals": hash,
-  "provenance": proposals or None}], "starts": [network]}; lists, as a resumed run may have been given others.
+  "provenance": proposals or None}], "starts": [network]}; lists, as a resumed run may have been given others, and an
+  old student that is remembered stands beside the weights it starts from.
 * network: {"file", "sha", "trained_on": training or None}.
 * proposals, in their file's metadata and in a store's manifest: {"data_set", "pictures", "network": network}; in that
   of a merged store {"merged": [proposals or None of each part]}.

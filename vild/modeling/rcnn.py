@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from vild.modeling.classifier import Offered
+from vild.modeling.loss_weights import weigh
 from vild.vocabulary import Vocabulary
 
 
@@ -78,7 +79,8 @@ class ViLDRCNN(GeneralizedRCNN):
                 for x in batched_inputs
             ]
         _, detector_losses = self.roi_heads(images, features, proposals, targets, distill, remembered, pictures)
-        return {**detector_losses, **proposal_losses}
+        losses, heads = {**detector_losses, **proposal_losses}, self.roi_heads
+        return weigh(losses, heads.loss_weights, heads.progress) if heads.loss_weights else losses
 
     def _distilled(self, x: dict, proposals: Instances) -> Instances:
         """One picture's distilled regions, on the detector's device."""

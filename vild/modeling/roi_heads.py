@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from vild.errors import UserError
 from vild.modeling import distillation, fusion, losses
 from vild.modeling.classifier import Offered, RegionEmbedding, TextClassifier
+from vild.modeling.loss_weights import parse_loss_weights
 from vild.modeling.objectives import Objective, load_concepts, of_maps, parse_objectives
+from vild.modeling.objectives.schedule import Schedule
 from vild.modeling.other_teachers import OtherTeachers, build_other_teachers, check_teachers
 from vild.vocabulary import Vocabulary
 
@@ -56,6 +58,7 @@ class ViLDROIHeads(StandardROIHeads):
         objectives: list[Objective],
         distill_weight: float,
         iterations: int,
+        loss_weights: dict[str, Schedule],
         concepts: dict[str, Tensor],
         others: OtherTeachers | None,
         old_student_weight: float,
@@ -75,6 +78,7 @@ class ViLDROIHeads(StandardROIHeads):
             picture_adapter: the same of the FPN's coarsest level, of this ``stride``; with ``picture_tokens`` only.
             objectives: what the distilled regions learn, together weighted by ``distill_weight``.
             iterations: of the whole training, for their schedules.
+            loss_weights: of any loss of the detector, by name; the detector weighs.
             concepts: text embeddings [K, D] of their word lists, by file.
             others: the heads of further teachers.
             box_loss_beta: where the box loss turns from L2 into L1; 0 is L1.
@@ -92,6 +96,7 @@ class ViLDROIHeads(StandardROIHeads):
         self.box2box_transform = box2box_transform
         self.box_loss_beta = box_loss_beta
         self.objectives, self.distill_weight, self.iterations = objectives, distill_weight, iterations
+        self.loss_weights = loss_weights
         self.concepts, self.others, self.old_student_weight = concepts, others, old_student_weight
         self.ensemble_weight = ensemble_weight
         self.score_threshold = score_threshold
@@ -130,6 +135,7 @@ class ViLDROIHeads(StandardROIHeads):
             objectives=objectives,
             distill_weight=vild.DISTILL_WEIGHT,
             iterations=cfg.SOLVER.MAX_ITER,
+            loss_weights=parse_loss_weights(vild.LOSS_WEIGHTS),
             concepts=load_concepts(objectives, vocabulary),
             others=build_other_teachers(
                 teachers,
@@ -185,6 +191,11 @@ class ViLDROIHeads(StandardROIHeads):
         loss_dict = self._box_losses(features, proposals, distill, remembered, pictures)
         loss_dict.update(self._forward_mask(features, proposals))
         return proposals, loss_dict
+
+    @property
+    def progress(self) -> float:
+        """Of the training, 0 to 1; within its EventStorage."""
+        return min(get_event_storage().iter / self.iterations, 1.0)
 
     def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         return self.box_pooler([features[f] for f in self.box_in_features], boxes)
@@ -243,9 +254,8 @@ class ViLDROIHeads(StandardROIHeads):
         storage = get_event_storage()
         storage.put_scalar("vild/num_distilled", len(embeddings))
         regions = distillation.gather(embeddings, distill, self.classifier, self.concepts, maps)
-        progress = min(storage.iter / self.iterations, 1.0)
         found = distillation.distill_losses(
-            regions, features, distill, self.classifier.base, self.objectives, progress, self.others
+            regions, features, distill, self.classifier.base, self.objectives, self.progress, self.others
         )
         return {name: self.distill_weight * value for name, value in found.items()}
 

@@ -37,6 +37,9 @@ class TimmFeatures(Backbone):
             strides = timm.create_model(name, features_only=True).feature_info.reduction()
         if not {STRIDES[f] for f in features} <= set(strides):
             raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' has features of strides {strides}, not 4, 8, 16, 32")
+        published = timm.get_pretrained_cfg(name)
+        if published is not None and published.fixed_input_size:  # a Swin's windows, say
+            raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' takes pictures of one size alone")
         stages = [strides.index(STRIDES[f]) for f in features]
         body = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=stages)
         if hasattr(body, "blocks"):  # the EfficientNet family keeps, and runs, all of its stages

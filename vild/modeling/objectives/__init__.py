@@ -11,6 +11,7 @@ gives 0 with a gradient.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from vild.errors import UserError
 from vild.modeling.objectives import contrast, feature, intermediate, relation, targets
 from vild.modeling.objectives.regions import Regions
-from vild.modeling.objectives.schedule import Schedule, parse_schedule
+from vild.modeling.objectives.schedule import Schedule, parse_schedule, parse_weight
 from vild.teacher.clip import check_same_teacher
 from vild.vocabulary import Vocabulary
 
@@ -36,6 +37,13 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "tokens": intermediate.tokens,
     "attention": intermediate.attention,
     "picture_tokens": intermediate.picture_tokens,
+}
+
+# What a number may be, at both ends of its schedule, by the parameter's name
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda x: x > 0, "not above 0"),
+    "beta": (lambda x: x >= 0, "below 0"),
+    "confidence": (lambda x: 0 <= x <= 1, "not within 0 and 1"),
 }
 
 
@@ -56,7 +64,8 @@ def parse_objectives(entries: Sequence[dict]) -> list[Objective]:
     """The config's list, checked.
 
     Raises:
-        UserError: an unknown name or parameter, a name twice, or a value that is neither a number nor a schedule.
+        UserError: an unknown name or parameter, a name twice, or a value that is neither a number nor a schedule, or
+            out of its range.
     """
     found = []
     for entry in entries:
@@ -68,15 +77,27 @@ def parse_objectives(entries: Sequence[dict]) -> list[Objective]:
             raise UserError(f"MODEL.VILD.OBJECTIVES: '{name}' is not one of {', '.join(OBJECTIVES)}")
         if name in (o.name for o in found):
             raise UserError(f"{where}: it stands there twice")
-        known = {p.upper(): p for p in inspect.signature(OBJECTIVES[name]).parameters if p != "regions"}
+        known = {p.name.upper(): p for p in inspect.signature(OBJECTIVES[name]).parameters.values()}
+        del known["REGIONS"]
         for key in rest:
             if key not in known:
                 raise UserError(f"{where}: '{key}' is not one of WEIGHT, {', '.join(known)}")
-        parameters = {
-            known[k]: v if isinstance(v, str) else parse_schedule(v, f"{where}, {k}") for k, v in rest.items()
-        }
-        found.append(Objective(name, parse_schedule(entry.get("WEIGHT", 1.0), f"{where}, WEIGHT"), parameters))
+        parameters = {known[k].name: _value(v, known[k], f"{where}, {k}") for k, v in rest.items()}
+        found.append(Objective(name, parse_weight(entry.get("WEIGHT", 1.0), f"{where}, WEIGHT"), parameters))
     return found
+
+
+def _value(value: object, parameter: inspect.Parameter, where: str) -> Schedule | str:
+    """Text where the parameter's default is text, else a number or a schedule."""
+    if not isinstance(parameter.default, str):
+        schedule = parse_schedule(value, where)
+        fits, wrong = RANGES.get(parameter.name, (math.isfinite, "not finite"))
+        if not (fits(schedule.first) and fits(schedule.last)):
+            raise UserError(f"{where}: {value} is {wrong}")
+        return schedule
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {value} is not text")
+    return value
 
 
 def word_lists(objectives: Sequence[Objective]) -> list[str]:

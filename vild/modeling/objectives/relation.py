@@ -40,7 +40,8 @@ def angles(regions: Regions) -> Tensor:
 
 def _cosines(x: Tensor) -> Tensor:
     """[n, D] to [n, n, n]: at [j, i, k] the cosine of the angle at j between the directions to i and k."""
-    directions = F.normalize(x[None] - x[:, None], dim=2)
+    # two regions that coincide have no direction: the gradient of normalising it is 1 / eps, and training would burst
+    directions = F.normalize(x[None] - x[:, None], dim=2, eps=1e-3)
     return directions @ directions.transpose(1, 2)
 
 

@@ -31,7 +31,7 @@ class Schedule:
 
 def parse_schedule(value: object, where: str) -> Schedule:
     """A number, or {"FROM": 1.0, "TO": 0.0, "SHAPE": "cosine", "BETWEEN": [0.2, 0.8]} (SHAPE "linear" and BETWEEN
-    [0, 1] unless given).
+    [0, 1] unless given; "step" needs a BETWEEN that ends below 1, where no step of a training lies).
 
     Raises:
         UserError: anything else; ``where`` names the key.
@@ -40,12 +40,24 @@ def parse_schedule(value: object, where: str) -> Schedule:
         return Schedule(float(value), float(value))
     wanted = 'a number or {"FROM": a, "TO": b, "SHAPE": "linear, cosine or step", "BETWEEN": [0, 1]}'
     if not isinstance(value, dict) or not {"FROM", "TO"} <= value.keys() <= {"FROM", "TO", "SHAPE", "BETWEEN"}:
-        raise UserError(f"{where}: {value} is not {wanted}")
+        raise UserError(f"{where}: {value!r} is not {wanted}")
     shape, between = value.get("SHAPE", "linear"), value.get("BETWEEN", (0.0, 1.0))
     numbers = [value["FROM"], value["TO"], *between] if isinstance(between, list | tuple) else [None]
-    if shape not in SHAPES or len(numbers) != 4 or not all(map(_is_number, numbers)) or numbers[2] >= numbers[3]:
-        raise UserError(f"{where}: {value} is not {wanted}")
+    if not isinstance(shape, str) or shape not in SHAPES or len(numbers) != 4 or not all(map(_is_number, numbers)):
+        raise UserError(f"{where}: {value!r} is not {wanted}")
+    if numbers[2] >= numbers[3]:
+        raise UserError(f"{where}: {value!r} is not {wanted}")
+    if shape == "step" and numbers[3] >= 1:
+        raise UserError(f'{where}: SHAPE "step" changes where BETWEEN ends; give BETWEEN, its end below 1, not {value}')
     return Schedule(float(numbers[0]), float(numbers[1]), shape, float(numbers[2]), float(numbers[3]))
+
+
+def parse_weight(value: object, where: str) -> Schedule:
+    """As :func:`parse_schedule`, of a weight: UserError where it falls below 0."""
+    schedule = parse_schedule(value, where)
+    if min(schedule.first, schedule.last) < 0:
+        raise UserError(f"{where}: {value} is below 0")
+    return schedule
 
 
 def _is_number(value: object) -> bool:
