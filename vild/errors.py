@@ -49,6 +49,11 @@ class Failure(RuntimeError):
     The message is one line."""
 
 
+def printable(name: str | os.PathLike) -> str:
+    """A file's name as text that any terminal and file takes: bytes of it that are not UTF-8 are escaped."""
+    return str(name).encode(errors="backslashreplace").decode()
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, its first line; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
