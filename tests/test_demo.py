@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
 import threading
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +19,10 @@ from pycocotools import mask as mask_api
 from tests.conftest import REPOSITORY
 from tests.data.test_pictures import bad_pictures
 from vild import video
-from vild.demo import annotate_video, picture_targets
+from vild.demo import annotate_pictures, annotate_video, picture_targets
 from vild.detections import Detections
-from vild.errors import UserError
+from vild.errors import UserError, one_line_errors
+from vild.evaluation.pictures import draw
 from vild.inputs import PictureFile, find_pictures
 from vild.video import Frames, VideoWriter, open_video
 
@@ -115,6 +118,26 @@ def test_pictures_and_folders(demo, pictures, tmp_path):
     assert document["file_name"] == "deep/b.JPG" and (document["height"], document["width"]) == (128, 128)
     assert {d["name"] for d in document["detections"]} <= {"umbrella", "chess knight"}
     assert mask_api.decode(document["detections"][0]["mask"]).shape == (128, 128)
+
+
+def test_a_name_that_is_no_text_is_escaped(detector, pictures, tmp_path, capsys):
+    path = Path(os.fsdecode(bytes(tmp_path / "photo") + b"\xff.jpg"))
+    shutil.copy(pictures[0], path)
+    (target,) = picture_targets([PictureFile(path, path.name)], tmp_path / "out", one_file=False)
+    assert annotate_pictures(detector, [PictureFile(path, path.name)], [target]) == []
+    assert "photo\\udcff.jpg: " in capsys.readouterr().out
+    assert json.loads(target.with_suffix(".json").read_text())["file_name"] == path.name
+
+
+def test_what_a_tool_prints_is_escaped_too(capsys):
+    one_line_errors(print)("\udcff")
+    assert capsys.readouterr().out == "\\udcff\n"
+
+
+@pytest.mark.parametrize(("size", "drawn"), [((100, 200), (480, 960)), ((3, 3000), (3, 3000)), ((3, 300), (19, 1920))])
+def test_small_pictures_are_enlarged_within_bounds(detector, size, drawn):
+    nothing = detector(np.zeros((100, 100, 3), np.uint8))[:0]
+    assert draw(np.zeros((*size, 3), np.uint8), nothing, ["sun"]).size == drawn[::-1]
 
 
 def test_one_picture_to_one_file(demo, detector, pictures, tmp_path):

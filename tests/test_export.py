@@ -237,6 +237,22 @@ def test_a_mistake_is_one_line(trained, model, pictures, tmp_path, monkeypatch, 
     assert len(done.stderr.splitlines()) == 1 and re.match(f"error: .*{message}", done.stderr), done.stderr
 
 
+def test_the_runner_writes_whole_files(tmp_path, monkeypatch):
+    spec = spec_from_file_location("run_onnx", REPOSITORY / "tools" / "run_onnx.py")
+    run_onnx = module_from_spec(spec)
+    spec.loader.exec_module(run_onnx)
+    run_onnx.write_whole(tmp_path / "new" / "r.json", "whole")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_onnx.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_onnx.write_whole(tmp_path / "new" / "r.json", "another")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["r.json"]
+    assert (tmp_path / "new" / "r.json").read_text() == "whole"
+
+
 def test_run_lengths_are_cocos():
     spec = spec_from_file_location("run_onnx", REPOSITORY / "tools" / "run_onnx.py")
     runner = module_from_spec(spec)

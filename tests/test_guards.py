@@ -5,7 +5,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
+import urllib.request
 from types import SimpleNamespace
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from detectron2.engine import HookBase
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
-from vild import guards
+from vild import dump, guards
 from vild.checkpoint import VildCheckpointer
 from vild.data.loader import WorkerDied
 from vild.dump import pack, replay, unpack
@@ -125,9 +128,12 @@ def test_structures_are_packed_as_plain_values():
     assert torch.equal(again.gt_masks.tensor, regions.gt_masks.tensor)
 
 
-def test_a_folder_without_a_step_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"holds no step: step\.json does not exist"):
-        replay(tmp_path)
+def test_a_folder_without_a_step_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vild.dump", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        dump.main()
+    line = f"error: {tmp_path} holds no step: step.json does not exist\n"
+    assert caught.value.code == 2 and capsys.readouterr().err == line
 
 
 def test_a_worker_that_was_killed_is_told_after_a_whole_step(make_cfg, world, tmp_path):
@@ -146,6 +152,24 @@ def test_a_worker_that_was_killed_is_told_after_a_whole_step(make_cfg, world, tm
     assert line.endswith(f"--resume goes on from {kept}")
     assert torch.load(kept, weights_only=True)["iteration"] == trainer.whole
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("detectron2://ImageNetPretrained/none.pkl?x=1", "cannot be had (URLError: <urlopen error no network>)"),
+        ("detektron2://a.pkl", "is no address that Detectron2 knows"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_told(tmp_path, monkeypatch, path, reason):
+    def urlopen(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    with pytest.raises(UserError) as told:
+        VildCheckpointer(nn.Linear(1, 1)).load(path)
+    assert str(told.value) == f"MODEL.WEIGHTS: {path}: {reason}"
 
 
 def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):

@@ -1,6 +1,7 @@
 """tools/label.py: a folder and words to a COCO file, the same bytes whether it was killed or not."""
 
 import json
+import os
 import shutil
 import signal
 from contextlib import redirect_stdout
@@ -77,6 +78,20 @@ def test_a_folder_becomes_a_coco_file(label, folder, detector, vocabulary, tmp_p
     assert len(records) == 4 and records[3]["file_name"] == str(folder / "turned.jpg")
     assert sum(len(r["annotations"]) for r in records) == len(coco.anns)
     assert f"--output {output}: is there already" in error_of(label(*arguments))
+
+
+def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
+    """A data set of these labels could not be read."""
+    (tmp_path / "photos").mkdir()
+    picture = next((world / "glyphs" / "val").glob("*.jpg"))
+    for name in (b"\xff.jpg", b"1:2.jpg", b"good.jpg"):
+        shutil.copy(picture, os.fsdecode(bytes(tmp_path / "photos") + b"/" + name))
+    output = tmp_path / "labels.json"
+    status, _, stderr = label("--input", tmp_path / "photos", "--vocabulary", "sun", "--output", output)
+    assert status == 0 and "picture 1:2.jpg: labels cannot hold such a name" in stderr and "\\udcff.jpg" in stderr
+    document = json.loads(output.read_bytes())
+    assert [i["file_name"] for i in document["images"]] == ["good.jpg"]
+    assert [b["file_name"] for b in document["info"]["broken"]] == ["1:2.jpg", "\\udcff.jpg"]
 
 
 @pytest.mark.parametrize("pictures", [0, 1, 3])

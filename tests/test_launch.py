@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
+import torch
 
 from tests.conftest import REPOSITORY
 from vild.errors import UserError
-from vild.launch import Place, place
+from vild.launch import Place, launch, place
 
 
 def test_place_of_torchrun_and_srun():
@@ -23,6 +25,33 @@ def test_place_of_torchrun_and_srun():
     # a batch script knows the job's tasks, but is no step of many
     assert place({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
     assert place({}) is None
+
+
+STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "line"),
+    [
+        (STEP, {}, "error: srun: MASTER_ADDR is not set"),
+        (STEP | {"MASTER_ADDR": "a"}, {}, "error: torchrun or srun: the environment does not say which process"),
+        ({}, {"num_machines": 2}, "error: --dist-url auto: is for one machine"),
+        ({}, {"num_machines": 2, "machine_rank": 2, "dist_url": "tcp://a:1"}, "error: --machine-rank 2: counts from 0"),
+        ({}, {"num_gpus": 3}, "error: --num-gpus 3: 2 GPUs can be seen here"),
+    ],
+)
+def test_a_launch_that_cannot_be_is_one_line(monkeypatch, capsys, environment, flags, line):
+    for key in [k for k in os.environ if k.startswith(("SLURM", "TORCHELASTIC", "MASTER"))]:
+        monkeypatch.delenv(key)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "num_gpus" in flags)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"} | flags
+    with pytest.raises(SystemExit) as caught:
+        launch(print, Namespace(**args))
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and told.startswith(line) and told.count("\n") == 1
 
 
 def files_of(folder):

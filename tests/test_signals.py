@@ -8,10 +8,12 @@ import time
 
 import pytest
 from detectron2.engine import DefaultTrainer
+from torch.utils.data import DataLoader, Dataset
 
 from tests.conftest import REPOSITORY
 from vild import signals
 from vild.engine import Trainer
+from vild.errors import one_line_errors
 from vild.signals import Ended
 
 
@@ -121,6 +123,33 @@ def test_every_tool_ends_in_one_line(number):
 def test_what_nobody_typed_wrong_is_one_line_too(raised, told, status):
     process = script(TOOL.format(f"raise {raised}"))
     assert process.communicate(timeout=30)[1] == told and process.returncode == status
+
+
+class Deadly(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line_outside_of_training_too(capsys):
+    @one_line_errors
+    def main():
+        list(DataLoader(Deadly(), num_workers=1))
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    told = capsys.readouterr().err
+    assert caught.value.code == 1 and told.startswith("error: DataLoader worker (pid") and told.count("\n") == 1
+    assert "when memory is short" in told
+
+    @one_line_errors
+    def wrong():
+        raise RuntimeError("of ours")
+
+    with pytest.raises(RuntimeError, match="of ours"):
+        wrong()
 
 
 def test_an_oserror_of_our_own_keeps_its_traceback():

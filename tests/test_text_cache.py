@@ -54,6 +54,11 @@ def test_a_broken_file_or_folder_is_done_without(tmp_path, caplog):
     assert len(TextCache(TEACHER, tmp_path / "file").get(["kite"], PROMPT_SETS["photo"], Embedder())) == 1
 
 
+def test_a_word_that_is_no_text_is_not_kept(tmp_path, caplog):
+    assert TextCache(TEACHER, tmp_path).get(["\udcff"], PROMPT_SETS["photo"], Embedder()).shape == (1, 4)
+    assert "is not used" in caplog.text
+
+
 def test_memory_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr("vild.text_cache.IN_MEMORY", 10)
     cache, embed = TextCache(TEACHER, None), Embedder()

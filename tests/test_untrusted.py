@@ -263,6 +263,13 @@ def test_a_repair_removes_nothing_but_shards(store_folder, tmp_path, name):
     assert (tmp_path / "a.safetensors").exists()
 
 
+def test_a_shard_is_listed_once(store_folder, tmp_path):
+    manifest = json.loads((store_folder / "manifest.json").read_text())
+    manifest["shards"] += manifest["shards"][:1]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    one_line(read_manifest, tmp_path, match="a shard is listed twice")
+
+
 def ask(folder: Path, body: object) -> int:
     """The status of a call of the page with this JSON; 200 where the guard lets it pass."""
     sent, content = [], json.dumps(body).encode()

@@ -24,9 +24,15 @@ from vild.prompts import PROMPT_SETS, LearnedPrompts, clean_name, find_prompts
 from vild.teacher.clip import Teacher, check_same_teacher, describe
 from vild.teacher.proposals import hash_file, load_proposals, read_labels, read_provenance
 from vild.teacher.store import EmbeddingStore
+from vild.untrusted import refused_as
 from vild.vocabulary import Vocabulary, encode_names
 
 STATUS = {CLEAN: 0, LEAK: 1, UNKNOWN: 3}
+
+
+def recorded_by(what, path):
+    """A record is what a file says: it can be anything."""
+    return refused_as(f"{what} {path}: its record of training is not one of vild's")
 
 
 def audit_boxes(found, benchmark):
@@ -40,7 +46,9 @@ def audit_proposals(path, benchmark):
     labels = read_labels(path)
     if len(labels) > 1:  # one and the same label says nothing
         yield "measured", UNKNOWN, f"carries {len(labels)} class labels (vild reads none); whose, cannot be measured"
-    yield "recorded", *judge_proposals(read_provenance(path), benchmark.novel, benchmark.known)
+    with recorded_by("proposals", path):
+        judged = judge_proposals(read_provenance(path), benchmark.novel, benchmark.known)
+    yield "recorded", *judged
 
 
 def audit_store(folder, proposals, benchmark):
@@ -49,7 +57,8 @@ def audit_store(folder, proposals, benchmark):
     record, made_from = store.provenance, store.plan.get("proposals")
     if record is None and proposals and hash_file(proposals) == made_from:
         record = read_provenance(proposals)  # the store is older than its records, or the record was lost
-    verdict, evidence = judge_proposals(record, benchmark.novel, benchmark.known)
+    with recorded_by("store", folder):
+        verdict, evidence = judge_proposals(record, benchmark.novel, benchmark.known)
     yield "recorded", verdict, f"made from proposals {made_from}: {evidence}"
 
 
@@ -57,8 +66,9 @@ def audit_vocabulary(path, teacher, benchmark):
     vocabulary = Vocabulary.load(path)
     own = vocabulary.prompts
     if isinstance(own, LearnedPrompts):
-        known = own.record.get("names")
-        met = sorted({clean_name(n) for n in known or ()} & {clean_name(n) for n in benchmark.novel})
+        with recorded_by("vocabulary", path):
+            known = own.record.get("names")
+            met = sorted({clean_name(n) for n in known or ()} & {clean_name(n) for n in benchmark.novel})
         verdict = UNKNOWN if known is None else LEAK if met else CLEAN
         yield "recorded", verdict, f"its prompts ({own}) were learned on {len(known or ())} names, novel: {met[:5]}"
     origin = f"prompts '{own}' of teacher {describe(vocabulary.fingerprint)}"
@@ -87,7 +97,9 @@ def findings(args):
         yield from ((f"store {args.store}", *f) for f in audit_store(args.store, args.proposals, benchmark))
     if args.weights:
         record = read_network_record(args.weights)
-        yield f"weights {args.weights}", "recorded", *judge_network(record, benchmark.novel, benchmark.known)
+        with recorded_by("weights", args.weights):
+            judged = judge_network(record, benchmark.novel, benchmark.known)
+        yield f"weights {args.weights}", "recorded", *judged
     if args.vocabulary:
         teacher = Teacher(args.teacher, args.pretrained) if args.teacher else None
         rows = audit_vocabulary(args.vocabulary, teacher, benchmark)

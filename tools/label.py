@@ -19,7 +19,7 @@ from vild.command_line import add_detector_arguments, add_overrides, make_detect
 from vild.demo import writing
 from vild.errors import UserError, one_line_errors
 from vild.inputs import find_pictures
-from vild.label import PartialLabels, plan_of
+from vild.label import PartialLabels, check_name, plan_of
 from vild.lock import only_writer
 from vild.teacher.proposals import hash_file
 from vild.words import parse_thresholds
@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
             already = len(pictures) - len(to_do)
             for picture in tqdm(to_do, desc="pictures", unit="picture", total=len(pictures), initial=already):
                 try:
+                    check_name(picture.name)
                     found = detector(picture.path)
                 except UserError as error:
                     labels.add_broken(picture.name, str(error))

@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +70,23 @@ def run(args) -> None:
         records.append(
             {"file_name": file_name, "height": array.shape[0], "width": array.shape[1], "detections": detections}
         )
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    aside = args.output.with_name(args.output.name + ".tmp")  # a killed run leaves no half of a file
-    aside.write_text(json.dumps(records, indent=1))
-    os.replace(aside, args.output)
+    write_whole(args.output, json.dumps(records, indent=1))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file is there whole, on the disk, or as it was; an error leaves nothing beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with open(aside, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def detect(session, picture: np.ndarray, size: tuple[int, int], feed: dict, words: dict) -> list[dict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -15,6 +16,7 @@ from vild.errors import UserError
 from vild.files import write_tensors, write_text, written_whole
 from vild.teacher.clip import check_same_teacher
 from vild.timm_weights import TIMM, check_student
+from vild.untrusted import refused_as
 from vild.vocabulary import Vocabulary
 from vild.weight_files import load_weights
 
@@ -149,6 +151,8 @@ class VildCheckpointer(DetectionCheckpointer):
             raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
         if path and path.startswith(TIMM):
             check_student(path, getattr(self.model, "module", self.model))
+        if path and "://" in path:
+            self._fetch(path)
         if "vocabulary" in self.checkpointables and path:
             self.checkpointables["vocabulary"].where = f"checkpoint {path}"
         resumed = checkpointables is None
@@ -164,6 +168,13 @@ class VildCheckpointer(DetectionCheckpointer):
                 start = {"data_sets": [], "stores": [], "starts": [self._record_of(path, rest)]}
                 tracked.load_state_dict(start)
         return rest
+
+    def _fetch(self, path: str) -> None:
+        """Bring the file of an address to this machine; UserError where it cannot be had."""
+        with refused_as(f"MODEL.WEIGHTS: {path}: cannot be had"):
+            local = self.path_manager.get_local_path(urlparse(path)._replace(query="").geturl())
+        if not Path(local).is_file():
+            raise UserError(f"MODEL.WEIGHTS: {path}: is no address that Detectron2 knows")
 
     def _record_of(self, path: str, rest: dict) -> dict:
         return network_record(path, self.path_manager.get_local_path(path), rest.get("trained_on"))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vild.data.pictures import read_picture
 from vild.detections import Detections
-from vild.errors import UserError
+from vild.errors import UserError, printable
 from vild.evaluation.pictures import draw
 from vild.files import write_json, write_picture, written_whole
 from vild.inputs import SUFFIXES, PictureFile
@@ -90,7 +90,7 @@ def annotate_pictures(
             continue
         write_picture(target, draw(array, found, found.names), quality=92)
         write_json(target.with_suffix(".json"), {"file_name": picture.name, **found.to_dict()})
-        tqdm.write(f"{target}: {describe(found)}")
+        tqdm.write(printable(f"{target}: {describe(found)}"))
     return broken
 
 

@@ -8,7 +8,6 @@ statistics are of all ranks, the losses are those of this rank's pictures alone.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from vild.checkpoint import VildCheckpointer, write_checkpoint
 from vild.errors import Failure, UserError, one_line_errors
 from vild.files import write_json, write_text
+from vild.untrusted import parse_json, read_bytes, refused_as
 
 FIELDS = ("file_name", "image_id", "height", "width", "image", "window", "instances", "distill")
 
@@ -94,9 +94,10 @@ def replay(folder: str | Path, *overrides: object) -> dict[str, Tensor]:
     VildCheckpointer(model).load(weights, checkpointables=[])
     live = cfg.MODEL.VILD.DISTILL_FROM != "store"
     set_helpers(model, cfg, open_live_teacher(cfg, open_store(cfg)) if live else None)
-    step = torch.load(folder / "step.pth", weights_only=True)
-    inputs = [{key: unpack(value) for key, value in x.items()} for x in step["inputs"]]
-    seed_step(cfg.SEED, step["iteration"], step["rank"])
+    with refused_as(f"{folder / 'step.pth'}: is not a step's"):
+        step = torch.load(folder / "step.pth", weights_only=True)
+        inputs = [{key: unpack(value) for key, value in x.items()} for x in step["inputs"]]
+        seed_step(cfg.SEED, step["iteration"], step["rank"])
     with EventStorage(step["iteration"]), torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
         return model.train()(inputs)
 
@@ -105,13 +106,15 @@ def replay(folder: str | Path, *overrides: object) -> dict[str, Tensor]:
 def main() -> None:
     if len(sys.argv) < 2:
         raise UserError("usage: python -m vild.dump FOLDER [KEY VALUE ...]")
-    told = json.loads((Path(sys.argv[1]) / "step.json").read_text()) if Path(sys.argv[1]).is_dir() else {}
     try:
         losses = replay(sys.argv[1], *sys.argv[2:])
     except FloatingPointError as error:  # Detectron2's, of the RPN's boxes: there are no losses then
         raise Failure(str(error)) from error
+    told = Path(sys.argv[1]) / "step.json"
+    with refused_as(f"{told}: is not a step's"):
+        before = dict(parse_json(read_bytes(told))["losses"])
     for name, value in losses.items():
-        print(f"{name}: {value.item()} (was {told['losses'].get(name)})")
+        print(f"{name}: {value.item()} (was {before.get(name)})")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vild.signals import Ended, ended_by_sigterm
+from vild.signals import ONE_WISH, Ended, ended_by_sigterm
 
 # what disks and network folders say; another OSError is a fault of ours and keeps its traceback
 _STORAGE = {
@@ -19,6 +20,8 @@ _STORAGE = {
     *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EMFILE),
 }
 LONGEST = 2000  # characters of a message
+WORKER = "DataLoader worker"  # PyTorch's words for the death of a loader's process begin so
+KILLED = "when memory is short, the system kills; see DATALOADER.NUM_WORKERS or --num-workers"
 
 
 class UserError(ValueError):
@@ -46,6 +49,16 @@ class Failure(RuntimeError):
     The message is one line."""
 
 
+def printable(name: str | os.PathLike) -> str:
+    """A file's name as text that any terminal and file takes: bytes of it that are not UTF-8 are escaped."""
+    return str(name).encode(errors="backslashreplace").decode()
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, its first line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None]:
     """Decorate a script's ``main``: what is foreseen ends as one line on stderr.
 
@@ -56,10 +69,18 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
+        if hasattr(sys.stdout, "reconfigure"):  # a file's name need not be text
+            sys.stdout.reconfigure(errors="backslashreplace")
         logging.raiseExceptions = False  # a log that cannot be written prints no traceback for each of its lines
         try:
             with ended_by_sigterm():
-                return main(*args, **kwargs)
+                try:
+                    return main(*args, **kwargs)
+                except RuntimeError as error:  # PyTorch's, of a loader outside of training (see loader.Watched)
+                    if isinstance(error, Failure) or not str(error).startswith(WORKER):
+                        raise
+                    time.sleep(ONE_WISH)  # if that was a scheduler, its signal is on the way to this process too
+                    raise Failure(f"{first_line(error).rstrip('. ')} ({KILLED})") from error
         except UserError as error:
             _leave(f"error: {error}", 2)
         except Failure as error:

@@ -16,8 +16,9 @@ from pathlib import Path
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools import mask as mask_api
 
+from vild.data.annotations import stays_below
 from vild.detections import Detections
-from vild.errors import UserError
+from vild.errors import UserError, printable
 from vild.files import cannot_write, written_whole
 from vild.predictor import OpenVocabularyDetector
 from vild.teacher.proposals import hash_file
@@ -42,6 +43,12 @@ def to_annotations(found: Detections) -> list[dict]:
         }
         annotations.append(annotation if mask is None else {**annotation, "segmentation": mask})
     return annotations
+
+
+def check_name(file_name: str) -> None:
+    """UserError for a picture's name that readers of the labels, vild among them, would refuse."""
+    if not stays_below(file_name):
+        raise UserError(f"picture {printable(file_name)}: labels cannot hold such a name; rename it")
 
 
 class PartialLabels:
@@ -152,7 +159,7 @@ class PartialLabels:
         broken = {n: self._broken[n] for n in file_names if n in self._broken}
         whole = [n for n in file_names if n not in broken]
         categories = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
-        info = {**info, "broken": [{"file_name": n, "why": why} for n, why in broken.items()]}
+        info = {**info, "broken": [{"file_name": printable(n), "why": why} for n, why in broken.items()]}
         with written_whole(self.path) as aside, open(aside, "w", encoding="utf-8") as file:
             file.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(categories)},\n"images": [')
             separator = "\n"

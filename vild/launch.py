@@ -24,7 +24,8 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from vild import signals
-from vild.errors import UserError, first_to_tell, tell_once
+from vild.errors import UserError, first_to_tell, one_line_errors, tell_once
+from vild.untrusted import refused_as
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def launch(main: Callable, args) -> None:
     """Run ``main(args)`` on every process. ``args`` is of Detectron2's ``default_argument_parser``; its --num-gpus,
     --num-machines, --machine-rank and --dist-url count unless torchrun or srun has started the processes. Without a
     GPU, --num-gpus is the number of processes."""
-    here = place(os.environ)
+    here = _checked_place(args)
     if here is None:
         _launch_here(main, args)
         return
@@ -88,6 +89,23 @@ def launch(main: Callable, args) -> None:
         main(args)
     finally:
         dist.destroy_process_group()
+
+
+@one_line_errors
+def _checked_place(args) -> Place | None:
+    """:func:`place` of this process, where its GPU exists; the flags of a launch, where they fit each other."""
+    with refused_as("torchrun or srun: the environment does not say which process this is"):
+        here = place(os.environ)
+    if here is None and args.num_gpus * args.num_machines > 1:
+        if args.num_machines > 1 and args.dist_url == "auto":
+            raise UserError("--dist-url auto: is for one machine; give tcp://ADDRESS:PORT of the first of several")
+        if not 0 <= args.machine_rank < args.num_machines:
+            raise UserError(f"--machine-rank {args.machine_rank}: counts from 0 to --num-machines - 1")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else None
+    wanted = here.local_world if here else args.num_gpus
+    if gpus is not None and wanted > gpus:
+        raise UserError(f"{'processes here' if here else '--num-gpus'} {wanted}: {gpus} GPUs can be seen here")
+    return here
 
 
 @contextmanager

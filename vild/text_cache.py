@@ -101,7 +101,7 @@ class TextCache:
                 )
                 values = ((prompts, name, row.numpy().astype("<f4").tobytes()) for name, row in rows.items())
                 file.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", values)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:  # a word with a byte that is no text
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:

@@ -10,7 +10,7 @@ import torch
 from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import file_lock
 
-from vild.errors import UserError
+from vild.errors import UserError, first_line
 from vild.files import written_whole
 from vild.teacher.proposals import hash_file
 from vild.text_cache import cache_folder
@@ -38,8 +38,7 @@ class TimmHandler(PathHandler):
                 try:
                     body = timm.create_model(name, pretrained=True, features_only=True, pretrained_cfg_overlay=overlay)
                 except Exception as error:  # of the network, the hub, or the file
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                    raise UserError(f"MODEL.WEIGHTS: {path}: {reason}") from error
+                    raise UserError(f"MODEL.WEIGHTS: {path}: {first_line(error)}") from error
                 with written_whole(local) as aside:
                     torch.save({f"backbone.bottom_up.body.{k}": v for k, v in body.state_dict().items()}, aside)
         return str(local)

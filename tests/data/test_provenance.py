@@ -1,6 +1,8 @@
 """What the tools record of a network's training travels with its weights, its proposals and their store."""
 
 import json
+from importlib.util import module_from_spec, spec_from_file_location
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from vild.checkpoint import VildCheckpointer, read_network_record
 from vild.data.pasted_boxes import judge_boxes, measure_boxes
 from vild.data.provenance import judge_network, judge_proposals, merge, network_record, training_record
 from vild.engine import Trainer
+from vild.errors import UserError
 from vild.teacher.clip import Teacher
 from vild.teacher.proposals import load_proposals, read_provenance, save_proposals
 from vild.teacher.store import EmbeddingStore, Regions, StoreWriter
@@ -158,3 +161,22 @@ def test_the_chain_of_the_tools(tool, make_cfg, teacher_folder, tmp_path, monkey
     assert all(f["verdict"] == "clean" for f in found if f["how"] == "measured")
     recorded = [f["verdict"] for f in found if f["how"] == "recorded"]
     assert recorded == [("clean", "LEAK")[status]] * 3
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"merged": [3]},
+        {"network": {"file": 3}},
+        {"network": {"file": "a", "sha": "", "trained_on": {"data_sets": [3], "stores": [], "starts": []}}},
+    ],
+)
+def test_a_record_of_another_form_is_one_line(tmp_path, record):
+    spec = spec_from_file_location("audit_leakage", REPOSITORY / "tools" / "audit_leakage.py")
+    audit = module_from_spec(spec)
+    spec.loader.exec_module(audit)
+    path = tmp_path / "p.safetensors"
+    save_proposals(path, {1: (torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1))}, record)
+    nothing = SimpleNamespace(truth=None, novel=["sun"], known=["sun"])
+    with pytest.raises(UserError, match=r"^proposals .*p\.safetensors: its record of training is not one of vild's"):
+        list(audit.audit_proposals(path, nothing))

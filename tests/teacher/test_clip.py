@@ -1,4 +1,7 @@
+import errno
+import os
 import shutil
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -6,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vild.errors import UserError
+from vild.teacher import clip
 from vild.teacher.clip import Teacher, check_same_teacher, same_regions, same_teacher, save_local
 from vild.teacher.crops import crop_regions
 from vild.teacher.glyph_clip import MODEL_CFG, build_model
@@ -168,3 +172,38 @@ def test_a_tower_without_maps_is_told_in_one_line(teacher_folder, monkeypatch):
         told("no feature map beside its embedding")
     monkeypatch.delattr(tower, "forward_intermediates")
     told(r"no feature map \(.*has no attribute 'forward_intermediates'")
+
+
+def test_a_copied_folder_has_whole_files_and_its_config_last(tmp_path, monkeypatch):
+    source, folder, copied = tmp_path / "teacher", tmp_path / "export", []
+    (source / "words").mkdir(parents=True)
+    for name in ("open_clip_config.json", "weights", "words/list"):
+        (source / name).write_text(name)
+    teacher = SimpleNamespace(name=f"local-dir:{source}")
+
+    def fails_at_the_config(file, target):
+        copied.append(file.name)
+        if file.name == "open_clip_config.json":
+            target.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return copyfile(file, target)
+
+    copyfile = shutil.copyfile
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", fails_at_the_config)
+        with pytest.raises(UserError, match=r"export/open_clip_config\.json cannot be written: No space left"):
+            Teacher.save(teacher, folder)
+    assert copied == ["weights", "list", "open_clip_config.json"]
+    assert sorted(p.name for p in folder.rglob("*")) == ["list", "weights", "words"]
+    for place in (folder, source):  # also where it lies already
+        Teacher.save(teacher, place)
+        assert all((place / name).read_text() == name for name in ("open_clip_config.json", "weights", "words/list"))
+        assert len([*place.rglob("*")]) == 4
+
+
+def test_an_error_that_says_nothing_has_a_name():
+    def create():
+        raise MemoryError
+
+    with pytest.raises(UserError, match="its weights cannot be loaded: MemoryError"):
+        clip._or_user_error("x", create)

@@ -19,7 +19,7 @@ from detectron2.structures import BoxMode
 from vild.data.annotations import check_annotations, file_of_url, read_json
 from vild.data.builtin import BUILTIN, PARTIAL, Entry, origin
 from vild.data.classes import MARKS, Classes, make_classes, read_split
-from vild.errors import UserError
+from vild.errors import UserError, first_line
 from vild.files import write_json
 
 USER_FILE = "vild_datasets.json"
@@ -166,7 +166,7 @@ def _from_catalog(name: str) -> list[dict]:
     try:
         return DatasetCatalog.get(name)
     except (OSError, ImportError, AssertionError) as error:
-        raise UserError(f"data set '{name}' (Detectron2's own): {str(error).splitlines()[0]}") from error
+        raise UserError(f"data set '{name}' (Detectron2's own): {first_line(error)}") from error
 
 
 def pictures_hash(name: str) -> str:

@@ -21,7 +21,7 @@ from vild import signals
 from vild.data import datasets
 from vild.data.mapper import InferenceMapper, ViLDMapper
 from vild.data.unreadable import REASON, Counted, skips
-from vild.errors import BadPicture, Failure, UserError
+from vild.errors import KILLED, WORKER, BadPicture, Failure, UserError
 from vild.teacher.store import EmbeddingStore
 
 logger = logging.getLogger(__name__)
@@ -65,15 +65,15 @@ class _WatchedIterator:
         except (RuntimeError, ConnectionError, EOFError) as error:
             died = str(error).strip().rstrip(".")
             if not isinstance(error, RuntimeError) and not died.startswith("Caught"):  # (what a worker caught itself)
-                died = f"DataLoader worker: {died}"  # it died while it handed over a batch
-            if not died.startswith("DataLoader worker"):
+                died = f"{WORKER}: {died}"  # it died while it handed over a batch
+            if not died.startswith(WORKER):
                 raise
         finally:
             self.told = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         time.sleep(signals.ONE_WISH)  # if that was a scheduler, its signal is on the way to this process too
         if signals.asked() is not None:
             raise signals.Ended(signals.asked())
-        raise WorkerDied(f"{died} (when memory is short, the system kills; see DATALOADER.NUM_WORKERS)")
+        raise WorkerDied(f"{died} ({KILLED})")
 
 
 class SeededStream(torch.utils.data.Dataset):

@@ -11,6 +11,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image, ImageDraw
 
 COLOURS = {"base": (0.25, 0.55, 1.0), "novel": (1.0, 0.55, 0.1), "": (0.25, 0.8, 0.4)}
+LONGEST_SIDE = 4  # times min_side: a picture of 3 x 3000 would be one of 480 x 480,000
 
 
 def draw(
@@ -26,7 +27,8 @@ def draw(
         picture: uint8 [H, W, 3], RGB.
         found: ``pred_boxes``, ``pred_classes`` and, optionally, ``scores`` and ``pred_masks``.
         splits: per name "base" or "novel", for the colours (None: a colour each).
-        min_side: smaller pictures are enlarged to it, so that the labels can be read.
+        min_side: smaller pictures are enlarged to it, so that the labels can be read; but not so far that the longer
+            side would be more than LONGEST_SIDE times that.
     """
     classes = found.pred_classes.tolist()
     scores = found.scores.tolist() if found.has("scores") else [None] * len(found)
@@ -36,7 +38,7 @@ def draw(
         colours = [_colour(c) for c in classes]
     else:
         colours = [COLOURS[splits[c]] for c in classes]
-    scale = max(1.0, min_side / min(picture.shape[:2]))
+    scale = max(1.0, min(min_side / min(picture.shape[:2]), LONGEST_SIDE * min_side / max(picture.shape[:2])))
     visualizer = Visualizer(picture, scale=scale, instance_mode=ColorMode.SEGMENTATION)
     drawn = visualizer.overlay_instances(
         boxes=found.pred_boxes,

@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vild.errors import UserError
-from vild.files import write_json, write_tensors
+from vild.errors import UserError, first_line
+from vild.files import write_json, write_tensors, written_whole
 from vild.prompts import LearnedPrompts
 from vild.teacher.crops import crop_batch, fuse_scales, normalise, place
 from vild.teacher.prompt_learning import encode_in_context
 from vild.untrusted import refused_as
 
 RANDOM = "random"
+CONFIG = "open_clip_config.json"  # of a local-dir: folder
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -136,9 +137,14 @@ class Teacher:
         return torch.cat(parts)
 
     def save(self, folder: Path) -> None:
-        """Write the model as open_clip's ``local-dir:`` folder: the same teacher, by its fingerprint."""
+        """Write the model as open_clip's ``local-dir:`` folder, each file whole and the config last: the same teacher,
+        by its fingerprint."""
         if self.name.startswith(open_clip.factory.LOCAL_DIR_PREFIX):
-            shutil.copytree(self.name.removeprefix(open_clip.factory.LOCAL_DIR_PREFIX), folder, dirs_exist_ok=True)
+            source = Path(self.name.removeprefix(open_clip.factory.LOCAL_DIR_PREFIX))
+            files = [f.relative_to(source) for f in source.rglob("*") if f.is_file()]
+            for file in sorted(files, key=lambda f: (f.name == CONFIG, f)):
+                with written_whole(folder / file) as aside:
+                    shutil.copyfile(source / file, aside)
         else:
             save_local(self.model, open_clip.get_model_config(self.name), folder)
 
@@ -212,8 +218,7 @@ def _or_user_error(name: str, create: Callable[[], nn.Module]) -> nn.Module:
     try:
         return create()
     except Exception as error:  # a broken file can fail anywhere in the loaders
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"teacher '{name}': its weights cannot be loaded: {reason}") from error
+        raise UserError(f"teacher '{name}': its weights cannot be loaded: {first_line(error)}") from error
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -266,4 +271,4 @@ def save_local(model: nn.Module, model_cfg: dict, folder: Path) -> None:
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     write_tensors(folder / "open_clip_model.safetensors", state)
     preprocess = open_clip.get_model_preprocess_cfg(model)
-    write_json(folder / "open_clip_config.json", {"model_cfg": model_cfg, "preprocess_cfg": preprocess})
+    write_json(folder / CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess})

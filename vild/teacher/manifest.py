@@ -53,6 +53,8 @@ def _check(manifest: dict) -> None:
             raise ValueError(f"a shard is called {shard['file']}"[:200])
         if type(shard["regions"]) is not int or not isinstance(shard["sha256"], str):
             raise ValueError(f"{shard['file']}: {shard}"[:200])
+    if len({shard["file"] for shard in shards}) < len(shards):
+        raise ValueError("a shard is listed twice")
     unreadable = manifest.get("unreadable", [])
     if not isinstance(unreadable, list) or not all(type(i) is int for i in unreadable):
         raise ValueError("unreadable is no list of image ids")
