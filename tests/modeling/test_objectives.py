@@ -225,7 +225,7 @@ def test_half_precision_at_temperature_one_hundredth(case):
     assert value.isfinite() and grad.isfinite().all() and grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("case", set(CASES) - {"hard_targets", "contrast"})
+@pytest.mark.parametrize("case", sorted(set(CASES) - {"hard_targets", "contrast"}))
 def test_a_student_like_its_teacher_costs_nothing(case):
     parameters, _ = CASES[case]
     x = regions(TEACHER, TEACHER)
