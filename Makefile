@@ -1,5 +1,6 @@
 # Each target works alone on a clean clone: it makes .venv and installs what it needs.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # CI's versions; `make test-latest` takes the newest that pyproject.toml allows
@@ -12,8 +13,8 @@ NEWEST := $(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eage
 quickstart: install        ## the whole method on the built-in world, with a report (output/quickstart)
 	$(BIN)/python tools/quickstart.py --output output/quickstart
 
-test: install              ## the test suite
-	$(BIN)/python -m pytest -q
+test: install              ## the test suite, in WORKERS processes of about a GB each
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 fuzz: install              ## 10,000 broken and hostile files (a fixed few hundred of them are part of the tests)
 	VILD_FUZZ=nightly $(BIN)/python -m pytest -q tests/fuzz
