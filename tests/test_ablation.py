@@ -1,6 +1,7 @@
 """A grid is checked before anything runs; its table says what the runs gave."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from vild import ablation
 from vild.errors import UserError
 from vild.evaluation import cost
+from vild.grid import Row, read_grid
 from vild.modeling.other_teachers import check_teachers
 from vild.pipeline import SECOND_WIDTH, GlyphsRun, Pipeline, Stage
 
@@ -27,15 +29,15 @@ rows:
 
 def read(tmp_path, text):
     (tmp_path / "grid.yaml").write_text(text)
-    return ablation.read_grid(tmp_path / "grid.yaml")
+    return read_grid(tmp_path / "grid.yaml")
 
 
 def test_a_grid_is_read(tmp_path):
     grid = read(tmp_path, GRID)
     assert grid.seeds == (0, 1) and grid.iterations == 10 and [r.name for r in grid.rows][1] == "cosine"
     assert dict(grid.rows[1].overrides)["MODEL.VILD.OBJECTIVES"] == [{"NAME": "cosine"}]
-    for path in (ablation.Path("configs/Glyphs/ablations")).glob("*.yaml"):
-        assert ablation.read_grid(path).rows
+    for path in (Path("configs/Glyphs/ablations")).glob("*.yaml"):
+        assert read_grid(path).rows
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_table_and_plot(tmp_path):
 
 def test_what_a_row_costs(make_cfg, tmp_path):
     """Stands in the table, whatever the seed; and over it AP50, where rows differ."""
-    run, row = GlyphsRun(tmp_path), ablation.Row("ViLD", config="vild")
+    run, row = GlyphsRun(tmp_path), Row("ViLD", config="vild")
     (tmp_path / row.stage / "inference").mkdir(parents=True)
     (tmp_path / row.stage / "config.yaml").write_text(make_cfg("vild").dump())
     metrics = {"glyphs_val/bbox/AP50_novel": 60.0, "glyphs_val/bbox/AP50_base": 80.0}

@@ -12,16 +12,17 @@ and cost.png (AP50 over GFLOP) where the rows cost different amounts.
 import argparse
 from pathlib import Path
 
-from vild.ablation import check_seeds, plot, plot_cost, read_grid, read_row, run_seed, table
+from vild.ablation import plot, plot_cost, read_row, run_seed, table
 from vild.errors import UserError, one_line_errors
 from vild.files import write_json, write_text
+from vild.grid import check_seeds, read_grid
 from vild.pipeline import GlyphsRun
 
 
 @one_line_errors
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grid", type=Path, required=True, help="YAML file (vild/ablation.py says what it holds)")
+    parser.add_argument("--grid", type=Path, required=True, help="YAML file (vild/grid.py says what it holds)")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the grid's")
     parser.add_argument("--iterations", type=int, help="of each detector, instead of the grid's (0: its config's)")

@@ -34,25 +34,28 @@ def distils_maps(cfg) -> bool:
     """Do the objectives look at the teacher's feature maps? UserError where they do and no live teacher has them, or
     where nothing else trains an image head."""
     source = distils_from(cfg)
-    objectives = [] if source == "nothing" else parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
-    names, vild = of_maps(objectives), cfg.MODEL.VILD
-    remembers = vild.VARIANT == "image" and vild.OLD_STUDENT.WEIGHTS  # whose embeddings train its only head
-    if (
-        source != "nothing"
-        and vild.VARIANT in ("image", "ensemble")
-        and len(names) == len(objectives)
-        and not remembers
-    ):
-        raise UserError(
-            f"MODEL.VILD.OBJECTIVES: the image head of the variant '{vild.VARIANT}' would learn nothing from "
-            f"{names}; add one of embeddings, {{'NAME': 'l1'}} say"
-        )
+    if source == "nothing":
+        return False
+    objectives = parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
+    names = of_maps(objectives)
+    if len(names) == len(objectives):
+        _check_image_head(cfg.MODEL.VILD, names)
     if names and source != "teacher":
         raise UserError(
             f"MODEL.VILD.OBJECTIVES: '{names[0]}' needs the teacher's feature maps, which no store holds: "
             f"set MODEL.VILD.DISTILL_FROM to 'teacher', not '{source}'"
         )
     return bool(names)
+
+
+def _check_image_head(vild, names: list[str]) -> None:
+    """UserError for a variant with an image head that only ``names``, of maps, would train."""
+    remembers = vild.VARIANT == "image" and vild.OLD_STUDENT.WEIGHTS  # whose embeddings train its only head
+    if vild.VARIANT in ("image", "ensemble") and not remembers:
+        raise UserError(
+            f"MODEL.VILD.OBJECTIVES: the image head of the variant '{vild.VARIANT}' would learn nothing from "
+            f"{names}; add one of embeddings, {{'NAME': 'l1'}} say"
+        )
 
 
 def open_store(cfg) -> EmbeddingStore | None:

@@ -27,7 +27,6 @@ from pycocotools import mask as mask_api
 from tests.conftest import REPOSITORY
 from tests.fuzz.guard import forget_peak, peak, watched
 from tests.fuzz.mutations import broken
-from vild.ablation import read_grid
 from vild.checkpoint import VildCheckpointer
 from vild.data import datasets
 from vild.data.classes import make_classes, read_split
@@ -37,6 +36,7 @@ from vild.errors import UserError
 from vild.evaluation.evaluator import ground_truth_boxes
 from vild.evaluation.results import read_results
 from vild.files import write_tensors
+from vild.grid import read_grid
 from vild.prompts import LearnedPrompts
 from vild.teacher.proposals import load_proposals, read_labels, read_provenance, save_proposals, select_proposals
 from vild.teacher.store import EmbeddingStore, Regions, StoreWriter

@@ -11,7 +11,6 @@ gives 0 with a gradient.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -91,9 +90,10 @@ def _value(value: object, parameter: inspect.Parameter, where: str) -> Schedule 
     """Text where the parameter's default is text, else a number or a schedule."""
     if not isinstance(parameter.default, str):
         schedule = parse_schedule(value, where)
-        fits, wrong = RANGES.get(parameter.name, (math.isfinite, "not finite"))
-        if not (fits(schedule.first) and fits(schedule.last)):
-            raise UserError(f"{where}: {value} is {wrong}")
+        if parameter.name in RANGES:
+            fits, wrong = RANGES[parameter.name]
+            if not (fits(schedule.first) and fits(schedule.last)):
+                raise UserError(f"{where}: {value} is {wrong}")
         return schedule
     if not isinstance(value, str):
         raise UserError(f"{where}: {value} is not text")

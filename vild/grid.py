@@ -1,0 +1,155 @@
+"""A grid of settings by seeds on the built-in world, read from its file and checked before anything runs.
+
+A grid is a YAML file: ``seeds``, ``iterations`` (of each detector; 0: as its config says) and ``rows``, a name and a
+setting each:
+
+* ``config``: one of configs/Glyphs/; every key with capitals is an override of it (``MODEL.VILD.OBJECTIVES: [...]``);
+* ``data``: "nonovel" (training scenes without novel objects) or "all" (the novel names annotated: an oracle);
+* ``teachers: 2``: a second teacher, of another width, beside the first (MODEL.VILD.TEACHERS);
+* or ``evaluate``: another row's detector, with ``novel_texts: rotated`` (a control that must destroy novel AP);
+* or ``clip_on_crops: true``: the teacher on every proposal, no detector.
+
+A key that a row would not look at is refused, and so is an override that does not fit its config.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vild.engine import load_config
+from vild.errors import UserError
+from vild.modeling.loss_weights import parse_loss_weights
+from vild.modeling.objectives import parse_objectives
+from vild.pipeline import REPOSITORY
+from vild.teaching import distils_maps
+from vild.untrusted import read_yaml
+
+CONFIGS = REPOSITORY / "configs" / "Glyphs"
+CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "clip_on_crops": (False, True),
+           "teachers": (1, 2)}  # fmt: skip
+LOOKS_AT = {"config": ("data", "teachers"), "evaluate": ("novel_texts",), "clip_on_crops": ()}  # each sort of row
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of a grid (see above)."""
+
+    name: str
+    config: str = ""
+    data: str = "train"
+    evaluate: str = ""
+    novel_texts: str = ""
+    clip_on_crops: bool = False
+    teachers: int = 1
+    overrides: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """Its name as a folder."""
+        return "row-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @property
+    def fit_for_gauges(self) -> bool:
+        """Is it a detector trained as most are, beside which the teacher can be measured?"""
+        return bool(self.config) and self.data == "train" and self.teachers == 1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows by seeds."""
+
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    iterations: int = 0
+
+
+def read_grid(path: Path) -> Grid:
+    """A grid's file, checked.
+
+    Raises:
+        UserError: no such file, or a key or value that does not fit.
+    """
+    document = read_yaml(path, "grid")
+    if not document.keys() <= {"rows", "seeds", "iterations"}:
+        raise UserError(f"grid {path}: its keys are rows, seeds and iterations")
+    rows = document.get("rows")
+    if not isinstance(rows, dict) or not rows:
+        raise UserError(f"grid {path}: rows is empty; give a name and a setting each")
+    iterations = document.get("iterations", 0)
+    if type(iterations) is not int or iterations < 0:
+        raise UserError(f"grid {path}: iterations: {iterations} is not a whole number from 0 on")
+    seeds = check_seeds(document.get("seeds", [0, 1, 2]), f"grid {path}: seeds")
+    rows = tuple(_row(str(name), setting, f"grid {path}, row '{name}'") for name, setting in rows.items())
+    grid = Grid(rows, seeds, iterations)
+    trained, stages = {r.name: r for r in grid.rows if r.config}, [r.stage for r in grid.rows]
+    for row in grid.rows:
+        if stages.count(row.stage) > 1:
+            raise UserError(f"grid {path}: two rows would lie in {row.stage}; name them differently")
+        if row.evaluate and row.evaluate not in trained:
+            raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' is no row with a config")
+        if row.evaluate and trained[row.evaluate].teachers > 1:
+            raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' has more teachers than one")
+        if row.clip_on_crops and not any(r.fit_for_gauges for r in grid.rows):
+            raise UserError(
+                f"grid {path}, row '{row.name}': it is measured beside a row with a config (of one teacher), "
+                "which is missing"
+            )
+    return grid
+
+
+def check_seeds(seeds: object, where: str) -> tuple[int, ...]:
+    """UserError unless they are a list of different whole numbers, one at least."""
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
+        raise UserError(f"{where}: {seeds} is not a list of whole numbers from 0 on, [0, 1, 2] say")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: {seeds} has one twice")
+    return tuple(seeds)
+
+
+def _row(name: str, setting: object, where: str) -> Row:
+    if not isinstance(setting, dict):
+        raise UserError(f"{where}: {setting} is no setting; for example {{config: vild}}")
+    known = {k: v for k, v in setting.items() if k in ("config", "evaluate", *CHOICES)}
+    overrides = {k: v for k, v in setting.items() if k not in known}
+    for key in overrides:
+        if key != key.upper():
+            raise UserError(
+                f"{where}: '{key}' is not one of config, evaluate, {', '.join(CHOICES)}, nor a config's key"
+            )
+    for key, allowed in CHOICES.items():
+        if known.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{where}: {key}: {known[key]} is not one of {', '.join(map(str, allowed))}")
+    sorts = [key for key in LOOKS_AT if known.get(key)]
+    if len(sorts) != 1:
+        raise UserError(f"{where}: give one of config, evaluate and clip_on_crops")
+    (sort,) = sorts
+    for key, value in known.items():
+        if value and key not in (sort, *LOOKS_AT[sort]):
+            raise UserError(f"{where}: '{key}' means nothing beside {sort}")
+    if overrides and sort != "config":
+        raise UserError(f"{where}: '{next(iter(overrides))}' means nothing beside {sort}")
+    if sort != "clip_on_crops" and not isinstance(known[sort], str):
+        raise UserError(f"{where}: {sort}: {known[sort]} is not text")
+    if known.get("teachers", 1) > 1 and (not known.get("config") or known.get("data", "train") != "train"):
+        raise UserError(f"{where}: teachers is for a config on data: train")
+    if sort == "config":
+        _check_config(known["config"], overrides, where)
+    return Row(name, **known, overrides=tuple(overrides.items()))
+
+
+def _check_config(config: str, overrides: Mapping[str, object], where: str) -> None:
+    """UserError unless there is such a config and the overrides fit it."""
+    known = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))
+    known = [name for name in known if not name.startswith("ablations/")]
+    if config not in known:
+        raise UserError(f"{where}: config: '{config}' is not one of {', '.join(known)}")
+    try:
+        cfg = load_config(str(CONFIGS / f"{config}.yaml"), [str(x) for pair in overrides.items() for x in pair])
+        parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
+        parse_loss_weights(cfg.MODEL.VILD.LOSS_WEIGHTS)
+        distils_maps(cfg)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
