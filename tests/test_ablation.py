@@ -1,6 +1,7 @@
 """A grid is checked before anything runs; its table says what the runs gave."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import REPOSITORY
 from vild import ablation
 from vild.errors import UserError
 from vild.evaluation import cost
@@ -174,6 +176,26 @@ def test_what_a_row_costs(make_cfg, tmp_path):
     for rows, drawn in (({"a": [found], "b": [found]}, False), ({"a": [found, found], "b": [other], "c": [{}]}, True)):
         ablation.plot_cost(rows, tmp_path / "cost.png")
         assert (tmp_path / "cost.png").exists() == drawn
+
+
+def test_two_grids_of_one_output(tmp_path, monkeypatch, capsys):
+    """Each has its own table and plot, named after its file; nothing of the other's is overwritten."""
+    monkeypatch.setattr(Pipeline, "run", lambda self, *stages: None)
+    scores = {"ViLD": 40.0, "cosine": 30.0, "other": 20.0}
+    monkeypatch.setattr(ablation, "read_row", lambda run, row: {"bbox/AP50_novel": scores[row.name] + run.seed,
+                                                                "bbox/AP50_base": 60.0})  # fmt: skip
+    for name, rows in (("first", ["ViLD", "cosine"]), ("second", ["ViLD", "other"])):
+        (tmp_path / f"{name}.yaml").write_text(f"seeds: [0, 1]\nrows: {{{', '.join(f'{r}: {{config: vild}}' for r in rows)}}}")
+        arguments = ["ablate.py", "--grid", tmp_path / f"{name}.yaml", "--output", tmp_path / "output"]
+        monkeypatch.setattr("sys.argv", [str(a) for a in arguments])
+        runpy.run_path(str(REPOSITORY / "tools" / "ablate.py"), run_name="__main__")
+    output = tmp_path / "output"
+    first, second = (json.loads((output / f"{name}.json").read_text())["rows"] for name in ("first", "second"))
+    assert [v["bbox/AP50_novel"] for v in first["cosine"]] == [30.0, 31.0] and list(second) == ["ViLD", "other"]
+    assert "| 30.5 ± 0.7 " in (output / "first.md").read_text() and "| 20.5 ± 0.7 " in (output / "second.md").read_text()
+    assert {p.name for p in output.iterdir()} == {f"{n}.{e}" for n in ("first", "second") for e in ("md", "json", "png")} | {
+        "seed0", "seed1"}  # fmt: skip
+    assert "seed 1" in capsys.readouterr().out
 
 
 def test_more_stages_than_cores(tmp_path, monkeypatch):

@@ -5,8 +5,9 @@
     tools/ablate.py --grid configs/Glyphs/ablations/objectives.yaml --output output/objectives
 
 Everything of a seed is its own: world, teacher, proposals, stores, detectors; as many trainings run side by side as
-there are cores. Run again, it goes on from what is there. Writes OUTPUT/ablation.{md,json,png} after every seed,
-and cost.png (AP50 over GFLOP) where the rows cost different amounts.
+there are cores. Run again, it goes on from what is there; another grid with the same OUTPUT takes what the two share.
+Writes OUTPUT/GRID.{md,json,png} after every seed, and GRID_cost.png (AP50 over GFLOP) where the rows cost different
+amounts.
 """
 
 import argparse
@@ -45,10 +46,11 @@ def main():
             for name, values in run.read_gauges()[0].items():
                 gauges.setdefault(name, []).append(values)
         page = table(results, gauges)
-        write_text(args.output / "ablation.md", page)
-        write_json(args.output / "ablation.json", {"rows": results, "gauges": gauges})
-        plot(results, args.output / "ablation.png")
-        plot_cost(results, args.output / "cost.png")
+        name = args.grid.stem
+        write_text(args.output / f"{name}.md", page)
+        write_json(args.output / f"{name}.json", {"rows": results, "gauges": gauges})
+        plot(results, args.output / f"{name}.png")
+        plot_cost(results, args.output / f"{name}_cost.png")
         print(page, flush=True)
 
 
