@@ -12,10 +12,10 @@ import torch
 from detectron2.modeling import build_model as build_detector
 
 from vild.checkpoint import VildCheckpointer
+from vild.config import load_config
 from vild.data import datasets
 from vild.data.glyph_world import write_world
 from vild.data.pictures import read_picture
-from vild.engine import load_config
 from vild.evaluation.evaluator import ground_truth_boxes
 from vild.predictor import OpenVocabularyDetector
 from vild.teacher.clip import Teacher, save_local

@@ -9,7 +9,8 @@ import torch
 from detectron2.engine import default_argument_parser
 
 from tests.conftest import REPOSITORY
-from vild.engine import Trainer, load_config
+from vild.config import load_config
+from vild.engine import Trainer
 from vild.modeling.roi_heads import VARIANTS
 from vild.teaching import is_proposal_network
 

@@ -17,8 +17,8 @@ from pycocotools import mask as mask_api
 
 from tests.conftest import REPOSITORY
 from vild.checkpoint import VildCheckpointer
+from vild.config import load_config
 from vild.data.pictures import read_picture
-from vild.engine import load_config
 from vild.export import ALL, ExportedDetector, write_model
 from vild.predictor import OpenVocabularyDetector
 from vild.vocabulary import Vocabulary

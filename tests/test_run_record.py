@@ -9,7 +9,8 @@ import torch
 
 import vild
 from vild.checkpoint import write_checkpoint
-from vild.engine import default_config, setup
+from vild.config import default_config
+from vild.engine import setup
 from vild.errors import UserError
 from vild.evaluation.run_report import origin_blocks
 from vild.run_record import RUN_FILE, check_resumable, code_version, differing, run_record

@@ -25,7 +25,7 @@ def tool(name, *arguments):
 
 @pytest.fixture(scope="module")
 def weights(vocabulary_file, store_folder, teacher_folder, tmp_path_factory):
-    from vild.engine import load_config
+    from vild.config import load_config
 
     folder = tmp_path_factory.mktemp("weights")
     cfg = load_config(str(REPOSITORY / "configs/Glyphs/vild.yaml"), ["MODEL.VILD.VOCABULARY", str(vocabulary_file)])

@@ -13,8 +13,10 @@ import torch
 
 from tests.conftest import REPOSITORY
 from vild.checkpoint import VildCheckpointer
-from vild.engine import Trainer, check_classes, load_config
+from vild.config import load_config
+from vild.engine import Trainer
 from vild.errors import UserError
+from vild.teaching import check_classes
 from vild.vocabulary import Vocabulary
 
 TINY = [

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 
 from tests.conftest import REPOSITORY
 from vild import untrusted
+from vild.config import load_config
 from vild.data.annotations import check_annotations, read_json, stays_below
 from vild.data.pictures import read_picture
 from vild.data.run_lengths import fits, run_lengths
-from vild.engine import load_config
 from vild.errors import UserError
 from vild.grid import read_grid
 from vild.prompts import LearnedPrompts

@@ -13,7 +13,7 @@ vocabulary and teacher.
 import argparse
 from pathlib import Path
 
-from vild.engine import load_config
+from vild.config import load_config
 from vild.errors import one_line_errors
 from vild.export import write_model
 from vild.predictor import OpenVocabularyDetector

@@ -11,12 +11,13 @@ the AP of the teacher run on every proposal, and what that costs beside the dete
 import argparse
 from pathlib import Path
 
-from vild.engine import check_classes, load_config
+from vild.config import load_config
 from vild.errors import UserError, one_line_errors
 from vild.evaluation import gauges
 from vild.files import write_json
 from vild.predictor import OpenVocabularyDetector
 from vild.teacher.proposals import load_proposals
+from vild.teaching import check_classes
 
 
 @one_line_errors

@@ -12,10 +12,10 @@ from detectron2.modeling import build_model
 from tqdm import tqdm
 
 from vild.checkpoint import VildCheckpointer
+from vild.config import load_config
 from vild.data import datasets
 from vild.data.loader import build_test_loader
 from vild.data.unreadable import REASON
-from vild.engine import load_config
 from vild.errors import UserError, one_line_errors
 from vild.lock import only_writer
 from vild.teacher.proposals import save_proposals

@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from vild.config import load_config
 from vild.data import datasets
-from vild.engine import load_config
 from vild.errors import one_line_errors
 from vild.evaluation.report import comparison, table, write_report
 from vild.pipeline import GlyphsRun

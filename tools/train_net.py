@@ -11,7 +11,8 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from vild.checkpoint import VildCheckpointer
-from vild.engine import Trainer, load_config, setup
+from vild.config import load_config
+from vild.engine import Trainer, setup
 from vild.errors import one_line_errors
 from vild.launch import launch
 from vild.lock import only_writer

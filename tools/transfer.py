@@ -14,8 +14,9 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 
+from vild.config import load_config
 from vild.data import datasets
-from vild.engine import Trainer, load_config, setup
+from vild.engine import Trainer, setup
 from vild.errors import one_line_errors
 from vild.evaluation.evaluator import write_metrics
 from vild.evaluation.run_report import transfer_table

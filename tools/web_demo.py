@@ -14,8 +14,8 @@ from pathlib import Path
 os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from vild.config import load_config
 from vild.data import datasets
-from vild.engine import load_config
 from vild.errors import UserError, one_line_errors
 from vild.predictor import OpenVocabularyDetector
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vild.engine import load_config
+from vild.config import load_config
 from vild.errors import UserError
 from vild.predictor import OpenVocabularyDetector
 from vild.vocabulary import Vocabulary

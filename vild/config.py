@@ -1,8 +1,16 @@
-"""Every key that vild adds to Detectron2's config, and the defaults of Detectron2's own keys that ViLD fixes."""
+"""Every key that vild adds to Detectron2's config, the defaults of Detectron2's own keys that ViLD fixes, and how a
+config file is read."""
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+import os
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+import vild.modeling  # noqa: F401  (registers the detector that a config names)
+from vild.errors import UserError
+from vild.untrusted import check_config, refused_as
 
 
 def add_vild_config(cfg: CfgNode) -> None:
@@ -88,3 +96,32 @@ def add_vild_config(cfg: CfgNode) -> None:
     cfg.SEED = 0
     # Adam beside Detectron2's SGD: "SGD" or "AdamW"; gradients as SOLVER.CLIP_GRADIENTS says
     cfg.SOLVER.OPTIMIZER = "SGD"
+
+
+def default_config():
+    """Detectron2's defaults and vild's keys."""
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    return cfg
+
+
+def load_config(config_file: str, overrides: list[str] | None = None):
+    """Detectron2's defaults, vild's keys, the file, the overrides; frozen. On a machine without a GPU the
+    device becomes "cpu" and AMP is switched off.
+
+    Raises:
+        UserError: no such file, or a key or value that does not fit.
+    """
+    cfg = default_config()
+    if not os.path.isfile(config_file):
+        raise UserError(f"config {config_file} does not exist")
+    check_config(config_file)
+    with refused_as(f"config {config_file}"):
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+        cfg.merge_from_list(overrides or [])
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu":
+        cfg.SOLVER.AMP.ENABLED = False
+    cfg.freeze()
+    return cfg

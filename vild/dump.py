@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from vild.checkpoint import VildCheckpointer, write_checkpoint
+from vild.config import load_config
 from vild.errors import Failure, UserError, one_line_errors
 from vild.files import write_json, write_text
 from vild.untrusted import parse_json, read_bytes, refused_as
@@ -82,7 +83,7 @@ def replay(folder: str | Path, *overrides: object) -> dict[str, Tensor]:
         UserError: no dump lies there.
         FloatingPointError: the RPN's boxes are not finite, as in the step itself.
     """
-    from vild.engine import Trainer, load_config  # which looks out for what is dumped
+    from vild.engine import Trainer  # which looks out for what is dumped
     from vild.teaching import open_live_teacher, open_store, set_helpers
 
     folder = Path(folder)

@@ -8,16 +8,14 @@ import sys
 import weakref
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer, HookBase, default_setup, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
-import vild.modeling  # noqa: F401  (registers the detector)
 from vild import signals
 from vild.best import BEST, KeepBest, StopEarly, check_patience
 from vild.checkpoint import VildCheckpointer
-from vild.config import add_vild_config
+from vild.config import default_config
 from vild.data import datasets
 from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
 from vild.data.provenance import training_record
@@ -31,6 +29,7 @@ from vild.run_record import RUN_FILE, check_resumable, run_record
 from vild.signals import Ended
 from vild.teacher.clip import check_same_teacher, describe
 from vild.teaching import (
+    check_classes,
     distils_maps,
     is_proposal_network,
     open_live_teacher,
@@ -38,39 +37,9 @@ from vild.teaching import (
     set_helpers,
     with_map_channels,
 )
-from vild.untrusted import check_config, refused_as
 from vild.vocabulary import Vocabulary
 
 logger = logging.getLogger("vild")
-
-
-def default_config():
-    """Detectron2's defaults and vild's keys."""
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    return cfg
-
-
-def load_config(config_file: str, overrides: list[str] | None = None):
-    """Detectron2's defaults, vild's keys, the file, the overrides; frozen. On a machine without a GPU the
-    device becomes "cpu" and AMP is switched off.
-
-    Raises:
-        UserError: no such file, or a key or value that does not fit.
-    """
-    cfg = default_config()
-    if not os.path.isfile(config_file):
-        raise UserError(f"config {config_file} does not exist")
-    check_config(config_file)
-    with refused_as(f"config {config_file}"):
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-        cfg.merge_from_list(overrides or [])
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.DEVICE == "cpu":
-        cfg.SOLVER.AMP.ENABLED = False
-    cfg.freeze()
-    return cfg
 
 
 def setup(cfg, args) -> None:
@@ -101,24 +70,6 @@ def _no_user_errors(record: logging.LogRecord) -> bool:
     """Detectron2 logs every exception with its traceback; what is foreseen is told in one line instead (an OSError
     that is not has its traceback at the end), and an early end is none."""
     return not (record.exc_info and isinstance(record.exc_info[1], UserError | Failure | OSError | StopEarly))
-
-
-def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
-    """UserError unless the vocabulary holds exactly the data set's classes, in order; and, where the ``marks``
-    matter (training, the ensemble's fusion), marks the same ones as base."""
-    classes = datasets.get_classes(name)
-    if vocabulary.names != classes.names:
-        pairs = zip(vocabulary.names, classes.names, strict=False)
-        n, (mine, theirs) = next(
-            ((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1]),
-            (min(len(vocabulary), len(classes.names)), ("nothing", "nothing")),
-        )
-        raise UserError(
-            f"data set '{name}' has {len(classes.names)} classes, the vocabulary {len(vocabulary)}; they first "
-            f"differ at number {n}: '{theirs}' and '{mine}' (tools/build_vocabulary.py --dataset {name})"
-        )
-    if marks and vocabulary.splits != classes.splits:
-        raise UserError(f"data set '{name}': the vocabulary's base/novel marks differ from the split's")
 
 
 class SeedEveryStep(HookBase):

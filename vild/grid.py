@@ -5,7 +5,8 @@ setting each:
 
 * ``config``: one of configs/Glyphs/; every key with capitals is an override of it (``MODEL.VILD.OBJECTIVES: [...]``);
 * ``data``: "nonovel" (training scenes without novel objects) or "all" (the novel names annotated: an oracle);
-* ``teachers: 2``: a second teacher, of another width, beside the first (MODEL.VILD.TEACHERS);
+* ``teachers``: 2, a second teacher, of another width, beside the first (MODEL.VILD.TEACHERS); or "twice", the first one
+  again as the second (a control: the second projection, loss and say at test, but nobody new);
 * or ``evaluate``: another row's detector, with ``novel_texts: rotated`` (a control that must destroy novel AP);
 * or ``clip_on_crops: true``: the teacher on every proposal, no detector.
 
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vild.engine import load_config
+from vild.config import load_config
 from vild.errors import UserError
 from vild.modeling.loss_weights import parse_loss_weights
 from vild.modeling.objectives import parse_objectives
@@ -29,7 +30,7 @@ from vild.untrusted import read_yaml
 
 CONFIGS = REPOSITORY / "configs" / "Glyphs"
 CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "clip_on_crops": (False, True),
-           "teachers": (1, 2)}  # fmt: skip
+           "teachers": (1, 2, "twice")}  # fmt: skip
 LOOKS_AT = {"config": ("data", "teachers"), "evaluate": ("novel_texts",), "clip_on_crops": ()}  # each sort of row
 
 
@@ -43,7 +44,7 @@ class Row:
     evaluate: str = ""
     novel_texts: str = ""
     clip_on_crops: bool = False
-    teachers: int = 1
+    teachers: int | str = 1
     overrides: tuple[tuple[str, object], ...] = ()
 
     @property
@@ -90,7 +91,7 @@ def read_grid(path: Path) -> Grid:
             raise UserError(f"grid {path}: two rows would lie in {row.stage}; name them differently")
         if row.evaluate and row.evaluate not in trained:
             raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' is no row with a config")
-        if row.evaluate and trained[row.evaluate].teachers > 1:
+        if row.evaluate and trained[row.evaluate].teachers != 1:
             raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' has more teachers than one")
         if row.clip_on_crops and not any(r.fit_for_gauges for r in grid.rows):
             raise UserError(
@@ -133,7 +134,7 @@ def _row(name: str, setting: object, where: str) -> Row:
         raise UserError(f"{where}: '{next(iter(overrides))}' means nothing beside {sort}")
     if sort != "clip_on_crops" and not isinstance(known[sort], str):
         raise UserError(f"{where}: {sort}: {known[sort]} is not text")
-    if known.get("teachers", 1) > 1 and (not known.get("config") or known.get("data", "train") != "train"):
+    if known.get("teachers", 1) != 1 and (not known.get("config") or known.get("data", "train") != "train"):
         raise UserError(f"{where}: teachers is for a config on data: train")
     if sort == "config":
         _check_config(known["config"], overrides, where)

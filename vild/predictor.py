@@ -16,12 +16,11 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor
 
-import vild.modeling  # noqa: F401  (registers the detector)
 from vild.checkpoint import VildCheckpointer, read_network_record, save_weights
+from vild.config import load_config
 from vild.data import datasets
 from vild.data.pictures import read_picture, to_array
 from vild.detections import Detections
-from vild.engine import load_config
 from vild.errors import UserError
 from vild.files import write_text
 from vild.modeling.classifier import Offered
@@ -42,7 +41,7 @@ class OpenVocabularyDetector:
     called from several threads, with a vocabulary each.
 
     Args:
-        cfg: a frozen config (``vild.engine.load_config``). The vocabulary comes out of the checkpoint; the
+        cfg: a frozen config (``vild.config.load_config``). The vocabulary comes out of the checkpoint; the
             teacher (``MODEL.VILD.TEACHER``) is loaded once words are asked for that no cache has.
         disk_cache: keep the words' embeddings for the next process (vild/text_cache.py says where).
     """

@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling import build_model
 
 from vild.checkpoint import VildCheckpointer
+from vild.data import datasets
 from vild.data.live import LiveTargets
 from vild.errors import UserError
 from vild.modeling.objectives import of_maps, parse_objectives
@@ -20,6 +21,24 @@ from vild.weight_files import load_weights
 
 def is_proposal_network(cfg) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+
+
+def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
+    """UserError unless the vocabulary holds exactly the data set's classes, in order; and, where the ``marks``
+    matter (training, the ensemble's fusion), marks the same ones as base."""
+    classes = datasets.get_classes(name)
+    if vocabulary.names != classes.names:
+        pairs = zip(vocabulary.names, classes.names, strict=False)
+        n, (mine, theirs) = next(
+            ((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1]),
+            (min(len(vocabulary), len(classes.names)), ("nothing", "nothing")),
+        )
+        raise UserError(
+            f"data set '{name}' has {len(classes.names)} classes, the vocabulary {len(vocabulary)}; they first "
+            f"differ at number {n}: '{theirs}' and '{mine}' (tools/build_vocabulary.py --dataset {name})"
+        )
+    if marks and vocabulary.splits != classes.splits:
+        raise UserError(f"data set '{name}': the vocabulary's base/novel marks differ from the split's")
 
 
 def distils_from(cfg) -> str:

@@ -28,10 +28,10 @@ from tests.conftest import REPOSITORY
 from tests.fuzz.guard import forget_peak, peak, watched
 from tests.fuzz.mutations import broken
 from vild.checkpoint import VildCheckpointer
+from vild.config import load_config
 from vild.data import datasets
 from vild.data.classes import make_classes, read_split
 from vild.data.pictures import read_picture
-from vild.engine import load_config
 from vild.errors import UserError
 from vild.evaluation.evaluator import ground_truth_boxes
 from vild.evaluation.results import read_results

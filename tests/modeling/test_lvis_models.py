@@ -7,7 +7,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from tests.conftest import REPOSITORY
-from vild.engine import load_config
+from vild.config import load_config
 from vild.teaching import is_proposal_network
 from vild.vocabulary import Vocabulary
 

@@ -22,8 +22,9 @@ from tests.modeling import released_checkpoint as reference
 from tests.modeling.test_lvis_models import pictures
 from tests.modeling.test_released import agrees
 from vild.checkpoint import VildCheckpointer, read_network_record, save_weights, write_weights
+from vild.config import load_config
 from vild.data import datasets
-from vild.engine import Trainer, load_config
+from vild.engine import Trainer
 from vild.errors import UserError
 from vild.export import write_model
 from vild.modeling.released.convert import Variables, convert, lvis_vocabulary, resnet, with_teacher

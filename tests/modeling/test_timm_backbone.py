@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.conftest import REPOSITORY
 from vild.checkpoint import VildCheckpointer
-from vild.engine import load_config
+from vild.config import load_config
 from vild.errors import UserError
 from vild.modeling.timm_backbone import TimmFeatures, with_norm
 

@@ -20,7 +20,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from vild.engine import load_config
+from vild.config import load_config
 from vild.vocabulary import Vocabulary
 
 CONFIG = Path(__file__).parents[2] / "configs" / "LVIS" / "vild.yaml"

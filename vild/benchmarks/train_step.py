@@ -26,8 +26,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vild.benchmarks.inference import CLASSES, WIDTH, add_common_arguments, build_detector, interleaved
+from vild.config import load_config
 from vild.data.mapper import ViLDMapper
-from vild.engine import load_config
 from vild.teacher.store import EmbeddingStore, Regions, StoreWriter
 
 AIM = 1.15

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vild.engine import load_config
+from vild.config import load_config
 
 PARTS = ("backbone", "FPN", "RPN", "heads")
 
