@@ -33,8 +33,10 @@ def run_seed(run: GlyphsRun, rows: tuple[Row, ...]) -> None:
         run.run(run.train("network_nonovel", "proposals", "DATASETS.TRAIN", "('glyphs_nonovel_train',)"))
         run.run(run.make_proposals("proposals_nonovel", "glyphs_nonovel_train", "network_nonovel"))
         run.run(run.store("store_nonovel", "glyphs_nonovel_train", "proposals_nonovel"))
-    second = run.second_teacher() if any(row.teachers == 2 for row in rows) else None
-    run.run(*(_train(run, row, second if row.teachers == 2 else None) for row in rows if row.config))
+    seconds = {"twice": {"STORE": str(run.folder / "store"), "VOCABULARY": str(run.vocabulary)}}
+    if any(row.teachers == 2 for row in rows):
+        seconds[2] = run.second_teacher()
+    run.run(*(_train(run, row, seconds.get(row.teachers)) for row in rows if row.config))
     others = []
     for row in rows:
         if row.evaluate:
