@@ -28,12 +28,16 @@ class _VocabularyOf:
         self.model, self.where, self.going_on = model, where, False
 
     def state_dict(self) -> dict:
-        return {**self.model.vocabulary.state(), "variant": self.model.roi_heads.variant}
+        others = getattr(self.model.roi_heads.others, "fingerprints", [])
+        return {**self.model.vocabulary.state(), "variant": self.model.roi_heads.variant, "others": others}
 
     def load_state_dict(self, state: dict) -> None:
         check_same_teacher(
             state["fingerprint"], self.where, self.model.vocabulary.fingerprint, "the config's vocabulary"
         )
+        others = getattr(self.model.roi_heads.others, "fingerprints", [])
+        for theirs, mine in zip(state.get("others", []), others, strict=False):
+            check_same_teacher(theirs, f"{self.where}, a further teacher", mine, "that of MODEL.VILD.TEACHERS")
         mine, theirs = self.model.roi_heads.variant, state.get("variant")
         if theirs not in (None, mine):
             raise UserError(f"{self.where} is of variant '{theirs}', MODEL.VILD.VARIANT is '{mine}'")

@@ -49,13 +49,20 @@ def add_vild_config(cfg: CfgNode) -> None:
     vild.TEMPERATURE = 0.01
     # Weight of the distillation, that is of all objectives together: 0.5 for R50 (paper, table 3)
     vild.DISTILL_WEIGHT = 0.5
-    # What is distilled: {"NAME", "WEIGHT" (1), parameters ...} each, summed (vild/modeling/objectives/). A number may
-    # be a schedule, {"FROM": 1, "TO": 0, "SHAPE": "linear", "cosine" or "step", "BETWEEN": [0.2, 0.8] of the
-    # training}. [{"NAME": "l1"}] is the paper's; [] pools the regions and learns nothing of them
+    # What is distilled: {"NAME", "WEIGHT" (1), parameters ...} each, summed (vild/modeling/objectives/):
+    #   l1, smooth_l1 (BETA 0.05), squared, cosine        the teacher's embedding of a region
+    #   soft_targets (TEMPERATURE 1, OVER "base")         its distribution over words: OVER "base" names, "background"
+    #   hard_targets (CONFIDENCE 0, OVER "base")          (these and the background), or FILE, a vocabulary file of
+    #                                                     other words; or its best word, where it is that sure
+    #   distances, angles                                 how a picture's regions lie to each other
+    #   contrast (TEMPERATURE 0.07)                       which of the batch's embeddings is its own
+    #   tokens, attention, picture_tokens                 its feature maps; DISTILL_FROM "teacher" alone has them
+    # A number may be a schedule, {"FROM": 1, "TO": 0, "SHAPE": "linear", "cosine" or "step", "BETWEEN": [0.2, 0.8] of
+    # the training}. [{"NAME": "l1"}] is the paper's; [] pools the regions and learns nothing of them
     vild.OBJECTIVES = [{"NAME": "l1"}]
     # Further weights of any loss of the detector, {"LOSS": its name in metrics.json, "WEIGHT": number or schedule, as
     # above} each; what is logged is weighted. [{"LOSS": "loss_text", "WEIGHT": {"FROM": 0, "TO": 1}}] brings the labels
-    # in by and by; "loss_old_student" and "loss_l1_2" (a second teacher's) are losses too
+    # in by and by; "loss_old_student" and "loss_l1_1" (L1 to the first further teacher) are losses too
     vild.LOSS_WEIGHTS = []
     # Channels of the teacher's feature maps, for the adapters of "tokens" and "picture_tokens": the trainer asks the
     # teacher. 0: no adapter, as in a detector that is not in training

@@ -30,7 +30,7 @@ from vild.signals import Ended
 from vild.teacher.clip import check_same_teacher, describe
 from vild.teaching import (
     check_classes,
-    distils_maps,
+    check_teaching,
     is_proposal_network,
     open_live_teacher,
     open_store,
@@ -97,7 +97,7 @@ class Trainer(DefaultTrainer):
         if not is_proposal_network(cfg):
             for name in cfg.DATASETS.TRAIN:
                 check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
-        distils_maps(cfg)  # a mistake is told before files are opened
+        check_teaching(cfg)  # a mistake is told before files are opened
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
         store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
@@ -238,7 +238,7 @@ class Trainer(DefaultTrainer):
         try:
             if trained is not None:
                 for name in cfg.DATASETS.TEST:
-                    check_classes(bare.vocabulary, name, marks=cfg.MODEL.VILD.VARIANT == "ensemble")
+                    check_classes(bare.vocabulary, name, marks=bare.roi_heads.fuses)
                 words = bare.vocabulary
                 teacher = describe(words.fingerprint)
                 logger.info("vocabulary: %d names, prompts '%s', teacher %s", len(words), words.prompts, teacher)

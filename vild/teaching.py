@@ -10,8 +10,9 @@ from vild.checkpoint import VildCheckpointer
 from vild.data import datasets
 from vild.data.live import LiveTargets
 from vild.errors import UserError
-from vild.modeling.objectives import of_maps, parse_objectives
-from vild.modeling.other_teachers import check_teachers
+from vild.modeling.loss_weights import parse_loss_weights
+from vild.modeling.objectives import of_maps, of_pairs, parse_objectives
+from vild.modeling.other_teachers import check_several, check_teachers
 from vild.teacher.clip import Teacher, check_same_teacher, crop_of
 from vild.teacher.several_stores import SeveralStores
 from vild.teacher.store import EmbeddingStore
@@ -49,16 +50,48 @@ def distils_from(cfg) -> str:
     return "nothing" if is_proposal_network(cfg) or cfg.MODEL.VILD.VARIANT == "text" else source
 
 
+# What a number of MODEL.VILD may be
+RANGES = {
+    "TEMPERATURE": (lambda x: x > 0, "not above 0"),
+    "DISTILL_WEIGHT": (lambda x: x >= 0, "below 0"),
+    "ENSEMBLE_WEIGHT": (lambda x: 0 <= x <= 1, "not within 0 and 1"),
+    "OLD_STUDENT.WEIGHT": (lambda x: x >= 0, "below 0"),
+}
+
+
+def check_teaching(cfg) -> None:
+    """UserError for what a training's config says of objectives, weights and teachers and cannot mean. Opens no
+    file."""
+    if is_proposal_network(cfg):
+        return
+    vild = cfg.MODEL.VILD
+    values = {**vild, "OLD_STUDENT.WEIGHT": vild.OLD_STUDENT.WEIGHT}
+    for name, (fits, wrong) in RANGES.items():
+        if not fits(value := values[name]):
+            raise UserError(f"MODEL.VILD.{name}: {value} is {wrong}")
+    parse_loss_weights(vild.LOSS_WEIGHTS)
+    objectives, teachers = parse_objectives(vild.OBJECTIVES), check_teachers(vild.TEACHERS)
+    several = vild.SEVERAL_TEACHERS
+    if teachers and vild.VARIANT == "text":
+        raise UserError("MODEL.VILD.TEACHERS: the variant 'text' distils from no teacher")
+    if not teachers and (several.BY, several.WEIGHTS) != ("projections", "fixed"):
+        raise UserError("MODEL.VILD.SEVERAL_TEACHERS is for further teachers, but MODEL.VILD.TEACHERS is empty")
+    check_several(teachers, objectives, several.BY, several.WEIGHTS)
+    if vild.VARIANT == "image" and any(o.parameters.get("over") == "background" for o in objectives):
+        raise UserError("MODEL.VILD.OBJECTIVES: OVER is 'background', but the variant 'image' learns no background")
+    distils_maps(cfg)
+
+
 def distils_maps(cfg) -> bool:
     """Do the objectives look at the teacher's feature maps? UserError where they do and no live teacher has them, or
-    where nothing else trains an image head."""
+    where no other trains an image head."""
     source = distils_from(cfg)
     if source == "nothing":
         return False
     objectives = parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
-    names = of_maps(objectives)
-    if len(names) == len(objectives):
-        _check_image_head(cfg.MODEL.VILD, names)
+    names, nowhere = of_maps(objectives), of_maps(objectives) + of_pairs(objectives)
+    if len(nowhere) == len(objectives):
+        _check_image_head(cfg.MODEL.VILD, nowhere)
     if names and source != "teacher":
         raise UserError(
             f"MODEL.VILD.OBJECTIVES: '{names[0]}' needs the teacher's feature maps, which no store holds: "
@@ -68,12 +101,13 @@ def distils_maps(cfg) -> bool:
 
 
 def _check_image_head(vild, names: list[str]) -> None:
-    """UserError for a variant with an image head that only ``names``, of maps, would train."""
+    """UserError for a variant with an image head that only ``names`` would train: objectives of maps, or of pairs,
+    which do not say where an embedding lies."""
     remembers = vild.VARIANT == "image" and vild.OLD_STUDENT.WEIGHTS  # whose embeddings train its only head
     if vild.VARIANT in ("image", "ensemble") and not remembers:
         raise UserError(
-            f"MODEL.VILD.OBJECTIVES: the image head of the variant '{vild.VARIANT}' would learn nothing from "
-            f"{names}; add one of embeddings, {{'NAME': 'l1'}} say"
+            f"MODEL.VILD.OBJECTIVES: the image head of the variant '{vild.VARIANT}' would learn nothing of the "
+            f"teacher's space from {names}; add one that says where an embedding lies, {{'NAME': 'l1'}} say"
         )
 
 

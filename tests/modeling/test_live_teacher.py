@@ -20,7 +20,7 @@ from vild.modeling import distillation
 from vild.modeling.losses import image_loss
 from vild.predictor import OpenVocabularyDetector
 from vild.teacher.store import EmbeddingStore, StoreWriter
-from vild.teaching import distils_maps, open_live_teacher, open_store
+from vild.teaching import check_teaching, distils_maps, open_live_teacher, open_store
 from vild.vocabulary import Vocabulary
 
 FROM, STILL = "MODEL.VILD.DISTILL_FROM", ("INPUT.RANDOM_FLIP", "none")
@@ -225,10 +225,28 @@ def test_what_a_user_gets_wrong(make_cfg, teacher, vocabulary, tmp_path):
         told(f"{sides} {width}", Trainer, FROM, "teacher", "MODEL.VILD.VOCABULARY", str(path))
 
 
+def test_a_config_that_cannot_mean_what_it_says_is_refused(make_cfg):
+    key, teachers = "MODEL.VILD.", ("MODEL.VILD.TEACHERS", "[{'STORE': 'a', 'VOCABULARY': 'b'}]")
+    over = (f"{key}OBJECTIVES", "[{'NAME': 'soft_targets', 'OVER': 'background'}]")
+    for variant, overrides, message in [
+        ("vild", (f"{key}TEMPERATURE", 0.0), "TEMPERATURE: 0.0 is not above 0"),
+        ("vild", (f"{key}DISTILL_WEIGHT", -1.0), "DISTILL_WEIGHT: -1.0 is below 0"),
+        ("ensemble", (f"{key}ENSEMBLE_WEIGHT", 1.5), "ENSEMBLE_WEIGHT: 1.5 is not within 0 and 1"),
+        ("vild", (f"{key}OLD_STUDENT.WEIGHT", -0.5), "OLD_STUDENT.WEIGHT: -0.5 is below 0"),
+        ("text", teachers, "the variant 'text' distils from no teacher"),
+        ("vild", (f"{key}SEVERAL_TEACHERS.WEIGHTS", "confidence"), "MODEL.VILD.TEACHERS is empty"),
+        ("image", over, "the variant 'image' learns no background"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            check_teaching(make_cfg(variant, *overrides))
+    for variant in ("text", "image", "vild", "ensemble"):
+        check_teaching(make_cfg(variant))
+
+
 @pytest.mark.parametrize("variant", ["image", "ensemble"])
 def test_an_image_head_that_nothing_trains_is_refused(make_cfg, variant):
     key, old = "MODEL.VILD.OBJECTIVES", ("MODEL.VILD.OLD_STUDENT.WEIGHTS", "old.pth")
-    for objectives in ("[]", '[{"NAME": "attention"}, {"NAME": "tokens"}]'):
+    for objectives in ("[]", '[{"NAME": "attention"}, {"NAME": "tokens"}]', '[{"NAME": "distances"}]'):
         with pytest.raises(UserError, match=f"the image head of the variant '{variant}' would learn nothing"):
             distils_maps(make_cfg(variant, FROM, "teacher", key, objectives))
     assert distils_maps(make_cfg(variant, FROM, "teacher", *MAPS)) and not distils_maps(make_cfg("vild", key, "[]"))

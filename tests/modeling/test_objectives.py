@@ -214,15 +214,32 @@ def test_no_region_is_zero_with_a_gradient(case):
     assert x.student.grad is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [*CASES, *MAP_CASES])
-def test_half_precision_at_temperature_one_hundredth(case):
+def test_half_precision_at_temperature_one_hundredth(case, dtype):
+    """Maps as large as a network's: in float16 the sum of their squares overflows."""
     parameters, _ = CASES.get(case, ({}, None))
-    x = regions(dtype=torch.bfloat16, temperature=0.01)
-    with torch.autocast("cpu", torch.bfloat16):
+    x = regions(dtype=dtype, temperature=0.01, maps=[300 * m for m in MAPS])
+    with torch.autocast("cpu", dtype):
         value = OBJECTIVES[case.split()[0]](x, **parameters)
     value.backward()
     (grad,) = [leaf.grad for leaf in trained(x) if leaf.grad is not None]
     assert value.isfinite() and grad.isfinite().all() and grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", [*CASES, *MAP_CASES])
+def test_autocast_changes_nothing_of_what_comes_in_whole(case, dtype):
+    parameters, _ = CASES.get(case, ({}, None))
+    results = []
+    for enabled in (False, True):
+        x = regions(dtype=torch.float32, temperature=0.01)
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            value = OBJECTIVES[case.split()[0]](x, **parameters)
+        value.backward()
+        results.append((value, *[leaf.grad for leaf in trained(x) if leaf.grad is not None]))
+    for plain, cast in zip(*results, strict=True):
+        torch.testing.assert_close(cast, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", sorted(set(CASES) - {"hard_targets", "contrast"}))
@@ -277,7 +294,12 @@ def test_two_ranks_contrast_as_one_batch(monkeypatch):
     whole, parts = regions(), [regions(STUDENT[rows], TEACHER[rows], (5,)) for rows in (slice(5), slice(5, 8))]
     (loss := OBJECTIVES["contrast"](whole)).backward()
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(comm, "all_gather", lambda rows: [part.teacher.float() for part in parts])
+
+    def all_gather(rows):
+        assert torch.equal(rows, parts[comm.get_rank()].teacher.float())
+        return [part.teacher.float() for part in parts]
+
+    monkeypatch.setattr(comm, "all_gather", all_gather)
     values, gradients = [], []
     for rank, part in enumerate(parts):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
@@ -328,6 +350,7 @@ def test_the_mixture_moves_from_soft_to_hard():
         ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "SHAPE": "step", "BETWEEN": [0, 1]}}], "its end below 1"),
         ([{"NAME": "l1", "WEIGHT": {"FROM": 1}}], "is not a number or"),
         ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "BETWEEN": [1, 0]}}], "is not a number or"),
+        ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "BETWEEN": [200, 800]}}], "is not a number or"),  # iterations
         ([{"NAME": "l1", "WEIGHT": {"FROM": 1, "TO": 0, "SHAPE": "round"}}], "is not a number or"),
     ],
 )

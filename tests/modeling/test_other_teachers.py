@@ -9,13 +9,15 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from vild.checkpoint import VildCheckpointer
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper
 from vild.errors import UserError
 from vild.modeling import fusion
 from vild.modeling.objectives import Regions as ObjectiveRegions
 from vild.modeling.other_teachers import OtherTeachers
-from vild.teacher.store import Regions, StoreWriter
+from vild.teacher.several_stores import REGIONS, SeveralStores
+from vild.teacher.store import EmbeddingStore, Regions, StoreWriter
 from vild.teaching import open_store
 from vild.vocabulary import Vocabulary
 
@@ -25,11 +27,9 @@ WIDTH = 24
 @pytest.fixture(scope="module")
 def second(store_folder, vocabulary, tmp_path_factory):
     """A second teacher of another width: its store over the same regions, and its vocabulary."""
-    from vild.teacher.store import EmbeddingStore
-
     first, folder = EmbeddingStore(store_folder), tmp_path_factory.mktemp("second")
     fingerprint = {"name": "second", "pretrained": "", "weights": "2", "width": WIDTH}
-    plan = {"fingerprint": fingerprint, "proposals": first.plan["proposals"]}
+    plan = {"fingerprint": fingerprint, **{k: first.plan[k] for k in REGIONS if k in first.plan}}
     writer = StoreWriter(folder / "store", plan, first.image_ids.tolist(), 16)
 
     def regions(image_id: int) -> Regions:
@@ -170,11 +170,15 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
     over = ["MODEL.VILD.OBJECTIVES", "[{'NAME': 'soft_targets', 'OVER': 'background'}]"]
     with pytest.raises(UserError, match="OVER is 'base' alone"):
         build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), *over))
+    with pytest.raises(UserError, match="a WEIGHT of 0 trains no projection"):
+        build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([{**second, "WEIGHT": 0}])))
     for several, message in [
         ((f"{KEY}.BY", "mean"), "BY: 'mean' is not one of projections, average"),
         ((f"{KEY}.WEIGHTS", "sure"), "WEIGHTS: 'sure' is not one of fixed, confidence"),
         ((f"{KEY}.BY", "average"), "neither soft_targets nor hard_targets"),
         ((f"{KEY}.WEIGHTS", "confidence", "MODEL.VILD.OBJECTIVES", "[{'NAME': 'angles'}]"), "has 'angles' of pairs"),
+        (("MODEL.VILD.OBJECTIVES", "[]"), "do not say where an embedding lies"),
+        (("MODEL.VILD.OBJECTIVES", "[{'NAME': 'angles'}, {'NAME': 'distances'}]"), "'distances'.* do not say where"),
     ]:
         with pytest.raises(UserError, match=message):
             build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), *several))
@@ -192,3 +196,48 @@ def test_regions_of_all_teachers_move_together(make_cfg, second, store_folder):
     rows = [(whole.embeddings - e).abs().sum(1).argmin().item() for e in found.embeddings]
     assert isinstance(found.proposal_boxes, Boxes) and len(found) > 0
     assert torch.equal(found.embeddings_1, whole.others[0][rows])
+
+
+def test_stores_of_other_regions_are_refused(second, store_folder, tmp_path):
+    """Of another choice among the same proposals at once; of a picture that one of them could not read, when it is
+    asked for: rows would be other regions'."""
+    first = EmbeddingStore(store_folder)
+    image_id = int(first.image_ids[3])
+
+    def regions(of: int) -> Regions:
+        boxes = first[of].boxes[: 0 if of == image_id else None]
+        return Regions(boxes, F.normalize(torch.ones(len(boxes), WIDTH), dim=1), torch.ones(len(boxes)))
+
+    for name, choice in (("skipped", {}), ("fewer", {"max_per_image": 7})):
+        plan = {"fingerprint": {}, **{k: first.plan[k] for k in REGIONS if k in first.plan}, **choice}
+        writer = StoreWriter(tmp_path / name, plan, first.image_ids.tolist(), 64)
+        for index, _ in writer.missing():
+            writer.write_shard(index, regions)
+        writer.finish()
+    with pytest.raises(UserError, match="fewer: it was built from other proposals"):
+        SeveralStores(store_folder, [tmp_path / "fewer"])
+    store = SeveralStores(store_folder, [second["STORE"], tmp_path / "skipped"])
+    assert len(store[int(first.image_ids[2])].others) == 2
+    with pytest.raises(UserError, match=f"skipped: image_id {image_id} has other regions"):
+        store[image_id]
+
+
+def test_a_checkpoint_knows_its_further_teachers(make_cfg, second, vocabulary, tmp_path):
+    cfg = make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]))
+    VildCheckpointer(build_model(cfg), str(tmp_path)).save("two")
+    path = str(tmp_path / "two.pth")
+    VildCheckpointer(build_model(cfg)).load(path)
+    words = Vocabulary.load(second["VOCABULARY"])
+    replace(words, fingerprint={**words.fingerprint, "weights": "3"}).save(other := tmp_path / "other.safetensors")
+    stranger = make_cfg("vild", "MODEL.VILD.TEACHERS", str([{**second, "VOCABULARY": str(other)}]))
+    with pytest.raises(UserError, match="a further teacher is of teacher second .*TEACHERS"):
+        VildCheckpointer(build_model(stranger)).load(path)
+
+
+@pytest.mark.parametrize(("variant", "fuses"), [("text", False), ("vild", True), ("image", False), ("ensemble", True)])
+def test_novel_marks_matter_where_heads_are_fused(make_cfg, second, variant, fuses):
+    teachers = ("MODEL.VILD.TEACHERS", str([second])) if variant != "text" else ()
+    assert build_model(make_cfg(variant, *teachers)).roi_heads.fuses == fuses
+    assert build_model(make_cfg(variant)).roi_heads.fuses == (variant == "ensemble")
+    averaged = (*SOFT, f"{KEY}.BY", "average") if teachers else ()
+    assert build_model(make_cfg(variant, *teachers, *averaged)).roi_heads.fuses == (variant == "ensemble")

@@ -218,10 +218,13 @@ def test_only_class_agnostic_heads(make_cfg):
         build(make_cfg("vild", "MODEL.VILD.VARIANT", "vlid"))
 
 
-def test_objectives_of_the_config_are_added_and_logged(make_cfg, vocabulary_file):
+def test_objectives_of_the_config_are_added_and_logged(make_cfg, vocabulary, tmp_path):
+    vocabulary.take(vocabulary.mask("base").nonzero()[:, 0].tolist()).save(
+        concepts := tmp_path / "concepts.safetensors"
+    )
     objectives = [
         {"NAME": "l1", "WEIGHT": 0.25},
-        {"NAME": "soft_targets", "TEMPERATURE": 2, "OVER": str(vocabulary_file)},
+        {"NAME": "soft_targets", "TEMPERATURE": 2, "OVER": str(concepts)},
         {"NAME": "hard_targets", "WEIGHT": {"FROM": 0, "TO": 1}},
     ]
     cfg = make_cfg("vild", "MODEL.VILD.OBJECTIVES", str(objectives), "INPUT.RANDOM_FLIP", "none")
@@ -238,9 +241,13 @@ def test_objectives_of_the_config_are_added_and_logged(make_cfg, vocabulary_file
     assert first.keys() - paper.keys() == {"loss_soft_targets", "loss_hard_targets"}
 
 
-def test_concepts_of_another_teacher_are_refused(make_cfg, vocabulary, tmp_path):
-    other = replace(vocabulary, fingerprint={**vocabulary.fingerprint, "weights": "other"})
-    other.save(tmp_path / "other.safetensors")
-    objectives = [{"NAME": "soft_targets", "OVER": str(tmp_path / "other.safetensors")}]
-    with pytest.raises(UserError, match=r"other\.safetensors is of teacher"):
-        build(make_cfg("vild", "MODEL.VILD.OBJECTIVES", str(objectives)))
+def test_concepts_that_do_not_fit_are_refused(make_cfg, vocabulary, tmp_path):
+    base = vocabulary.take(vocabulary.mask("base").nonzero()[:, 0].tolist())
+    other = replace(base, fingerprint={**base.fingerprint, "weights": "other"})
+    novel = vocabulary.names[vocabulary.mask("novel").nonzero()[0, 0]]
+    leaking = replace(base, names=(*base.names[:-1], novel.replace(" ", "_").upper()))
+    for words, message in ((other, "is of teacher"), (leaking, f"has '{leaking.names[-1]}', a novel name")):
+        words.save(path := tmp_path / "words.safetensors")
+        objectives = [{"NAME": "soft_targets", "OVER": str(path)}]
+        with pytest.raises(UserError, match=rf"words\.safetensors {message}"):
+            build(make_cfg("vild", "MODEL.VILD.OBJECTIVES", str(objectives)))

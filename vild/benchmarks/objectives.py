@@ -17,7 +17,7 @@ from detectron2.structures import Instances
 
 from vild.benchmarks.inference import CLASSES, add_common_arguments, build_detector, interleaved
 from vild.benchmarks.train_step import build_mapper, train_step, write_pictures, write_store
-from vild.modeling.objectives import OBJECTIVES, parse_objectives
+from vild.modeling.objectives import OBJECTIVES, adapters, of_maps, parse_objectives
 
 NAMES = list(OBJECTIVES)
 MAP = (768, 7, 7)  # channels, height and width of ViT-B/32's last feature map
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
     detector = build_detector(args.config_file, CLASSES, args.device, overrides).train()
     detector.set_live_teacher(RandomMaps())
     heads = detector.roi_heads
-    adapters = {"tokens": heads.adapter, "picture_tokens": heads.picture_adapter}
+    built = {"adapter": heads.adapter, "picture_adapter": heads.picture_adapter}
     step = train_step(detector, args)
     with tempfile.TemporaryDirectory() as folder:
         records = write_pictures(Path(folder), args.batch, args.size)
@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
         x["distill"].maps = torch.randn(len(x["distill"]), *MAP)
 
     def step_with(entries: list[dict]) -> None:
-        names = [entry["NAME"] for entry in entries]
         torch.manual_seed(0)
         heads.objectives = parse_objectives(entries)
-        heads.adapter, heads.picture_adapter = (a if name in names else None for name, a in adapters.items())
-        step(with_maps if {"tokens", "attention"}.intersection(names) else inputs)
+        for key, wanted in adapters(heads.objectives).items():
+            setattr(heads, key, built[key] if wanted else None)
+        step(with_maps if of_maps(heads.objectives) else inputs)
 
     settings = [[], *([{"NAME": name}] for name in args.objectives)]
     baseline_s, *seconds = interleaved(

@@ -1,7 +1,8 @@
 """Further weights of a detector's losses, by name, as functions of progress (``MODEL.VILD.LOSS_WEIGHTS``).
 
 What else weighs a loss stays as it is: this multiplies the result. So L = alpha L_hard + beta L_soft, with alpha of
-``loss_text`` and beta of ``loss_soft_targets``, can move from one to the other (Hinton et al. 2015, section 2).
+``loss_text`` and beta of ``loss_soft_targets``, can move from one to the other (Hinton et al. 2015, section 2; there
+both are of the same examples, here one is of the sampled RoIs and one of the distilled regions).
 """
 
 from __future__ import annotations

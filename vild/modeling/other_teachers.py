@@ -1,14 +1,14 @@
 """More teachers than one, each with a space, a store and a vocabulary of its own (``MODEL.VILD.TEACHERS``).
 
 By projections: the student gets one into each space from the features of the head that is distilled, and learns the
-same objectives there. At test a projection is one more image head: eq. 5 of the paper fuses it with the text head. It
-has a say only about the classes of its own vocabulary; where others are asked for (the demo's words), the first
-teacher's head decides alone.
+same objectives there. At test a projection is one more image head, all of which count alike: eq. 5 of the paper fuses
+them with the text head. It has a say only about the classes of its own vocabulary. So evaluation fuses; where other
+words are asked for, and in the predictor (demo, export), the first teacher's head decides alone.
 
 By average: the student has nothing more; it imitates the mean of the teachers' distributions over the base names. At
 test there is nothing to fuse.
 
-Each teacher counts by a fixed weight, or of each region by how sure it is (``objectives/opinions.py``).
+In training each teacher counts by a fixed weight, or of each region by how sure it is (``objectives/opinions.py``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vild.errors import UserError
 from vild.modeling.losses import cosine_logits
-from vild.modeling.objectives import Objective, Regions, of_opinions, of_pairs
+from vild.modeling.objectives import Objective, Regions, of_maps, of_opinions, of_pairs
 from vild.modeling.objectives.opinions import shares
 from vild.vocabulary import Vocabulary
 
@@ -66,6 +66,7 @@ class OtherTeachers(nn.Module):
             if vocabulary.names != names:
                 raise UserError(f"MODEL.VILD.TEACHERS: the vocabulary of teacher {number} names other classes")
         self.names, self.weights, self.temperature = names, tuple(weights), temperature
+        self.fingerprints = [vocabulary.fingerprint for vocabulary in vocabularies]
         self.averaged, self.by_confidence = by == "average", weighted == "confidence"
         self.projections = nn.ModuleList()
         for number, vocabulary in enumerate(vocabularies):
@@ -144,15 +145,24 @@ def build_other_teachers(
     """The further teachers of :func:`check_teachers`' entries; None where there are none.
 
     Raises:
-        UserError: an objective over other words than a further teacher has, a vocabulary of other names, or objectives
-            that cannot be averaged or weighted.
+        UserError: see :func:`check_several`; or a vocabulary of other names.
     """
+    check_several(entries, objectives, by, weighted)
+    if not entries:
+        return None
+    vocabularies = [Vocabulary.load(e["VOCABULARY"]) for e in entries]
+    return OtherTeachers(features, vocabularies, [e["WEIGHT"] for e in entries], names, temperature, by, weighted)
+
+
+def check_several(entries: Sequence[dict], objectives: Sequence[Objective], by: str, weighted: str) -> None:
+    """UserError for objectives over other words than a further teacher has, that cannot be averaged or weighted, or
+    that leave a projection anywhere in its space."""
     key = "MODEL.VILD.SEVERAL_TEACHERS"
     for name, value, known in (("BY", by, BY), ("WEIGHTS", weighted, WEIGHTS)):
         if value not in known:
             raise UserError(f"{key}.{name}: '{value}' is not one of {', '.join(known)}")
     if not entries:
-        return None
+        return
     for objective in objectives:
         if objective.parameters.get("over", "base") != "base":
             raise UserError(f"MODEL.VILD.OBJECTIVES, {objective.name}: with MODEL.VILD.TEACHERS OVER is 'base' alone")
@@ -160,5 +170,12 @@ def build_other_teachers(
         raise UserError(f"{key}.BY is 'average', but MODEL.VILD.OBJECTIVES has neither soft_targets nor hard_targets")
     if by == "projections" and weighted == "confidence" and (pairs := of_pairs(objectives)):
         raise UserError(f"{key}.WEIGHTS is 'confidence', of a region; MODEL.VILD.OBJECTIVES has '{pairs[0]}' of pairs")
-    vocabularies = [Vocabulary.load(e["VOCABULARY"]) for e in entries]
-    return OtherTeachers(features, vocabularies, [e["WEIGHT"] for e in entries], names, temperature, by, weighted)
+    if by == "projections":  # each is fused at test as if it had learned where an embedding lies
+        if any(entry["WEIGHT"] == 0 for entry in entries):
+            raise UserError("MODEL.VILD.TEACHERS: a WEIGHT of 0 trains no projection; leave that teacher out")
+        if len(of_pairs(objectives) + of_maps(objectives)) == len(objectives):
+            names = [o.name for o in objectives]
+            raise UserError(
+                f"MODEL.VILD.TEACHERS: {names} of MODEL.VILD.OBJECTIVES do not say where an embedding lies in a "
+                "further teacher's space; add one that does, {'NAME': 'l1'} say"
+            )

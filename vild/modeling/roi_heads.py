@@ -29,7 +29,7 @@ from vild.errors import UserError
 from vild.modeling import distillation, fusion, losses
 from vild.modeling.classifier import Offered, RegionEmbedding, TextClassifier
 from vild.modeling.loss_weights import parse_loss_weights
-from vild.modeling.objectives import Objective, load_concepts, of_maps, parse_objectives
+from vild.modeling.objectives import Objective, adapters, load_concepts, parse_objectives
 from vild.modeling.objectives.schedule import Schedule
 from vild.modeling.other_teachers import OtherTeachers, build_other_teachers, check_teachers
 from vild.vocabulary import Vocabulary
@@ -154,9 +154,9 @@ class ViLDROIHeads(StandardROIHeads):
             pre_nms_topk=vild.PRE_NMS_TOPK,
         )
         # the last to draw its weights: all others are those of a detector without it
-        for key, objective in (("adapter", "tokens"), ("picture_adapter", "picture_tokens")):
-            adapts = vild.MAP_CHANNELS and objective in of_maps(objectives)
-            settings[key] = nn.Conv2d(shape.channels, vild.MAP_CHANNELS, 1) if adapts else None
+        for key, wanted in adapters(objectives).items():
+            adapter = nn.Conv2d(shape.channels, vild.MAP_CHANNELS, 1) if wanted and vild.MAP_CHANNELS else None
+            settings[key] = adapter
         settings["stride"] = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[-1]].stride
         return settings
 
@@ -171,6 +171,11 @@ class ViLDROIHeads(StandardROIHeads):
         )
         keep = ("box_in_features", "box_pooler")
         return {**{k: settings[k] for k in keep}, "pooled_shape": shape}
+
+    @property
+    def fuses(self) -> bool:
+        """Do scores come of a text and an image head (eq. 5), which treats novel classes otherwise?"""
+        return self.variant == "ensemble" or bool(self.variant == "vild" and self.others and self.others.projections)
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Swap the classes; no weight changes."""

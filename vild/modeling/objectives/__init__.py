@@ -20,6 +20,7 @@ from vild.errors import UserError
 from vild.modeling.objectives import contrast, feature, intermediate, relation, targets
 from vild.modeling.objectives.regions import Regions
 from vild.modeling.objectives.schedule import Schedule, parse_schedule, parse_weight
+from vild.prompts import clean_name
 from vild.teacher.clip import check_same_teacher
 from vild.vocabulary import Vocabulary
 
@@ -110,11 +111,16 @@ def load_concepts(objectives: Sequence[Objective], vocabulary: Vocabulary) -> di
     """The text embeddings [K, D] of their word lists, by file.
 
     Raises:
-        UserError: a list of another teacher than ``vocabulary``.
+        UserError: a list of another teacher than ``vocabulary``, or with one of its novel names, which training must
+            not know.
     """
+    marks = zip(vocabulary.names, vocabulary.splits, strict=True)
+    novel = {clean_name(name) for name, mark in marks if mark == "novel"}
     found = {}
     for path in word_lists(objectives):
         words = Vocabulary.load(path)
+        if known := [name for name in words.names if clean_name(name) in novel]:
+            raise UserError(f"MODEL.VILD.OBJECTIVES: OVER {path} has '{known[0]}', a novel name of the vocabulary")
         check_same_teacher(words.fingerprint, f"vocabulary {path}", vocabulary.fingerprint, "the config's vocabulary")
         found[path] = words.embeddings
     return found
@@ -123,6 +129,12 @@ def load_concepts(objectives: Sequence[Objective], vocabulary: Vocabulary) -> di
 def of_maps(objectives: Sequence[Objective]) -> list[str]:
     """The names of those that look at feature maps, which only a live teacher has."""
     return [o.name for o in objectives if OBJECTIVES[o.name] in intermediate.OF_MAPS]
+
+
+def adapters(objectives: Sequence[Objective]) -> dict[str, bool]:
+    """Do they look through the adapter of RoI features ("adapter"), through that of pictures ("picture_adapter")?"""
+    through = {"adapter": intermediate.OF_ADAPTER, "picture_adapter": intermediate.OF_PICTURE_ADAPTER}
+    return {key: any(OBJECTIVES[o.name] in group for o in objectives) for key, group in through.items()}
 
 
 def of_pairs(objectives: Sequence[Objective]) -> list[str]:
@@ -139,6 +151,7 @@ __all__ = [
     "OBJECTIVES",
     "Objective",
     "Regions",
+    "adapters",
     "load_concepts",
     "of_maps",
     "of_opinions",

@@ -34,7 +34,7 @@ def _apart(student: Tensor, teacher: Tensor) -> Tensor:
 def attention(regions: Regions) -> Tensor:
     """L2 between where the two look: unit maps of each position's sum of squares over channels, of the RoI feature
     itself (activation-based attention transfer with p = 2, without its beta / 2; Zagoruyko & Komodakis 2017). Mean over
-    regions."""
+    regions. (The feature comes resized, as :func:`tokens` wants it; the paper resizes the maps of squares.)"""
     if not len(regions.student):
         return regions.nothing()
     student, teacher = (
@@ -44,3 +44,4 @@ def attention(regions: Regions) -> Tensor:
 
 
 OF_MAPS = (tokens, attention, picture_tokens)
+OF_ADAPTER, OF_PICTURE_ADAPTER = (tokens,), (picture_tokens,)

@@ -42,7 +42,8 @@ def _cosines(x: Tensor) -> Tensor:
     """[n, D] to [n, n, n]: at [j, i, k] the cosine of the angle at j between the directions to i and k."""
     # two regions that coincide have no direction: the gradient of normalising it is 1 / eps, and training would burst
     directions = F.normalize(x[None] - x[:, None], dim=2, eps=1e-3)
-    return directions @ directions.transpose(1, 2)
+    with torch.autocast(x.device.type, enabled=False):
+        return directions @ directions.transpose(1, 2)
 
 
 def _pictures(regions: Regions, least: int):

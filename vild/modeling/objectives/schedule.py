@@ -43,7 +43,7 @@ def parse_schedule(value: object, where: str) -> Schedule:
         raise UserError(f"{where}: {value!r} is not {wanted}")
     shape, between = value.get("SHAPE", "linear"), value.get("BETWEEN", (0.0, 1.0))
     numbers = [value["FROM"], value["TO"], *between] if isinstance(between, list | tuple) else [None]
-    numbers_fit = len(numbers) == 4 and all(map(_is_number, numbers)) and numbers[2] < numbers[3]
+    numbers_fit = len(numbers) == 4 and all(map(_is_number, numbers)) and 0 <= numbers[2] < numbers[3] <= 1
     if not isinstance(shape, str) or shape not in SHAPES or not numbers_fit:
         raise UserError(f"{where}: {value!r} is not {wanted}")
     if shape == "step" and numbers[3] >= 1:
