@@ -31,6 +31,17 @@ def test_p2_to_p6_have_their_strides_and_channels(name):
         assert x.shape == (1, 256, 128 // 2**level, 192 // 2**level)
 
 
+@pytest.mark.parametrize("name", ["dla34", "test_resnet"])
+def test_features_lie_at_the_strides_of_their_names(name):
+    """Also of models that offer stride 2 first, or leave it out of what they count."""
+    with torch.device("meta"):
+        body = TimmFeatures(name, 3, "BN", ("res3", "res5"))
+        maps = body(torch.randn(2, 3, 64, 96))
+    assert {f: x.shape for f, x in maps.items()} == {
+        f: (2, body.channels[f], 64 // stride, 96 // stride) for f, stride in (("res3", 8), ("res5", 32))
+    }
+
+
 @pytest.mark.parametrize("path", STUDENTS, ids=lambda p: f"{p.parts[-3]}/{p.stem}")
 def test_every_student_of_the_configs_trains_whole(path):
     """No weight is left without a gradient, as DistributedDataParallel demands."""
@@ -123,5 +134,7 @@ def test_what_cannot_serve_is_refused_in_one_line():
     for name in ("swin_tiny_patch4_window7_224", "coatnet_0_rw_224"):
         with pytest.raises(UserError, match=f"'{name}' takes pictures of one size alone"):
             TimmFeatures(name, 3, "BN")
+    with pytest.raises(UserError, match=r"FPN.IN_FEATURES: \['p2'\] are not some of res2"):
+        build_backbone(student("MODEL.FPN.IN_FEATURES", ["p2"]))
     with pytest.raises(UserError, match="NORM: 'LN' is not one of BN, SyncBN, FrozenBN, GN"):
         TimmFeatures("test_resnet", 3, "LN")

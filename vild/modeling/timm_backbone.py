@@ -34,13 +34,14 @@ class TimmFeatures(Backbone):
             raise UserError(f"MODEL.VILD.TIMM_BACKBONE: timm has no model '{name}'")
         self.name = name
         with torch.device("meta"):
-            strides = timm.create_model(name, features_only=True).feature_info.reduction()
+            known = timm.create_model(name, features_only=True).feature_info
+        strides = known.reduction()
         if not {STRIDES[f] for f in features} <= set(strides):
             raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' has features of strides {strides}, not 4, 8, 16, 32")
         published = timm.get_pretrained_cfg(name)
         if published is not None and published.fixed_input_size:  # a Swin's windows, say
             raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' takes pictures of one size alone")
-        stages = [strides.index(STRIDES[f]) for f in features]
+        stages = [known.out_indices[strides.index(STRIDES[f])] for f in features]
         body = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=stages)
         if hasattr(body, "blocks"):  # the EfficientNet family keeps, and runs, all of its stages
             body.blocks = body.blocks[: int(body.feature_info.module_name()[-1].split(".")[1]) + 1]
@@ -91,6 +92,8 @@ def build_timm_fpn_backbone(cfg, input_shape):
     """FPN over FPN.IN_FEATURES of MODEL.VILD.TIMM_BACKBONE, and one level more pooled from its last; the backbone's
     BatchNorms as RESNETS.NORM says."""
     features = cfg.MODEL.FPN.IN_FEATURES
+    if not features or not set(features) <= set(STRIDES):
+        raise UserError(f"MODEL.FPN.IN_FEATURES: {list(features)} are not some of {', '.join(STRIDES)}")
     top_block = LastLevelMaxPool()
     top_block.in_feature = features[-1].replace("res", "p")  # its default fits four stages
     return FPN(
