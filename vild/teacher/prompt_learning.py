@@ -103,7 +103,8 @@ def context_loss(logits: Tensor, labels: Tensor, background: float = 0.0) -> Ten
     """Scalar, from logits [R, C] and labels int64 [R]: the mean cross-entropy of named regions (CoOp) plus
     ``background`` times that of BACKGROUND ones against 1/C each: they shall be equally unlike all names (DetPro)."""
     log_p, named = logits.log_softmax(1), labels >= 0
-    parts = [(1.0, -log_p[named].gather(1, labels[named, None])), (background, -log_p[~named].mean(1))]
+    away = -log_p[labels == BACKGROUND].mean(1)
+    parts = [(1.0, -log_p[named].gather(1, labels[named, None])), (background, away)]
     return sum(weight * part.mean() for weight, part in parts if len(part))
 
 
