@@ -66,6 +66,12 @@ def main():
         raise UserError(f"--output {args.output}: a prompt set's file ends in .safetensors")
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: a step needs a region at least")
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps}: nothing is learned in fewer than one")
+    if not 0 < args.learning_rate < float("inf"):
+        raise UserError(f"--learning-rate {args.learning_rate} is no number above 0")
+    if not 0 <= args.background < float("inf"):
+        raise UserError(f"--background {args.background} is no weight: a number from 0 on")
     store = EmbeddingStore(args.store) if args.store else None
     if args.background and not args.store:
         raise UserError("--background needs --store: ground truth has no regions of background")

@@ -11,12 +11,11 @@ pictures into OUTPUT (RUN/report).
 import argparse
 from pathlib import Path
 
-from vild.data.annotations import read_json
 from vild.errors import one_line_errors
 from vild.evaluation.page import write_page
 from vild.evaluation.run_report import (
     cost_blocks,
-    diagnostics,
+    gauge_blocks,
     origin_blocks,
     read_run,
     run_blocks,
@@ -33,17 +32,18 @@ def main():
     parser.add_argument("--output", type=Path, help="default: RUN/report")
     args = parser.parse_args()
     metrics, folder = read_run(args.run), args.output or args.run / "report"
-    gauges = read_json(args.gauges) if args.gauges else {}
-    folder.mkdir(parents=True, exist_ok=True)
+    # what can fail before the pictures, the first files that are written
+    explained = gauge_blocks(args.gauges) if args.gauges else []
+    rest = [
+        *unreadable_blocks(args.run, "were left out of the training"),
+        *cost_blocks(args.run),
+        *explained,
+        *origin_blocks(args.run),
+    ]
     blocks = []
     for name, values in metrics.items():
         blocks += run_blocks(args.run, name, values, len(metrics) == 1, folder, args.threshold)
-    blocks += unreadable_blocks(args.run, "were left out of the training")
-    blocks += cost_blocks(args.run)
-    if gauges:
-        blocks += diagnostics(gauges)
-    blocks += origin_blocks(args.run)
-    print(f"the report: {write_page(folder, f'Report of {args.run}', blocks)}, and report.html beside it")
+    print(f"the report: {write_page(folder, f'Report of {args.run}', blocks + rest)}, and report.html beside it")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from detectron2.engine import HookBase, hooks
@@ -12,8 +12,9 @@ from detectron2.utils import comm
 
 from vild.errors import UserError
 from vild.files import write_json
+from vild.untrusted import parse_json, read_bytes, refused_as
 
-HISTORY = "best.json"  # in the output folder: [[iteration, value], ...] of every evaluation
+HISTORY = "best.json"  # in the output folder, see History
 BEST = "model_best"
 
 
@@ -35,6 +36,43 @@ def check_patience(metric: str, patience: int) -> None:
         raise UserError(f"TEST.PATIENCE is {patience}, but TEST.BEST_METRIC is empty: nothing says what is better")
 
 
+@dataclass
+class History:
+    """What was seen so far, which lies in a file beside the checkpoints.
+
+    Args:
+        metric: of the evaluations' results; higher is better.
+        history: (iteration, value) of every evaluation.
+        ended: the iteration after which patience ran out. It is written with the evaluation that decides it, so that a
+            run killed before its ``model_final.pth`` does not go on, and one that has ended does not begin again.
+    """
+
+    metric: str
+    history: list[tuple[int, float]] = field(default_factory=list)
+    ended: int | None = None
+
+    @classmethod
+    def load(cls, path: Path, metric: str, before: int) -> History:
+        """What the file says of the iterations below ``before``; nothing where there are none.
+
+        Raises:
+            UserError: it is of another metric, or no such file.
+        """
+        if not before or not path.exists():
+            return cls(metric)
+        with refused_as(f"--resume: {path} is not what TEST.BEST_METRIC writes; without it a new history begins"):
+            document = parse_json(read_bytes(path))
+            then, ended = document["metric"], document["ended"]
+            history = [(int(i), float(value)) for i, value in document["history"] if int(i) < before]
+            ended = ended if ended is not None and int(ended) < before else None
+        if then != metric:
+            raise UserError(
+                f"--resume: {path} is of TEST.BEST_METRIC '{then}', which is '{metric}' now; without the file a new "
+                "history begins"
+            )
+        return cls(metric, history, ended)
+
+
 class KeepBest(HookBase):
     """Saves ``model_best.pth`` whenever an evaluation is better than all before it.
 
@@ -42,7 +80,8 @@ class KeepBest(HookBase):
 
     Args:
         metric: of the evaluation's results, "bbox/AP50_novel" say; higher is better.
-        patience: evaluations without a better one after which the training ends (0: it never does).
+        patience: evaluations without a better one after which the training ends (0: it never does). The last one ends
+            nothing: a training that has come to its end keeps its last weights as ``model_final.pth``.
         period: iterations between evaluations.
     """
 
@@ -51,13 +90,14 @@ class KeepBest(HookBase):
             raise UserError(f"TEST.BEST_METRIC is '{metric}', but TEST.EVAL_PERIOD is 0: nothing is evaluated")
         self.metric, self.patience, self.period = metric, patience, period
         self.path = Path(folder) / HISTORY
-        self.history: list[tuple[int, float]] = []
+        self.seen = History(metric)
 
     def before_train(self):
         start = self.trainer.start_iter
-        if self.path.is_file():
-            self.history = [(i, v) for i, v in json.loads(self.path.read_text()) if i < start]
-        if start and start % self.period == 0 and start < self.trainer.max_iter and start - 1 not in dict(self.history):
+        self.seen = comm.all_gather(History.load(self.path, self.metric, start))[0]  # all decide by the main process's
+        if self.seen.ended is not None:
+            raise StopEarly(f"it had ended after iteration {self.seen.ended}, says {self.path}")
+        if start and start % self.period == 0 and start < self.trainer.max_iter and not self._knows(start - 1):
             # it was stopped between a checkpoint and the end of the evaluation that follows it
             next(h for h in self.trainer._hooks if isinstance(h, hooks.EvalHook))._do_eval()
             self._evaluated(start - 1)
@@ -68,8 +108,13 @@ class KeepBest(HookBase):
             self._evaluated(self.trainer.iter)
 
     def after_train(self):
-        if self.trainer.iter + 1 >= self.trainer.max_iter and self.trainer.start_iter < self.trainer.max_iter:
-            self._evaluated(self.trainer.max_iter - 1)
+        end = self.trainer.max_iter
+        # a run that was stopped in its last evaluation is resumed at its end, and evaluated there
+        if max(1, self.trainer.start_iter) <= end <= self.trainer.iter + 1 and not self._knows(end - 1):
+            self._evaluated(end - 1)
+
+    def _knows(self, iteration: int) -> bool:
+        return iteration in dict(self.seen.history)
 
     def _evaluated(self, iteration: int) -> None:
         """Called by all ranks after an evaluation, whose results the main process has."""
@@ -82,11 +127,19 @@ class KeepBest(HookBase):
                     k for k in latest if ("bbox/" in k or "segm/" in k) and "-" not in k.rpartition("/")[2]
                 )
                 raise UserError(f"TEST.BEST_METRIC: '{self.metric}' is not one of {known}")
-            self.history.append((iteration, latest[self.metric][0]))
-            write_json(self.path, self.history)
-            since = evaluations_since_best([value for _, value in self.history])
-            if since == 0:
-                self.trainer.checkpointer.save(BEST, iteration=iteration)
-            stop = 0 < self.patience <= since
+            self.seen.history.append((iteration, latest[self.metric][0]))
+            since = evaluations_since_best([value for _, value in self.seen.history])
+            if since == 0:  # before the file, which says that it was done
+                self._save(iteration)
+            stop = 0 < self.patience <= since and iteration + 1 < self.trainer.max_iter
+            self.seen.ended = iteration if stop else None
+            write_json(self.path, asdict(self.seen))
         if any(comm.all_gather(stop)):
             raise StopEarly(f"no better {self.metric} in {self.patience} evaluations")
+
+    def _save(self, iteration: int) -> None:
+        """Before the first step and after the last one the trainer's own count, from which a resumed run goes on, is
+        one ahead."""
+        ahead, self.trainer.iter = self.trainer.iter, iteration
+        self.trainer.checkpointer.save(BEST, iteration=iteration)
+        self.trainer.iter = ahead

@@ -151,6 +151,7 @@ class Trainer(DefaultTrainer):
         except StopEarly as reason:
             logger.info("the training ends early: %s", reason)
             self.checkpointer.load(os.path.join(self.cfg.OUTPUT_DIR, f"{BEST}.pth"), checkpointables=[])
+            self.iter = self.whole = self.max_iter - 1  # nothing is left to be done, by --resume neither
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
             return self.test(self.cfg, self.model)
 

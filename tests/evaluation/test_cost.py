@@ -69,3 +69,16 @@ def test_a_run_is_built_from_what_it_left(make_cfg, vocabulary_file, tmp_path):
         table.headers[1:] == [*cost.PARTS, "all"] and table.rows[1][-1] == f"{cost.flops(model, 128)['all'] / 1e9:.2f}"
     )
     assert "128 x 128 pixels" in text.text
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        ("MODEL.VILD.TEACHERS", [{"STORE": "a", "VOCABULARY": "gone.safetensors"}]),
+        ("MODEL.VILD.OBJECTIVES", [{"NAME": "soft_targets", "OVER": "gone.safetensors"}]),
+    ],
+)
+def test_a_run_that_cannot_be_built_any_more_costs_nothing_and_it_is_told(make_cfg, tmp_path, caplog, gone):
+    (tmp_path / "config.yaml").write_text(make_cfg("vild", *gone).dump())
+    assert cost.detector_of_run(tmp_path) is None and cost_blocks(tmp_path) == []
+    assert f"{tmp_path}: what the network costs" in caplog.text and "gone.safetensors does not exist" in caplog.text

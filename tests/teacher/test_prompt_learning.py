@@ -218,8 +218,6 @@ def test_command_line(run, store_folder, world, custom, tmp_path, monkeypatch):
     truth = datasets.load_dicts("glyphs_train")
     assert LearnedPrompts.load(path).record["regions"] == sum(len(r["annotations"]) for r in truth)
 
-    status, line = run("learn_prompts.py", "--dataset", "glyphs_train", "--batch-size", 0, "--output", path)
-    assert status == 2 and "--batch-size 0: a step needs" in line
     status, line = run("build_vocabulary.py", *words, path, "--teacher", custom.name)
     assert status == 2 and line.startswith(f"error: prompt set {path} is of teacher ") and custom.name in line
     status, line = run("build_vocabulary.py", *words, "foto")
@@ -231,3 +229,22 @@ def test_command_line(run, store_folder, world, custom, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "_user_entries", lambda: {"bare": bare})
     status, line = run("learn_prompts.py", "--dataset", "bare", "--output", path)
     assert status == 2 and "data set 'bare': it has no object of a base name" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--batch-size", 0, "--batch-size 0: a step needs"),
+        ("--steps", 0, "--steps 0: nothing is learned"),
+        ("--steps", -5, "--steps -5: nothing is learned"),
+        ("--learning-rate", -1, "--learning-rate -1.0 is no number above 0"),
+        ("--learning-rate", "nan", "--learning-rate nan is no number above 0"),
+        ("--background", -1, "--background -1.0 is no weight"),
+        ("--background", "inf", "--background inf is no weight"),
+    ],
+)
+def test_numbers_that_teach_nothing_are_refused(run, store_folder, tmp_path, option, value, message):
+    path = tmp_path / "p.safetensors"
+    words = ("--dataset", "glyphs_train", "--store", store_folder, "--output", path)
+    status, line = run("learn_prompts.py", *words, option, value)
+    assert status == 2 and line.startswith(f"error: {message}") and not path.exists()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vild.config import load_config
+from vild.errors import UserError
 
+logger = logging.getLogger("vild")
 PARTS = ("backbone", "FPN", "RPN", "heads")
 
 
@@ -83,10 +86,19 @@ def latency(model: nn.Module, size: int, runs: int = 5) -> float:
 
 def detector_of_run(run: Path, *overrides: object) -> tuple[nn.Module, int] | None:
     """The detector of an output folder's config with random weights, and its test size in pixels; None where neither
-    its vocabulary nor a checkpoint of it is left. Draws no random number of the caller's."""
+    its vocabulary nor a checkpoint of it is left, or it cannot be built any more for another reason (a further
+    teacher's vocabulary is gone, say), which the log tells. Draws no random number of the caller's."""
     config = str(run / "config.yaml")
     if not Path(config).is_file():
         return None
+    try:
+        return _built(run, config, overrides)
+    except UserError as error:
+        logger.warning("%s: what the network costs cannot be measured any more: %s", run, error)
+        return None
+
+
+def _built(run: Path, config: str, overrides: Sequence[object]) -> tuple[nn.Module, int] | None:
     cfg = load_config(config, list(overrides))
     vocabularies = (cfg.MODEL.VILD.VOCABULARY, run / "model_final.pth", cfg.MODEL.WEIGHTS)
     vocabulary = next((str(v) for v in vocabularies if v and Path(v).is_file()), None)

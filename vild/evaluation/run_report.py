@@ -15,6 +15,7 @@ from tabulate import tabulate
 from torchvision.ops import box_convert, box_iou
 
 from vild.data import datasets, unreadable
+from vild.data.annotations import read_json
 from vild.data.pictures import read_picture
 from vild.errors import BadPicture, UserError
 from vild.evaluation import cost
@@ -25,6 +26,7 @@ from vild.evaluation.report import ground_truth
 from vild.evaluation.results import iterate_records
 from vild.files import write_picture
 from vild.run_record import RUN_FILE
+from vild.untrusted import refused_as
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 _SHORT = {"bbox/": "box ", "segm/": "mask "}
@@ -44,16 +46,24 @@ def read_run(run: Path) -> dict[str, dict[str, float | None]]:
     """{data set: {"<kind>/<metric>": value}} of an output folder of tools/train_net.py.
 
     Raises:
-        UserError: the run was not evaluated.
+        UserError: the run was not evaluated, or not on classes (a proposal network).
     """
     path = run / "inference" / METRICS_FILE
     if not path.is_file():
         raise UserError(f"{path} does not exist: evaluate first (tools/train_net.py --eval-only)")
     result: dict[str, dict] = {}
-    for key, value in json.loads(path.read_text()).items():
+    for key, value in read_json(path).items():
         name, metric = key.split("/", 1)
         result.setdefault(name, {})[metric] = value
+    for name in result:
+        if not (classes := inference_of(run, name, len(result) == 1) / CLASSES_FILE).is_file():
+            raise UserError(f"{classes} does not exist: a report is of detections; a proposal network has none")
     return result
+
+
+def inference_of(run: Path, name: str, alone: bool) -> Path:
+    """Where what was found in a data set lies; ``alone``: the run was evaluated on no other."""
+    return run / "inference" if alone else run / "inference" / name
 
 
 def beside_published(name: str, metrics: dict[str, float | None]) -> list[Block]:
@@ -98,6 +108,19 @@ def diagnostics(gauges: dict) -> list[Block]:
             )
         )
     return blocks
+
+
+def gauge_blocks(path: Path) -> list[Block]:
+    """:func:`diagnostics` of a file.
+
+    Raises:
+        UserError: it is missing, or another file.
+    """
+    gauges = read_json(path)
+    with refused_as(f"--gauges {path} is not what tools/gauges.py writes"):
+        if not gauges["teacher_top1"]:
+            raise ValueError("teacher_top1 is empty")
+        return diagnostics(gauges)
 
 
 def cost_blocks(run: Path) -> list[Block]:
@@ -213,7 +236,7 @@ def unreadable_blocks(folder: Path, what: str, count: int = 5) -> list[Block]:
 
 def run_blocks(run: Path, name: str, metrics: dict, alone: bool, folder: Path, threshold: float) -> list[Block]:
     """Everything about one data set of a run."""
-    inference = run / "inference" if alone else run / "inference" / name
+    inference = inference_of(run, name, alone)
     detail = json.loads((inference / CLASSES_FILE).read_text())
     metric = "segm/AP" if "segm/AP" in metrics else "bbox/AP50"
     counts = ", ".join(f"{k.replace('_', ' ')}: {v}" for k, v in detail["counts"].items())
