@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.conftest import REPOSITORY
@@ -195,23 +194,3 @@ def test_two_grids_of_one_output(tmp_path, monkeypatch, capsys):
         assert list(rows) == ["ViLD", other] and rows["ViLD"][1]["bbox/AP50_novel"] == 41.0
         assert f"| {mean} " in written.with_suffix(".md").read_text() and written.with_suffix(".png").stat().st_size
     assert "seed 1" in capsys.readouterr().out
-
-
-def test_more_stages_than_cores(tmp_path, monkeypatch):
-    """They all run, never more at once than cores, and a second run does nothing."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("vild.pipeline.REPOSITORY", tmp_path)
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools" / "work.py").write_text(
-        "import sys, time\nfrom pathlib import Path\n"
-        "start = time.time()\ntime.sleep(0.6)\nPath(sys.argv[1]).write_text(f'{start} {time.time()}')\n"
-    )
-    stages = [Stage(f"s{n}", ("work.py", str(tmp_path / f"out{n}"))) for n in range(5)]
-    run = Pipeline(tmp_path / "run")
-    run.run(*stages)
-    spans = [tuple(map(float, (tmp_path / f"out{n}").read_text().split())) for n in range(5)]
-    assert max(sum(a <= t < b for a, b in spans) for t, _ in spans) == 2
-    for n in range(5):
-        (tmp_path / f"out{n}").unlink()
-    run.run(*stages)
-    assert not list(tmp_path.glob("out*")) and json.loads((tmp_path / "run/stages/s3.json").read_text())["seconds"] > 0
