@@ -70,3 +70,13 @@ def test_the_end_of_the_pipeline_ends_its_stages(tmp_path, tool, monkeypatch):
         Pipeline(tmp_path / "run").run(stage)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "out-a").read_text()), 0)
+
+
+def test_a_row_that_is_added_has_its_neighbours_threads(tmp_path, tool, monkeypatch):
+    """Seconds a step stay comparable, and so do the last bits."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    stages = [tool(n, "out.write_text(os.environ['OMP_NUM_THREADS'])") for n in "ab"]
+    Pipeline(tmp_path / "run").run(*stages)
+    (tmp_path / "run/stages/b.json").unlink()
+    Pipeline(tmp_path / "run").run(*stages)
+    assert [(tmp_path / f"out-{n}").read_text() for n in "ab"] == ["2", "2"]

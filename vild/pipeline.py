@@ -62,7 +62,7 @@ class Pipeline:
         """
         todo = [each for each in stages if not self._is_done(each)]
         cores = torch.get_num_threads()
-        threads = max(1, cores // max(len(todo), 1))
+        threads = max(1, cores // max(len(stages), 1))  # also of those done: all of a call compute alike
         running: list[_Running] = []
         try:
             self._work_through(todo, running, cores, threads)
