@@ -58,6 +58,15 @@ def test_a_stage_begun_by_another_command_is_refused(tmp_path, tool):
         run.run(Stage("row-a", (*row.command, "MORE")))
 
 
+def test_one_failure_ends_no_other_stage(tmp_path, tool):
+    """All others are done when it is told, those that had not begun too."""
+    stages = [tool(n, "out.touch()" if n in "cd" else f"sys.exit('error: of {n}')") for n in "abcd"]
+    run = Pipeline(tmp_path / "run")
+    with pytest.raises(UserError, match=r"stage '[ab]' failed: of [ab] \(see .*\); 2 of 4 stages failed"):
+        run.run(*stages)
+    assert sorted(run.seconds) == ["c", "d"] and (tmp_path / "out-d").exists()
+
+
 def test_the_end_of_the_pipeline_ends_its_stages(tmp_path, tool, monkeypatch):
     stage = tool("a", "out.write_text(str(os.getpid()))\ntime.sleep(60)")
 

@@ -58,17 +58,19 @@ class Pipeline:
         (two small trainings on a core each finish sooner than one after the other on both). Those done are left out.
 
         Raises:
-            UserError: a stage failed, or was begun before by another command.
+            UserError: a stage failed (told when the others have ended), or was begun before by another command.
         """
         todo = [each for each in stages if not self._is_done(each)]
         cores = torch.get_num_threads()
         threads = max(1, cores // max(len(stages), 1))  # also of those done: all of a call compute alike
         running: list[_Running] = []
         try:
-            self._work_through(todo, running, cores, threads)
+            failed = self._work_through(todo, running, cores, threads)
         finally:
             for process in running:
                 process.stop()
+        if failed:
+            raise UserError(f"{failed[0]}; {len(failed)} of {len(stages)} stages failed") from failed[0]
 
     def _is_done(self, each: Stage) -> bool:
         """UserError if what is there, whole or in part, is another command's."""
@@ -88,16 +90,22 @@ class Pipeline:
         print(f"{each.name}: there already", flush=True)
         return True
 
-    def _work_through(self, todo: list[Stage], running: list[_Running], at_once: int, threads: int) -> None:
-        """Until all have ended; tells every few seconds (on a terminal) or every half minute how far they are."""
-        terminal, told = sys.stdout.isatty(), -60.0
+    def _work_through(self, todo: list[Stage], running: list[_Running], at_once: int, threads: int) -> list[UserError]:
+        """Until all have ended, whichever fail: their errors. Tells every few seconds (on a terminal) or every half
+        minute how far they are."""
+        terminal, told, failed = sys.stdout.isatty(), -60.0, []
         while todo or running:
             while todo and len(running) < at_once:
                 running.append(_Running(todo.pop(0), self.folder, threads))
             time.sleep(0.5)
             for process in [r for r in running if r.ended()]:
                 running.remove(process)
-                self.seconds[process.stage.name] = process.finish()
+                try:
+                    self.seconds[process.stage.name] = process.finish()
+                except UserError as error:
+                    failed.append(error)
+                    print(f"{error}{' ' * 40}", flush=True)
+                    continue
                 left = f"; {len(todo) + len(running)} left at this point" if todo or running else ""
                 print(f"{process.stage.name}: done in {process.seconds:.0f} s{left}{' ' * 40}", flush=True)
             if running and time.monotonic() - told > (3 if terminal else 30):
@@ -106,6 +114,7 @@ class Pipeline:
                 print(f"\r{line:<78}" if terminal else line, end="" if terminal else "\n", flush=True)
         if terminal:
             print("\r", end="")
+        return failed
 
 
 def _first_difference(then: Sequence[str], now: Sequence[str]) -> str:
