@@ -24,7 +24,7 @@ rows:
   cosine: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: cosine}], MODEL.VILD.DISTILL_WEIGHT: 3.0}
   rotated: {evaluate: ViLD, novel_texts: rotated}
   oracle: {config: text, data: all}
-  crops: {clip_on_crops: true}
+  crops: {clip_on_crops: cosine}
 """
 
 
@@ -51,13 +51,16 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {config: vild, data: some}}", "data: some is not one of"),
         ("rows: {a: {data: all}}", "give one of config"),
         ("rows: {a: {evaluate: b}}", "'b' is no row"),
-        ("rows: {a: {evaluate: b}, b: {clip_on_crops: true}}", "'b' is no row with a config"),
-        ("rows: {a: {clip_on_crops: true}}", "beside a row with a config"),
+        ("rows: {a: {evaluate: b}, b: {clip_on_crops: a}}", "'b' is no row with a config"),
+        ("rows: {a: {clip_on_crops: b}}", "'b' is no row with a config"),
+        ("rows: {a: {config: vild}, b: {clip_on_crops: true}}", "clip_on_crops: True is not a name"),
+        ("rows: {a: {config: text, data: all}, b: {clip_on_crops: a}}", "'a' is not of data: train"),
+        ("rows: {a: {config: vild}, b: {clip_on_crops: a}, c: {clip_on_crops: a}}", "'b' and 'c' would both write"),
         ("rows: {a b: {config: vild}, a-b: {config: text}}", "two rows"),
         ("rows: {a: {config: vild, teachers: 3}}", "teachers: 3 is not one of"),
         ("rows: {a: {config: vild, teachers: 2, data: all}}", "teachers is for"),
         ("rows: {a: {config: vild, teachers: 2}, b: {evaluate: a}}", "more teachers than one"),
-        ("rows: {a: {config: vild, teachers: 2}, b: {clip_on_crops: true}}", "beside a row with a config"),
+        ("rows: {a: {config: vild, teachers: 2}, b: {clip_on_crops: a}}", "more teachers than one"),
         ("rows: [", "grid"),
         ("rows: {a: {config: vild}}\nseeds: 3", "seeds: 3 is not a list"),
         ("rows: {a: {config: vild}}\nseeds: []", "is not a list of whole"),
@@ -65,9 +68,9 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {config: vild}}\nseeds: [0, 1, 0]", "has one twice"),
         ("rows: {a: {config: vild}}\niterations: 1e3", "iterations: 1e3 is not a whole"),
         ("rows: {a: {config: vild}}\niterations: -1", "iterations: -1 is not a whole"),
-        ("rows: {a: {config: [vild]}}", r"config: \['vild'\] is not text"),
+        ("rows: {a: {config: [vild]}}", r"config: \['vild'\] is not a name"),
         ("rows: {a: {config: vlid}}", "config: 'vlid' is not one of .*students/resnet10t.* vild"),
-        ("rows: {a: {evaluate: [b]}}", "evaluate: .* is not text"),
+        ("rows: {a: {evaluate: [b]}}", "evaluate: .* is not a name"),
         ("rows: {a: {config: vild, MODEL.VILD.OBJECTIVE: []}}", "row 'a': config .*OBJECTIVE"),
         ("rows: {a: {config: vild, SOLVER.MAX_ITER: many}}", "row 'a': config .*many"),
         ("rows: {a: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: l3}]}}", "row 'a': MODEL.VILD.OBJECTIVES: 'l3'"),
@@ -78,8 +81,11 @@ def test_a_grid_is_read(tmp_path):
             "'MODEL.MASK_ON' means nothing beside eva",
         ),
         ("rows: {a: {config: vild}, b: {evaluate: a, data: all}}", "'data' means nothing beside evaluate"),
-        ("rows: {a: {config: vild}, b: {clip_on_crops: true, SEED: 1}}", "'SEED' means nothing beside clip_on_crops"),
-        ("rows: {a: {config: vild}, b: {clip_on_crops: true, teachers: 1}}", "'teachers' means nothing beside clip"),
+        (
+            "rows: {a: {config: vild}, b: {clip_on_crops: a, MODEL.MASK_ON: 1}}",
+            "'MODEL.MASK_ON' means nothing beside clip",
+        ),
+        ("rows: {a: {config: vild}, b: {clip_on_crops: a, teachers: 1}}", "'teachers' means nothing beside clip"),
         ("rows: {a: {config: vild, novel_texts: rotated}}", "'novel_texts' means nothing beside config"),
     ],
 )
@@ -126,6 +132,20 @@ def test_the_weights_that_are_evaluated_are_the_other_rows(stages_of):
     assert len(overrides) == (len(command) - 6) / 2 - 1  # one key stands there twice, and the later one counts
     assert overrides["MODEL.WEIGHTS"].endswith("row-a/model_final.pth")
     assert overrides["MODEL.VILD.TEMPERATURE"] == "0.02"
+
+
+def test_the_gauges_are_of_the_row_that_is_named(stages_of):
+    """With its overrides: the paper's table has ViLD's cosine to the teacher, not that of the first row."""
+    paper = (REPOSITORY / "configs/Glyphs/ablations/paper.yaml").read_text()
+    (command,) = (s.command for s in stages_of(paper) if s.command[0] == "gauges.py")
+    assert command[command.index("--config-file") + 1].endswith("Glyphs/vild.yaml")
+    assert command[command.index("MODEL.WEIGHTS") + 1].endswith("row-vild/model_final.pth")
+    command = stages_of(GRID)[-1].command
+    opts = command[command.index("--clip-on-crops") + 1 :]
+    overrides = dict(zip(opts[::2], opts[1::2], strict=True))
+    assert overrides["MODEL.VILD.DISTILL_WEIGHT"] == "3.0"
+    command = stages_of('rows: {a: {config: vild, MODEL.WEIGHTS: ""}, b: {clip_on_crops: a}}')[-1].command
+    assert command[command.index("--clip-on-crops") + 1 :][:3] == ("MODEL.WEIGHTS", "", "MODEL.WEIGHTS")
 
 
 def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_cfg):

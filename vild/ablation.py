@@ -42,7 +42,7 @@ def run_seed(run: GlyphsRun, rows: tuple[Row, ...]) -> None:
         if row.evaluate:
             others.append(_evaluate(run, row, next(r for r in rows if r.name == row.evaluate)))
         elif row.clip_on_crops:
-            others.append(_gauges(run, row, next(r for r in rows if r.fit_for_gauges)))
+            others.append(_gauges(run, row, next(r for r in rows if r.name == row.clip_on_crops)))
     run.run(*others)
 
 
@@ -61,8 +61,7 @@ def _train(run: GlyphsRun, row: Row, second: dict | None = None) -> Stage:
         start = "network_nonovel"
     if second is not None:
         where = ("MODEL.VILD.TEACHERS", [second])
-    overrides = (x for pair in row.overrides for x in pair)
-    return run.train(row.stage, row.config, *where, *overrides, start=start)
+    return run.train(row.stage, row.config, *where, *row.arguments, start=start)
 
 
 def _evaluate(run: GlyphsRun, row: Row, other: Row) -> Stage:
@@ -72,14 +71,15 @@ def _evaluate(run: GlyphsRun, row: Row, other: Row) -> Stage:
         rotate_novel(Vocabulary.load(run.vocabulary)).save(vocabulary)
     return stage(
         row.stage, "train_net.py", "--config-file", run.config(other.config), "--eval-only", "--num-gpus", 0,
-        *(x for pair in other.overrides for x in pair),  # first: MODEL.WEIGHTS may be among them
+        *other.arguments,  # first: MODEL.WEIGHTS may be among them
         "OUTPUT_DIR", run.folder / row.stage, "MODEL.WEIGHTS", run.folder / other.stage / "model_final.pth",
         "MODEL.VILD.VOCABULARY", run.vocabulary, "MODEL.VILD.TEST_VOCABULARY", vocabulary,
     )  # fmt: skip
 
 
 def _gauges(run: GlyphsRun, row: Row, student: Row) -> Stage:
-    return replace(run.gauges("gauges", student.stage, "proposals_val", student.config), name=row.stage)
+    gauges = run.gauges("gauges", student.stage, "proposals_val", student.config, *student.arguments)
+    return replace(gauges, name=row.stage)
 
 
 def rotate_novel(vocabulary: Vocabulary) -> Vocabulary:

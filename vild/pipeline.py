@@ -282,11 +282,11 @@ class GlyphsRun(Pipeline):
             "MODEL.VILD.TEACHER.NAME", self.teacher, *overrides,
         )  # fmt: skip
 
-    def gauges(self, name: str, student: str, proposals: str, config: str = "") -> Stage:
-        """``config``: of the student's stage ("": named like it)."""
+    def gauges(self, name: str, student: str, proposals: str, config: str = "", *overrides: object) -> Stage:
+        """``config`` and ``overrides``: of the student's stage ("": named like it)."""
         return stage(
             name, "gauges.py", "--config-file", self.config(config or student), "--dataset", "glyphs_val",
             "--proposals", self.folder / f"{proposals}.safetensors", "--output", self.folder / f"{name}.json",
-            "--clip-on-crops", "MODEL.WEIGHTS", self.folder / student / "model_final.pth",
+            "--clip-on-crops", *overrides, "MODEL.WEIGHTS", self.folder / student / "model_final.pth",
             "MODEL.VILD.TEACHER.NAME", self.teacher,
         )  # fmt: skip
