@@ -11,6 +11,7 @@ setting each:
 * or ``clip_on_crops``: the teacher on every proposal, no detector; the value is another row, whose detector is measured
   beside it (the gauges).
 
+A detector starts from the proposal network's weights, unless ``MODEL.WEIGHTS`` says otherwise ("": from scratch).
 A key that a row would not look at is refused, and so is an override that does not fit its config.
 """
 
@@ -21,17 +22,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from detectron2.modeling import build_backbone
+
+from vild.best import check_patience
 from vild.config import load_config
 from vild.errors import UserError
 from vild.modeling.loss_weights import parse_loss_weights
 from vild.modeling.objectives import parse_objectives
+from vild.modeling.roi_heads import VARIANTS
 from vild.pipeline import REPOSITORY
-from vild.teaching import distils_maps
+from vild.teaching import distils_from, distils_maps
 from vild.untrusted import read_yaml
 
 CONFIGS = REPOSITORY / "configs" / "Glyphs"
 CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "teachers": (1, 2, "twice")}
 LOOKS_AT = {"config": ("data", "teachers"), "evaluate": ("novel_texts",), "clip_on_crops": ()}  # each sort of row
+# keys that the pipeline sets, and what says it in a grid
+OWNED = {"OUTPUT_DIR": "", "SEED": "seeds", "DATASETS.TRAIN": "data", "DATASETS.TEST": "", "MODEL.VILD.VOCABULARY": "",
+         "MODEL.VILD.STORE": "data", "MODEL.VILD.TEACHERS": "teachers", "MODEL.VILD.TEACHER.NAME": ""}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,11 +125,19 @@ def check_seeds(seeds: object, where: str) -> tuple[int, ...]:
 def _row(name: str, setting: object, where: str) -> Row:
     if not isinstance(setting, dict):
         raise UserError(f"{where}: {setting} is no setting; for example {{config: vild}}")
+    if not re.fullmatch(r"[^_|$][^|$]*", name) or not name.isprintable():
+        raise UserError(f"{where}: a table or plot cannot show its name; no '|' or '$', no '_' first")
+    for key in setting:
+        if not isinstance(key, str):
+            raise UserError(f"{where}: its key {key!r} is not text")
     known = {k: v for k, v in setting.items() if k in (*LOOKS_AT, *CHOICES)}
     overrides = {k: v for k, v in setting.items() if k not in known}
     for key in overrides:
         if key != key.upper():
             raise UserError(f"{where}: '{key}' is not one of {', '.join((*LOOKS_AT, *CHOICES))}, nor a config's key")
+        for owned, instead in OWNED.items():
+            if f"{owned}.".startswith(f"{key}."):
+                raise UserError(f"{where}: '{key}' is set by the pipeline" + (f"; give {instead}" if instead else ""))
     for key, allowed in CHOICES.items():
         if known.get(key, allowed[0]) not in allowed:
             raise UserError(f"{where}: {key}: {known[key]} is not one of {', '.join(map(str, allowed))}")
@@ -139,14 +155,14 @@ def _row(name: str, setting: object, where: str) -> Row:
     if known.get("teachers", 1) != 1 and (not known.get("config") or known.get("data", "train") != "train"):
         raise UserError(f"{where}: teachers is for a config on data: train")
     if sort == "config":
-        _check_config(known["config"], overrides, where)
+        _check_config(known["config"], known.get("teachers", 1), overrides, where)
     return Row(name, **known, overrides=tuple(overrides.items()))
 
 
-def _check_config(config: str, overrides: Mapping[str, object], where: str) -> None:
-    """UserError unless there is such a config and the overrides fit it."""
+def _check_config(config: str, teachers: object, overrides: Mapping[str, object], where: str) -> None:
+    """UserError unless there is such a config of a detector, and the overrides and the number of teachers fit it."""
     known = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))
-    known = [name for name in known if not name.startswith("ablations/")]
+    known = [name for name in known if not re.match("ablations/|Base-|proposals$", name)]
     if config not in known:
         raise UserError(f"{where}: config: '{config}' is not one of {', '.join(known)}")
     try:
@@ -154,5 +170,14 @@ def _check_config(config: str, overrides: Mapping[str, object], where: str) -> N
         parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
         parse_loss_weights(cfg.MODEL.VILD.LOSS_WEIGHTS)
         distils_maps(cfg)
+        check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
+        if cfg.MODEL.VILD.VARIANT not in VARIANTS:
+            raise UserError(f"MODEL.VILD.VARIANT: '{cfg.MODEL.VILD.VARIANT}' is not one of {', '.join(VARIANTS)}")
+        if distils_from(cfg) == "nothing" and (teachers != 1 or "MODEL.VILD.OBJECTIVES" in overrides):
+            raise UserError("teachers and MODEL.VILD.OBJECTIVES mean nothing to a detector that distils nothing")
+        if cfg.MODEL.VILD.TIMM_BACKBONE:
+            build_backbone(cfg)  # does timm have it?
+            if "MODEL.WEIGHTS" not in overrides:
+                raise UserError('the proposal network has another backbone; add MODEL.WEIGHTS: "" (from scratch)')
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
