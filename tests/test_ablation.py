@@ -2,7 +2,9 @@
 
 import json
 import runpy
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from vild.evaluation import cost
 from vild.grid import Row, read_grid
 from vild.modeling.other_teachers import check_teachers
 from vild.pipeline import SECOND_WIDTH, GlyphsRun, Pipeline, Stage
+from vild.run_record import code_version
 
 GRID = """
 seeds: [0, 1]
@@ -193,6 +196,27 @@ def test_table_and_plot(tmp_path):
     assert len(np.unique(np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")).reshape(-1, 3), axis=0)) > 10
 
 
+def test_a_row_looks_the_same_in_both_pictures(tmp_path, monkeypatch):
+    drawn = {}
+
+    @contextmanager
+    def axes(path, results):
+        drawn[path.stem] = MagicMock()
+        yield drawn[path.stem]
+
+    monkeypatch.setattr(ablation, "_axes", axes)
+    scores = {"bbox/AP50_novel": 4.0, "bbox/AP50_base": 6.0}
+    costs = {"not yet": None, "crops": {}, "a": {ablation.GFLOP: 1.0}, "b": {ablation.GFLOP: 2.0}}
+    results = {name: [] if cost is None else [{**scores, **cost}] for name, cost in costs.items()}
+    ablation.plot(results, tmp_path / "plot.png")
+    ablation.plot_cost(results, tmp_path / "cost.png")
+    looks = [
+        {call.kwargs["label"]: (call.kwargs["color"], call.kwargs["marker"]) for call in axes.errorbar.call_args_list
+         if "label" in call.kwargs} for axes in (drawn["plot"], drawn["cost"])
+    ]  # fmt: skip
+    assert list(looks[1]) == ["a", "b"] and looks[1].items() <= looks[0].items() and len(set(looks[0].values())) == 3
+
+
 def test_what_a_row_costs(make_cfg, tmp_path):
     """Stands in the table, whatever the seed; and over it AP50, where rows differ."""
     run, row = GlyphsRun(tmp_path), Row("ViLD", config="vild")
@@ -225,7 +249,9 @@ def test_two_grids_of_one_output(tmp_path, monkeypatch, capsys):
         runpy.run_path(str(REPOSITORY / "tools" / "ablate.py"), run_name="__main__")
     for name, other, mean in (("first", "cosine", "30.5 ± 0.7"), ("second", "other", "20.5 ± 0.7")):
         written = tmp_path / "output" / name
-        rows = json.loads(written.with_suffix(".json").read_text())["rows"]
+        document = json.loads(written.with_suffix(".json").read_text())
+        rows = document["rows"]
+        assert document["seeds"] == [0, 1] and document["iterations"] == 0 and document["code"] == code_version()
         assert list(rows) == ["ViLD", other] and rows["ViLD"][1]["bbox/AP50_novel"] == 41.0
         assert f"| {mean} " in written.with_suffix(".md").read_text() and written.with_suffix(".png").stat().st_size
     assert "seed 1" in capsys.readouterr().out

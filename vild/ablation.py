@@ -136,12 +136,12 @@ def table(results: Mapping[str, list[dict]], gauges: Mapping[str, list[dict]]) -
 
 def plot(results: Mapping[str, list[dict]], path: Path) -> None:
     """Novel over base box AP50, a cross a row: mean and standard deviation over the seeds."""
-    with _axes(path) as axes:
-        for number, (name, values) in enumerate(r for r in results.items() if r[1]):
+    with _axes(path, results) as axes:
+        for number, (name, values) in enumerate(results.items()):
             x, y = ([v.get(f"bbox/AP50_{mark}") for v in values] for mark in ("base", "novel"))
-            if None not in x and None not in y:
-                look = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "label": name}
-                axes.errorbar(np.mean(x), np.mean(y), xerr=_spread(x), yerr=_spread(y), **look, **_POINT)
+            if values and None not in x and None not in y:
+                look = _look(number)
+                axes.errorbar(np.mean(x), np.mean(y), xerr=_spread(x), yerr=_spread(y), label=name, **look)
         axes.set_xlabel("box AP50, base names")
         axes.set_ylabel("box AP50, novel names")
 
@@ -149,18 +149,15 @@ def plot(results: Mapping[str, list[dict]], path: Path) -> None:
 def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
     """Novel (filled) and base (open) box AP50 over GFLOP a picture, a row each; nothing where all rows cost the
     same."""
-    rows = {name: values for name, values in results.items() if values and GFLOP in values[0]}
-    if len({round(values[0][GFLOP], 6) for values in rows.values()}) < 2:
+    rows = [(n, *row) for n, row in enumerate(results.items()) if row[1] and GFLOP in row[1][0]]
+    if len({round(values[0][GFLOP], 6) for _, _, values in rows}) < 2:
         return
-    with _axes(path) as axes:
-        for number, (name, values) in enumerate(rows.items()):
-            for mark, face in (("novel", f"C{number % 10}"), ("base", "none")):
+    with _axes(path, results) as axes:
+        for number, name, values in rows:
+            for mark, more in (("novel", {"label": name}), ("base", {"markerfacecolor": "none"})):
                 y = [v.get(f"bbox/AP50_{mark}") for v in values]
-                if None in y:
-                    continue
-                look = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "markerfacecolor": face}
-                label = name if mark == "novel" else None
-                axes.errorbar(values[0][GFLOP], np.mean(y), yerr=_spread(y), label=label, **look, **_POINT)
+                if None not in y:
+                    axes.errorbar(values[0][GFLOP], np.mean(y), yerr=_spread(y), **_look(number), **more)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:.3g}")
         axes.xaxis.set_minor_formatter("{x:.3g}")
@@ -168,7 +165,9 @@ def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
         axes.set_ylabel("box AP50, novel (filled) and base names")
 
 
-_POINT = {"linestyle": "none", "capsize": 3}
+def _look(number: int) -> dict[str, object]:
+    """Of a row's points, by its place among the results: the same in every picture."""
+    return {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "linestyle": "none", "capsize": 3}
 
 
 def _spread(values: list[float]) -> float | None:
@@ -176,14 +175,16 @@ def _spread(values: list[float]) -> float | None:
 
 
 @contextmanager
-def _axes(path: Path) -> Iterator[Any]:
-    """The axes of a picture with the legend beside it, written when the block ends."""
+def _axes(path: Path, results: Mapping[str, list[dict]]) -> Iterator[Any]:
+    """The axes of a picture of ``results`` with the legend beside it, written when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 6))
+    seeds = max(map(len, results.values()))
+    axes.set_title(f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed")
     yield axes
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
