@@ -224,7 +224,7 @@ def test_what_a_row_costs(make_cfg, tmp_path):
     (tmp_path / row.stage / "config.yaml").write_text(make_cfg("vild").dump())
     metrics = {"glyphs_val/bbox/AP50_novel": 60.0, "glyphs_val/bbox/AP50_base": 80.0}
     (tmp_path / row.stage / "inference" / "vild_metrics.json").write_text(json.dumps(metrics))
-    found = ablation.read_row(run, row)
+    found = ablation.read_row(run, row) | ablation.read_cost(run, row)
     model, _ = cost.detector_of_run(tmp_path / row.stage)
     assert found[ablation.PARAMETERS] * 1e6 == pytest.approx(sum(p.numel() for p in model.parameters()))
     assert found[ablation.GFLOP] * 1e9 == pytest.approx(cost.flops(model, 128)["all"])
@@ -242,11 +242,14 @@ def test_two_grids_of_one_output(tmp_path, monkeypatch, capsys):
     scores = {"ViLD": 40.0, "cosine": 30.0, "other": 20.0}
     monkeypatch.setattr(ablation, "read_row", lambda run, row: {"bbox/AP50_novel": scores[row.name] + run.seed,
                                                                 "bbox/AP50_base": 60.0})  # fmt: skip
+    counted = []
+    monkeypatch.setattr(ablation, "read_cost", lambda run, row: counted.append(run.seed) or {})
     for name, other in (("first", "cosine"), ("second", "other")):
         grid = tmp_path / f"{name}.yaml"
         grid.write_text(f"seeds: [0, 1]\nrows: {{ViLD: {{config: vild}}, {other}: {{config: vild}}}}")
         monkeypatch.setattr("sys.argv", ["ablate.py", "--grid", str(grid), "--output", str(tmp_path / "output")])
         runpy.run_path(str(REPOSITORY / "tools" / "ablate.py"), run_name="__main__")
+    assert counted == [0] * 4  # of the first seed only: it is the same of all
     for name, other, mean in (("first", "cosine", "30.5 ± 0.7"), ("second", "other", "20.5 ± 0.7")):
         written = tmp_path / "output" / name
         document = json.loads(written.with_suffix(".json").read_text())

@@ -14,7 +14,7 @@ amounts. In the JSON each row has its metrics in the order of "seeds"; beside th
 import argparse
 from pathlib import Path
 
-from vild.ablation import plot, plot_cost, read_row, run_seed, table
+from vild.ablation import plot, plot_cost, read_cost, read_row, run_seed, table
 from vild.errors import UserError, one_line_errors
 from vild.files import write_json, write_text
 from vild.grid import check_seeds, read_grid
@@ -44,7 +44,7 @@ def main():
         run = GlyphsRun(args.output / f"seed{seed}", seed=seed, iterations=iterations, smoke=args.smoke)
         run_seed(run, grid.rows)
         for row in grid.rows:
-            results[row.name].append(read_row(run, row))
+            results[row.name].append(read_row(run, row) | (read_cost(run, row) if number == 0 else {}))
         if any(row.clip_on_crops for row in grid.rows):
             for name, values in run.read_gauges()[0].items():
                 gauges.setdefault(name, []).append(values)

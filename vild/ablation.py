@@ -91,7 +91,7 @@ def rotate_novel(vocabulary: Vocabulary) -> Vocabulary:
 
 
 def read_row(run: GlyphsRun, row: Row) -> dict[str, float | None]:
-    """A row's metrics of one seed; of a trained one also its seconds a step, and what it costs."""
+    """A row's metrics of one seed; of a trained one also its seconds a step."""
     if row.clip_on_crops:
         return {f"bbox/{key}": value for key, value in run.read_gauges()[1].items()}
     found = dict(run.metrics(row.stage))
@@ -99,10 +99,15 @@ def read_row(run: GlyphsRun, row: Row) -> dict[str, float | None]:
     if log.is_file():
         times = [json.loads(line).get("time") for line in log.read_text().splitlines()]
         found[SECONDS] = float(np.median([t for t in times if t is not None]))
-    if row.config and (built := cost.detector_of_run(run.folder / row.stage, "MODEL.DEVICE", "cpu")):
-        found[PARAMETERS] = cost.parameters(built[0])["all"] / 1e6
-        found[GFLOP] = cost.flops(*built)["all"] / 1e9
     return found
+
+
+def read_cost(run: GlyphsRun, row: Row) -> dict[str, float]:
+    """What a trained row's detector costs, the same whatever the seed; of other rows nothing."""
+    built = cost.detector_of_run(run.folder / row.stage, "MODEL.DEVICE", "cpu") if row.config else None
+    if built is None:
+        return {}
+    return {PARAMETERS: cost.parameters(built[0])["all"] / 1e6, GFLOP: cost.flops(*built)["all"] / 1e9}
 
 
 def mean_and_std(values: list[float | None], digits: int = 1) -> str:
@@ -114,7 +119,8 @@ def mean_and_std(values: list[float | None], digits: int = 1) -> str:
 
 
 def table(results: Mapping[str, list[dict]], gauges: Mapping[str, list[dict]]) -> str:
-    """Markdown. ``results``: row to a seed's metrics each; ``gauges``: gauge to a seed's {"base", "novel"} each."""
+    """Markdown. ``results``: row to a seed's metrics each, the first with what the row costs; ``gauges``: gauge to a
+    seed's {"base", "novel"} each."""
     options = {"tablefmt": "pipe", "disable_numparse": True}
     headers = ["", "seeds", *(m.replace("bbox/", "box ").replace("segm/", "mask ") for m in METRICS),
                SECONDS, PARAMETERS, GFLOP]  # fmt: skip
