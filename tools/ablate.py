@@ -6,6 +6,7 @@
 
 Everything of a seed is its own: world, teacher, proposals, stores, detectors; as many trainings run side by side as
 there are cores. Run again, it goes on from what is there; another grid with the same OUTPUT takes what the two share.
+A row that fails ends no other; a row whose setting changed since it began is refused, with the files to remove.
 Writes OUTPUT/GRID.{md,json,png} after every seed, and GRID_cost.png (AP50 over GFLOP) where the rows cost different
 amounts. In the JSON each row has its metrics in the order of "seeds"; beside them stand the iterations of each detector
 (0: as its config says) and the version of the code.
