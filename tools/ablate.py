@@ -6,18 +6,21 @@
 
 Everything of a seed is its own: world, teacher, proposals, stores, detectors; as many trainings run side by side as
 there are cores. Run again, it goes on from what is there; another grid with the same OUTPUT takes what the two share.
+A row that fails ends no other; a row whose setting changed since it began is refused, with the files to remove.
 Writes OUTPUT/GRID.{md,json,png} after every seed, and GRID_cost.png (AP50 over GFLOP) where the rows cost different
-amounts.
+amounts. In the JSON each row has its metrics in the order of "seeds"; beside them stand the iterations of each detector
+(0: as its config says) and the version of the code.
 """
 
 import argparse
 from pathlib import Path
 
-from vild.ablation import plot, plot_cost, read_row, run_seed, table
+from vild.ablation import plot, plot_cost, read_cost, read_row, run_seed, table
 from vild.errors import UserError, one_line_errors
 from vild.files import write_json, write_text
 from vild.grid import check_seeds, read_grid
 from vild.pipeline import GlyphsRun
+from vild.run_record import code_version
 
 
 @one_line_errors
@@ -36,19 +39,21 @@ def main():
     seeds = grid.seeds if args.seeds is None else check_seeds(args.seeds, "--seeds")
     results = {row.name: [] for row in grid.rows}
     gauges: dict[str, list[dict]] = {}
-    for seed in seeds:
+    code = code_version()
+    for number, seed in enumerate(seeds):
         print(f"seed {seed}", flush=True)
         run = GlyphsRun(args.output / f"seed{seed}", seed=seed, iterations=iterations, smoke=args.smoke)
         run_seed(run, grid.rows)
         for row in grid.rows:
-            results[row.name].append(read_row(run, row))
+            results[row.name].append(read_row(run, row) | (read_cost(run, row) if number == 0 else {}))
         if any(row.clip_on_crops for row in grid.rows):
             for name, values in run.read_gauges()[0].items():
                 gauges.setdefault(name, []).append(values)
         page = table(results, gauges)
         name = args.grid.stem
         write_text(args.output / f"{name}.md", page)
-        write_json(args.output / f"{name}.json", {"rows": results, "gauges": gauges})
+        made = {"seeds": seeds[: number + 1], "iterations": run.iterations, "smoke": run.smoke, "code": code}
+        write_json(args.output / f"{name}.json", {**made, "rows": results, "gauges": gauges})
         plot(results, args.output / f"{name}.png")
         plot_cost(results, args.output / f"{name}_cost.png")
         print(page, flush=True)

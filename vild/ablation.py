@@ -42,7 +42,7 @@ def run_seed(run: GlyphsRun, rows: tuple[Row, ...]) -> None:
         if row.evaluate:
             others.append(_evaluate(run, row, next(r for r in rows if r.name == row.evaluate)))
         elif row.clip_on_crops:
-            others.append(_gauges(run, row, next(r for r in rows if r.fit_for_gauges)))
+            others.append(_gauges(run, row, next(r for r in rows if r.name == row.clip_on_crops)))
     run.run(*others)
 
 
@@ -61,8 +61,7 @@ def _train(run: GlyphsRun, row: Row, second: dict | None = None) -> Stage:
         start = "network_nonovel"
     if second is not None:
         where = ("MODEL.VILD.TEACHERS", [second])
-    overrides = (x for pair in row.overrides for x in pair)
-    return run.train(row.stage, row.config, *where, *overrides, start=start)
+    return run.train(row.stage, row.config, *where, *row.arguments, start=start)
 
 
 def _evaluate(run: GlyphsRun, row: Row, other: Row) -> Stage:
@@ -72,14 +71,15 @@ def _evaluate(run: GlyphsRun, row: Row, other: Row) -> Stage:
         rotate_novel(Vocabulary.load(run.vocabulary)).save(vocabulary)
     return stage(
         row.stage, "train_net.py", "--config-file", run.config(other.config), "--eval-only", "--num-gpus", 0,
-        *(x for pair in other.overrides for x in pair),  # first: MODEL.WEIGHTS may be among them
+        *other.arguments,  # first: MODEL.WEIGHTS may be among them
         "OUTPUT_DIR", run.folder / row.stage, "MODEL.WEIGHTS", run.folder / other.stage / "model_final.pth",
         "MODEL.VILD.VOCABULARY", run.vocabulary, "MODEL.VILD.TEST_VOCABULARY", vocabulary,
     )  # fmt: skip
 
 
 def _gauges(run: GlyphsRun, row: Row, student: Row) -> Stage:
-    return replace(run.gauges("gauges", student.stage, "proposals_val", student.config), name=row.stage)
+    gauges = run.gauges("gauges", student.stage, "proposals_val", student.config, *student.arguments)
+    return replace(gauges, name=row.stage)
 
 
 def rotate_novel(vocabulary: Vocabulary) -> Vocabulary:
@@ -91,7 +91,7 @@ def rotate_novel(vocabulary: Vocabulary) -> Vocabulary:
 
 
 def read_row(run: GlyphsRun, row: Row) -> dict[str, float | None]:
-    """A row's metrics of one seed; of a trained one also its seconds a step, and what it costs."""
+    """A row's metrics of one seed; of a trained one also its seconds a step."""
     if row.clip_on_crops:
         return {f"bbox/{key}": value for key, value in run.read_gauges()[1].items()}
     found = dict(run.metrics(row.stage))
@@ -99,10 +99,15 @@ def read_row(run: GlyphsRun, row: Row) -> dict[str, float | None]:
     if log.is_file():
         times = [json.loads(line).get("time") for line in log.read_text().splitlines()]
         found[SECONDS] = float(np.median([t for t in times if t is not None]))
-    if row.config and (built := cost.detector_of_run(run.folder / row.stage, "MODEL.DEVICE", "cpu")):
-        found[PARAMETERS] = cost.parameters(built[0])["all"] / 1e6
-        found[GFLOP] = cost.flops(*built)["all"] / 1e9
     return found
+
+
+def read_cost(run: GlyphsRun, row: Row) -> dict[str, float]:
+    """What a trained row's detector costs, the same whatever the seed; of other rows nothing."""
+    built = cost.detector_of_run(run.folder / row.stage, "MODEL.DEVICE", "cpu") if row.config else None
+    if built is None:
+        return {}
+    return {PARAMETERS: cost.parameters(built[0])["all"] / 1e6, GFLOP: cost.flops(*built)["all"] / 1e9}
 
 
 def mean_and_std(values: list[float | None], digits: int = 1) -> str:
@@ -114,7 +119,8 @@ def mean_and_std(values: list[float | None], digits: int = 1) -> str:
 
 
 def table(results: Mapping[str, list[dict]], gauges: Mapping[str, list[dict]]) -> str:
-    """Markdown. ``results``: row to a seed's metrics each; ``gauges``: gauge to a seed's {"base", "novel"} each."""
+    """Markdown. ``results``: row to a seed's metrics each, the first with what the row costs; ``gauges``: gauge to a
+    seed's {"base", "novel"} each."""
     options = {"tablefmt": "pipe", "disable_numparse": True}
     headers = ["", "seeds", *(m.replace("bbox/", "box ").replace("segm/", "mask ") for m in METRICS),
                SECONDS, PARAMETERS, GFLOP]  # fmt: skip
@@ -136,12 +142,12 @@ def table(results: Mapping[str, list[dict]], gauges: Mapping[str, list[dict]]) -
 
 def plot(results: Mapping[str, list[dict]], path: Path) -> None:
     """Novel over base box AP50, a cross a row: mean and standard deviation over the seeds."""
-    with _axes(path) as axes:
-        for number, (name, values) in enumerate(r for r in results.items() if r[1]):
+    with _axes(path, results) as axes:
+        for number, (name, values) in enumerate(results.items()):
             x, y = ([v.get(f"bbox/AP50_{mark}") for v in values] for mark in ("base", "novel"))
-            if None not in x and None not in y:
-                look = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "label": name}
-                axes.errorbar(np.mean(x), np.mean(y), xerr=_spread(x), yerr=_spread(y), **look, **_POINT)
+            if values and None not in x and None not in y:
+                look = _look(number)
+                axes.errorbar(np.mean(x), np.mean(y), xerr=_spread(x), yerr=_spread(y), label=name, **look)
         axes.set_xlabel("box AP50, base names")
         axes.set_ylabel("box AP50, novel names")
 
@@ -149,18 +155,15 @@ def plot(results: Mapping[str, list[dict]], path: Path) -> None:
 def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
     """Novel (filled) and base (open) box AP50 over GFLOP a picture, a row each; nothing where all rows cost the
     same."""
-    rows = {name: values for name, values in results.items() if values and GFLOP in values[0]}
-    if len({round(values[0][GFLOP], 6) for values in rows.values()}) < 2:
+    rows = [(n, *row) for n, row in enumerate(results.items()) if row[1] and GFLOP in row[1][0]]
+    if len({round(values[0][GFLOP], 6) for _, _, values in rows}) < 2:
         return
-    with _axes(path) as axes:
-        for number, (name, values) in enumerate(rows.items()):
-            for mark, face in (("novel", f"C{number % 10}"), ("base", "none")):
+    with _axes(path, results) as axes:
+        for number, name, values in rows:
+            for mark, more in (("novel", {"label": name}), ("base", {"markerfacecolor": "none"})):
                 y = [v.get(f"bbox/AP50_{mark}") for v in values]
-                if None in y:
-                    continue
-                look = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "markerfacecolor": face}
-                label = name if mark == "novel" else None
-                axes.errorbar(values[0][GFLOP], np.mean(y), yerr=_spread(y), label=label, **look, **_POINT)
+                if None not in y:
+                    axes.errorbar(values[0][GFLOP], np.mean(y), yerr=_spread(y), **_look(number), **more)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:.3g}")
         axes.xaxis.set_minor_formatter("{x:.3g}")
@@ -168,7 +171,9 @@ def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
         axes.set_ylabel("box AP50, novel (filled) and base names")
 
 
-_POINT = {"linestyle": "none", "capsize": 3}
+def _look(number: int) -> dict[str, object]:
+    """Of a row's points, by its place among the results: the same in every picture."""
+    return {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "linestyle": "none", "capsize": 3}
 
 
 def _spread(values: list[float]) -> float | None:
@@ -176,14 +181,16 @@ def _spread(values: list[float]) -> float | None:
 
 
 @contextmanager
-def _axes(path: Path) -> Iterator[Any]:
-    """The axes of a picture with the legend beside it, written when the block ends."""
+def _axes(path: Path, results: Mapping[str, list[dict]]) -> Iterator[Any]:
+    """The axes of a picture of ``results`` with the legend beside it, written when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 6))
+    seeds = max(map(len, results.values()))
+    axes.set_title(f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed")
     yield axes
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -8,8 +8,10 @@ setting each:
 * ``teachers``: 2, a second teacher, of another width, beside the first (MODEL.VILD.TEACHERS); or "twice", the first one
   again as the second (a control: the second projection, loss and say at test, but nobody new);
 * or ``evaluate``: another row's detector, with ``novel_texts: rotated`` (a control that must destroy novel AP);
-* or ``clip_on_crops: true``: the teacher on every proposal, no detector.
+* or ``clip_on_crops``: the teacher on every proposal, no detector; the value is another row, whose detector is measured
+  beside it (the gauges).
 
+A detector starts from the proposal network's weights, unless ``MODEL.WEIGHTS`` says otherwise ("": from scratch).
 A key that a row would not look at is refused, and so is an override that does not fit its config.
 """
 
@@ -20,18 +22,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from detectron2.modeling import build_backbone
+
+from vild.best import check_patience
 from vild.config import load_config
 from vild.errors import UserError
 from vild.modeling.loss_weights import parse_loss_weights
 from vild.modeling.objectives import parse_objectives
+from vild.modeling.roi_heads import VARIANTS
 from vild.pipeline import REPOSITORY
-from vild.teaching import distils_maps
+from vild.teaching import distils_from, distils_maps
 from vild.untrusted import read_yaml
 
 CONFIGS = REPOSITORY / "configs" / "Glyphs"
-CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "clip_on_crops": (False, True),
-           "teachers": (1, 2, "twice")}  # fmt: skip
+CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "teachers": (1, 2, "twice")}
 LOOKS_AT = {"config": ("data", "teachers"), "evaluate": ("novel_texts",), "clip_on_crops": ()}  # each sort of row
+# keys that the pipeline sets, and what says it in a grid
+OWNED = {"OUTPUT_DIR": "", "SEED": "seeds", "DATASETS.TRAIN": "data", "DATASETS.TEST": "", "MODEL.VILD.VOCABULARY": "",
+         "MODEL.VILD.STORE": "data", "MODEL.VILD.TEACHERS": "teachers", "MODEL.VILD.TEACHER.NAME": ""}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Row:
     data: str = "train"
     evaluate: str = ""
     novel_texts: str = ""
-    clip_on_crops: bool = False
+    clip_on_crops: str = ""
     teachers: int | str = 1
     overrides: tuple[tuple[str, object], ...] = ()
 
@@ -53,9 +61,9 @@ class Row:
         return "row-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
-    def fit_for_gauges(self) -> bool:
-        """Is it a detector trained as most are, beside which the teacher can be measured?"""
-        return bool(self.config) and self.data == "train" and self.teachers == 1
+    def arguments(self) -> tuple[object, ...]:
+        """Its overrides as a command has them: key, value, key, value ..."""
+        return tuple(x for pair in self.overrides for x in pair)
 
 
 @dataclass(frozen=True)
@@ -89,15 +97,19 @@ def read_grid(path: Path) -> Grid:
     for row in grid.rows:
         if stages.count(row.stage) > 1:
             raise UserError(f"grid {path}: two rows would lie in {row.stage}; name them differently")
-        if row.evaluate and row.evaluate not in trained:
-            raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' is no row with a config")
-        if row.evaluate and trained[row.evaluate].teachers != 1:
-            raise UserError(f"grid {path}, row '{row.name}': evaluate: '{row.evaluate}' has more teachers than one")
-        if row.clip_on_crops and not any(r.fit_for_gauges for r in grid.rows):
-            raise UserError(
-                f"grid {path}, row '{row.name}': it is measured beside a row with a config (of one teacher), "
-                "which is missing"
-            )
+        for key in ("evaluate", "clip_on_crops"):
+            if not (other := getattr(row, key)):
+                continue
+            where = f"grid {path}, row '{row.name}': {key}: '{other}'"
+            if other not in trained:
+                raise UserError(f"{where} is no row with a config")
+            if trained[other].teachers != 1:
+                raise UserError(f"{where} has more teachers than one")
+            if key == "clip_on_crops" and trained[other].data != "train":
+                raise UserError(f"{where} is not of data: train")
+    crops = [row.name for row in grid.rows if row.clip_on_crops]
+    if len(crops) > 1:
+        raise UserError(f"grid {path}: rows '{crops[0]}' and '{crops[1]}' would both write gauges.json; keep one")
     return grid
 
 
@@ -113,13 +125,19 @@ def check_seeds(seeds: object, where: str) -> tuple[int, ...]:
 def _row(name: str, setting: object, where: str) -> Row:
     if not isinstance(setting, dict):
         raise UserError(f"{where}: {setting} is no setting; for example {{config: vild}}")
-    known = {k: v for k, v in setting.items() if k in ("config", "evaluate", *CHOICES)}
+    if not re.fullmatch(r"[^_|$][^|$]*", name) or not name.isprintable():
+        raise UserError(f"{where}: a table or plot cannot show its name; no '|' or '$', no '_' first")
+    for key in setting:
+        if not isinstance(key, str):
+            raise UserError(f"{where}: its key {key!r} is not text")
+    known = {k: v for k, v in setting.items() if k in (*LOOKS_AT, *CHOICES)}
     overrides = {k: v for k, v in setting.items() if k not in known}
     for key in overrides:
         if key != key.upper():
-            raise UserError(
-                f"{where}: '{key}' is not one of config, evaluate, {', '.join(CHOICES)}, nor a config's key"
-            )
+            raise UserError(f"{where}: '{key}' is not one of {', '.join((*LOOKS_AT, *CHOICES))}, nor a config's key")
+        for owned, instead in OWNED.items():
+            if f"{owned}.".startswith(f"{key}."):
+                raise UserError(f"{where}: '{key}' is set by the pipeline" + (f"; give {instead}" if instead else ""))
     for key, allowed in CHOICES.items():
         if known.get(key, allowed[0]) not in allowed:
             raise UserError(f"{where}: {key}: {known[key]} is not one of {', '.join(map(str, allowed))}")
@@ -132,19 +150,19 @@ def _row(name: str, setting: object, where: str) -> Row:
             raise UserError(f"{where}: '{key}' means nothing beside {sort}")
     if overrides and sort != "config":
         raise UserError(f"{where}: '{next(iter(overrides))}' means nothing beside {sort}")
-    if sort != "clip_on_crops" and not isinstance(known[sort], str):
-        raise UserError(f"{where}: {sort}: {known[sort]} is not text")
+    if not isinstance(known[sort], str):
+        raise UserError(f"{where}: {sort}: {known[sort]} is not a name")
     if known.get("teachers", 1) != 1 and (not known.get("config") or known.get("data", "train") != "train"):
         raise UserError(f"{where}: teachers is for a config on data: train")
     if sort == "config":
-        _check_config(known["config"], overrides, where)
+        _check_config(known["config"], known.get("teachers", 1), overrides, where)
     return Row(name, **known, overrides=tuple(overrides.items()))
 
 
-def _check_config(config: str, overrides: Mapping[str, object], where: str) -> None:
-    """UserError unless there is such a config and the overrides fit it."""
+def _check_config(config: str, teachers: object, overrides: Mapping[str, object], where: str) -> None:
+    """UserError unless there is such a config of a detector, and the overrides and the number of teachers fit it."""
     known = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))
-    known = [name for name in known if not name.startswith("ablations/")]
+    known = [name for name in known if not re.match("ablations/|Base-|proposals$", name)]
     if config not in known:
         raise UserError(f"{where}: config: '{config}' is not one of {', '.join(known)}")
     try:
@@ -152,5 +170,14 @@ def _check_config(config: str, overrides: Mapping[str, object], where: str) -> N
         parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
         parse_loss_weights(cfg.MODEL.VILD.LOSS_WEIGHTS)
         distils_maps(cfg)
+        check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
+        if cfg.MODEL.VILD.VARIANT not in VARIANTS:
+            raise UserError(f"MODEL.VILD.VARIANT: '{cfg.MODEL.VILD.VARIANT}' is not one of {', '.join(VARIANTS)}")
+        if distils_from(cfg) == "nothing" and (teachers != 1 or "MODEL.VILD.OBJECTIVES" in overrides):
+            raise UserError("teachers and MODEL.VILD.OBJECTIVES mean nothing to a detector that distils nothing")
+        if cfg.MODEL.VILD.TIMM_BACKBONE:
+            build_backbone(cfg)  # does timm have it?
+            if "MODEL.WEIGHTS" not in overrides:
+                raise UserError('the proposal network has another backbone; add MODEL.WEIGHTS: "" (from scratch)')
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import torch
@@ -28,13 +30,19 @@ class Stage:
     name: str
     command: tuple[str, ...]
 
+    @property
+    def output(self) -> str:
+        """The file or folder that its command names to be written; "" where it names none."""
+        return next((b for a, b in pairwise(self.command) if a in ("--output", "OUTPUT_DIR")), "")
+
 
 def stage(name: str, *command: object) -> Stage:
     return Stage(name, tuple(str(c) for c in command))
 
 
 class Pipeline:
-    """Stages under one folder. ``<folder>/stages/<name>.json`` marks a finished one, ``<name>.log`` is its output.
+    """Stages under one folder. ``<folder>/stages/<name>.json`` has a stage's command as soon as it begins, and its
+    seconds once it is done; ``<name>.log`` is its output.
 
     Args:
         folder: everything the stages write lies below it.
@@ -50,38 +58,54 @@ class Pipeline:
         (two small trainings on a core each finish sooner than one after the other on both). Those done are left out.
 
         Raises:
-            UserError: a stage failed, or was done before by another command.
+            UserError: a stage failed (told when the others have ended), or was begun before by another command.
         """
-        todo = []
-        for each in stages:
-            marker = self.folder / "stages" / f"{each.name}.json"
-            if not marker.exists():
-                todo.append(each)
-                continue
-            done = json.loads(marker.read_text())
-            if done["command"] != list(each.command):
-                raise UserError(f"{marker}: stage '{each.name}' was made by another command; remove {self.folder}")
-            self.seconds[each.name] = done["seconds"]
-            print(f"{each.name}: there already", flush=True)
+        todo = [each for each in stages if not self._is_done(each)]
         cores = torch.get_num_threads()
-        threads = max(1, cores // max(len(todo), 1))
+        threads = max(1, cores // max(len(stages), 1))  # also of those done: all of a call compute alike
         running: list[_Running] = []
         try:
-            self._work_through(todo, running, cores, threads)
+            failed = self._work_through(todo, running, cores, threads)
         finally:
             for process in running:
                 process.stop()
+        if failed:
+            raise UserError(f"{failed[0]}; {len(failed)} of {len(stages)} stages failed") from failed[0]
 
-    def _work_through(self, todo: list[Stage], running: list[_Running], at_once: int, threads: int) -> None:
-        """Until all have ended; tells every few seconds (on a terminal) or every half minute how far they are."""
-        terminal, told = sys.stdout.isatty(), -60.0
+    def _is_done(self, each: Stage) -> bool:
+        """UserError if what is there, whole or in part, is another command's."""
+        marker = self.folder / "stages" / f"{each.name}.json"
+        if not marker.exists():
+            return False
+        made = json.loads(marker.read_text())
+        if made["command"] != list(each.command):
+            remove = f"that file and {each.output}, with what later stages made of it" if each.output else self.folder
+            raise UserError(
+                f"{marker}: stage '{each.name}' was begun by another command, "
+                f"{_first_difference(made['command'], each.command)}; remove {remove}, or name a grid's row differently"
+            )
+        if "seconds" not in made:
+            return False
+        self.seconds[each.name] = made["seconds"]
+        print(f"{each.name}: there already", flush=True)
+        return True
+
+    def _work_through(self, todo: list[Stage], running: list[_Running], at_once: int, threads: int) -> list[UserError]:
+        """Until all have ended, whichever fail: their errors. Tells every few seconds (on a terminal) or every half
+        minute how far they are."""
+        terminal, told, failed = sys.stdout.isatty(), -60.0, []
         while todo or running:
             while todo and len(running) < at_once:
                 running.append(_Running(todo.pop(0), self.folder, threads))
             time.sleep(0.5)
             for process in [r for r in running if r.ended()]:
                 running.remove(process)
-                self.seconds[process.stage.name] = process.finish()
+                try:
+                    self.seconds[process.stage.name] = process.finish()
+                except UserError as error:
+                    failed.append(error)
+                    print(f"{error}{' ' * 40}", flush=True)
+                    continue
                 left = f"; {len(todo) + len(running)} left at this point" if todo or running else ""
                 print(f"{process.stage.name}: done in {process.seconds:.0f} s{left}{' ' * 40}", flush=True)
             if running and time.monotonic() - told > (3 if terminal else 30):
@@ -90,15 +114,25 @@ class Pipeline:
                 print(f"\r{line:<78}" if terminal else line, end="" if terminal else "\n", flush=True)
         if terminal:
             print("\r", end="")
+        return failed
+
+
+def _first_difference(then: Sequence[str], now: Sequence[str]) -> str:
+    """In words, with the argument before it, which may be the key."""
+    pairs = enumerate(zip_longest(then, now))
+    at = next(n for n, (a, b) in pairs if a != b)
+    was, is_now = (" ".join(command[max(0, at - 1) : at + 1]) for command in (then, now))
+    return f"'{was}' where it is now '{is_now}'"
 
 
 class _Running:
-    """A stage in its process."""
+    """A stage in its process. Its command is written down first: what it leaves half done is no other command's."""
 
     def __init__(self, each: Stage, folder: Path, threads: int):
         self.stage, self.started, self.seconds = each, time.monotonic(), 0.0
         self.marker, self.log = (folder / "stages" / f"{each.name}.{end}" for end in ("json", "log"))
         environment = {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets"), "OMP_NUM_THREADS": str(threads)}
+        write_json(self.marker, {"command": each.command})
         with open(self.log, "wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, str(REPOSITORY / "tools" / each.command[0]), *each.command[1:]],
@@ -248,11 +282,11 @@ class GlyphsRun(Pipeline):
             "MODEL.VILD.TEACHER.NAME", self.teacher, *overrides,
         )  # fmt: skip
 
-    def gauges(self, name: str, student: str, proposals: str, config: str = "") -> Stage:
-        """``config``: of the student's stage ("": named like it)."""
+    def gauges(self, name: str, student: str, proposals: str, config: str = "", *overrides: object) -> Stage:
+        """``config`` and ``overrides``: of the student's stage ("": named like it)."""
         return stage(
             name, "gauges.py", "--config-file", self.config(config or student), "--dataset", "glyphs_val",
             "--proposals", self.folder / f"{proposals}.safetensors", "--output", self.folder / f"{name}.json",
-            "--clip-on-crops", "MODEL.WEIGHTS", self.folder / student / "model_final.pth",
+            "--clip-on-crops", *overrides, "MODEL.WEIGHTS", self.folder / student / "model_final.pth",
             "MODEL.VILD.TEACHER.NAME", self.teacher,
         )  # fmt: skip

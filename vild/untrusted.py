@@ -57,7 +57,18 @@ def parse_json(text: str | bytes) -> object:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Plain values. No ``<<``, which copies what an alias stands for, and copies the copies."""
+    """Plain values. No ``<<``, which copies what an alias stands for, and copies the copies; and no key twice, of which
+    the first would be lost without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        mapping = super().construct_mapping(node, deep)
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: the key '{key}' stands there twice")
+            seen.add(key)
+        return mapping
 
     def flatten_mapping(self, node):
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):

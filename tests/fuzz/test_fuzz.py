@@ -83,7 +83,7 @@ rows:
   ViLD: {config: vild, data: train}
   squared: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: squared, WEIGHT: 2}]}
   rotated: {evaluate: ViLD, novel_texts: rotated}
-  teacher: {clip_on_crops: true}
+  teacher: {clip_on_crops: ViLD}
 """
 
 
