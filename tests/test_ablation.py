@@ -95,10 +95,19 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {config: proposals}}", "config: 'proposals' is not one of ensemble, image, students/"),
         ("rows: {a: {config: vild, SEED: 1}}", "row 'a': 'SEED' is set by the pipeline; give seeds"),
         ("rows: {a: {config: vild, DATASETS: {TEST: []}}}", "row 'a': 'DATASETS' is set by the pipeline"),
-        ("rows: {a: {config: text, teachers: 2}}", "row 'a': teachers and .* mean nothing to a detector"),
+        ("rows: {a: {config: text, teachers: 2}}", "row 'a': .* the variant 'text' distils from no teacher"),
+        (
+            "rows: {a: {config: vild, teachers: twice, MODEL.VILD.DISTILL_FROM: teacher}}",
+            "row 'a': .* DISTILL_FROM is 'teacher'",
+        ),
+        ("rows: {a: {config: vild, MODEL.VILD.SEVERAL_TEACHERS.BY: average}}", "row 'a': .*TEACHERS is empty"),
+        (
+            "rows: {a: {config: vild, teachers: 2, MODEL.VILD.SEVERAL_TEACHERS.BY: average}}",
+            "row 'a': .* neither soft_targets nor",
+        ),
         (
             "rows: {a: {config: vild, MODEL.VILD.VARIANT: text, MODEL.VILD.OBJECTIVES: [{NAME: cosine}]}}",
-            "row 'a': teachers and MODEL.VILD.OBJECTIVES mean nothing",
+            "row 'a': MODEL.VILD.OBJECTIVES means nothing",
         ),
         ("rows: {a: {config: students/resnet10t}}", "row 'a': .* add MODEL.WEIGHTS"),
         ("rows: {a: {config: students/resnet10t, MODEL.VILD.TIMM_BACKBONE: renset}}", "timm has no model 'renset'"),

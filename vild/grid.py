@@ -27,11 +27,8 @@ from detectron2.modeling import build_backbone
 from vild.best import check_patience
 from vild.config import load_config
 from vild.errors import UserError
-from vild.modeling.loss_weights import parse_loss_weights
-from vild.modeling.objectives import parse_objectives
-from vild.modeling.roi_heads import VARIANTS
 from vild.pipeline import REPOSITORY
-from vild.teaching import distils_from, distils_maps
+from vild.teaching import check_teaching, distils_from
 from vild.untrusted import read_yaml
 
 CONFIGS = REPOSITORY / "configs" / "Glyphs"
@@ -166,15 +163,12 @@ def _check_config(config: str, teachers: object, overrides: Mapping[str, object]
     if config not in known:
         raise UserError(f"{where}: config: '{config}' is not one of {', '.join(known)}")
     try:
-        cfg = load_config(str(CONFIGS / f"{config}.yaml"), [str(x) for pair in overrides.items() for x in pair])
-        parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
-        parse_loss_weights(cfg.MODEL.VILD.LOSS_WEIGHTS)
-        distils_maps(cfg)
+        pairs = {**overrides, **({} if teachers == 1 else {"MODEL.VILD.TEACHERS": [{"STORE": "", "VOCABULARY": ""}]})}
+        cfg = load_config(str(CONFIGS / f"{config}.yaml"), [str(x) for pair in pairs.items() for x in pair])
+        check_teaching(cfg)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
-        if cfg.MODEL.VILD.VARIANT not in VARIANTS:
-            raise UserError(f"MODEL.VILD.VARIANT: '{cfg.MODEL.VILD.VARIANT}' is not one of {', '.join(VARIANTS)}")
-        if distils_from(cfg) == "nothing" and (teachers != 1 or "MODEL.VILD.OBJECTIVES" in overrides):
-            raise UserError("teachers and MODEL.VILD.OBJECTIVES mean nothing to a detector that distils nothing")
+        if distils_from(cfg) == "nothing" and "MODEL.VILD.OBJECTIVES" in overrides:
+            raise UserError("MODEL.VILD.OBJECTIVES means nothing to a detector that distils nothing")
         if cfg.MODEL.VILD.TIMM_BACKBONE:
             build_backbone(cfg)  # does timm have it?
             if "MODEL.WEIGHTS" not in overrides:

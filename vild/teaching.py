@@ -13,6 +13,7 @@ from vild.errors import UserError
 from vild.modeling.loss_weights import parse_loss_weights
 from vild.modeling.objectives import of_maps, of_pairs, parse_objectives
 from vild.modeling.other_teachers import check_several, check_teachers
+from vild.modeling.roi_heads import VARIANTS
 from vild.teacher.clip import Teacher, check_same_teacher, crop_of
 from vild.teacher.several_stores import SeveralStores
 from vild.teacher.store import EmbeddingStore
@@ -65,6 +66,8 @@ def check_teaching(cfg) -> None:
     if is_proposal_network(cfg):
         return
     vild = cfg.MODEL.VILD
+    if vild.VARIANT not in VARIANTS:
+        raise UserError(f"MODEL.VILD.VARIANT: '{vild.VARIANT}' is not one of {', '.join(VARIANTS)}")
     values = {**vild, "OLD_STUDENT.WEIGHT": vild.OLD_STUDENT.WEIGHT}
     for name, (fits, wrong) in RANGES.items():
         if not fits(value := values[name]):
@@ -74,6 +77,10 @@ def check_teaching(cfg) -> None:
     several = vild.SEVERAL_TEACHERS
     if teachers and vild.VARIANT == "text":
         raise UserError("MODEL.VILD.TEACHERS: the variant 'text' distils from no teacher")
+    if teachers and vild.DISTILL_FROM != "store":
+        raise UserError(
+            f"MODEL.VILD.TEACHERS: further teachers are read from stores, DISTILL_FROM is '{vild.DISTILL_FROM}'"
+        )
     if not teachers and (several.BY, several.WEIGHTS) != ("projections", "fixed"):
         raise UserError("MODEL.VILD.SEVERAL_TEACHERS is for further teachers, but MODEL.VILD.TEACHERS is empty")
     check_several(teachers, objectives, several.BY, several.WEIGHTS)
@@ -115,8 +122,6 @@ def open_store(cfg) -> EmbeddingStore | None:
     """The store of a training config, with those of further teachers, checked against their vocabularies; None where
     none is read."""
     source, others = distils_from(cfg), check_teachers(cfg.MODEL.VILD.TEACHERS)
-    if others and source in ("teacher", "mixed"):
-        raise UserError(f"MODEL.VILD.TEACHERS: further teachers are read from stores, DISTILL_FROM is '{source}'")
     if source in ("nothing", "teacher"):
         return None
     if not cfg.MODEL.VILD.STORE:

@@ -18,7 +18,7 @@ from vild.modeling.objectives import Regions as ObjectiveRegions
 from vild.modeling.other_teachers import OtherTeachers
 from vild.teacher.several_stores import REGIONS, SeveralStores
 from vild.teacher.store import EmbeddingStore, Regions, StoreWriter
-from vild.teaching import open_store
+from vild.teaching import check_teaching, open_store
 from vild.vocabulary import Vocabulary
 
 WIDTH = 24
@@ -158,15 +158,16 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
     writer.finish()
     swapped = tmp_path / "swapped.safetensors"
     replace(vocabulary, names=vocabulary.names[::-1]).save(swapped)
-    for teachers, more, message in [
-        ([{"STORE": second["STORE"]}], [], "TEACHERS: .* is not"),
-        ([{**second, "WEIGHT": "much"}], [], "WEIGHT much is no number"),
-        ([{**second, "STORE": str(other)}], [], "from other proposals"),
-        ([{**second, "VOCABULARY": str(swapped)}], [], "of teacher"),
-        ([second], ["MODEL.VILD.DISTILL_FROM", "mixed"], "DISTILL_FROM is 'mixed'"),
+    for teachers, message in [
+        ([{"STORE": second["STORE"]}], "TEACHERS: .* is not"),
+        ([{**second, "WEIGHT": "much"}], "WEIGHT much is no number"),
+        ([{**second, "STORE": str(other)}], "from other proposals"),
+        ([{**second, "VOCABULARY": str(swapped)}], "of teacher"),
     ]:
         with pytest.raises(UserError, match=message):
-            open_store(make_cfg("vild", "MODEL.VILD.TEACHERS", str(teachers), *more))
+            open_store(make_cfg("vild", "MODEL.VILD.TEACHERS", str(teachers)))
+    with pytest.raises(UserError, match="read from stores, DISTILL_FROM is 'mixed'"):
+        check_teaching(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), "MODEL.VILD.DISTILL_FROM", "mixed"))
     over = ["MODEL.VILD.OBJECTIVES", "[{'NAME': 'soft_targets', 'OVER': 'background'}]"]
     with pytest.raises(UserError, match="OVER is 'base' alone"):
         build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), *over))
