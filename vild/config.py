@@ -87,7 +87,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = True
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
     # With TEST.EVAL_PERIOD: the evaluation's metric whose best checkpoint is kept as model_best.pth, "bbox/AP50_novel"
-    # say; and after how many evaluations without a better one the training ends (0: never)
+    # say; and after how many evaluations without a better one the training ends, with the best as model_final.pth (0:
+    # never; the last evaluation ends nothing). best.json beside them has all values
     cfg.TEST.BEST_METRIC = ""
     cfg.TEST.PATIENCE = 0
     # Regions kept by tools/make_proposals.py for distillation: at most 300 a picture (paper, section 3.3)
