@@ -28,15 +28,19 @@ class _VocabularyOf:
         self.model, self.where, self.going_on = model, where, False
 
     def state_dict(self) -> dict:
-        others = getattr(self.model.roi_heads.others, "fingerprints", [])
-        return {**self.model.vocabulary.state(), "variant": self.model.roi_heads.variant, "others": others}
+        heads = self.model.roi_heads
+        return {**self.model.vocabulary.state(), "variant": heads.variant, "others": self._further_teachers()}
+
+    def _further_teachers(self) -> list[dict]:
+        """Their fingerprints."""
+        others = self.model.roi_heads.others
+        return [] if others is None else others.fingerprints
 
     def load_state_dict(self, state: dict) -> None:
         check_same_teacher(
             state["fingerprint"], self.where, self.model.vocabulary.fingerprint, "the config's vocabulary"
         )
-        others = getattr(self.model.roi_heads.others, "fingerprints", [])
-        for theirs, mine in zip(state.get("others", []), others, strict=False):
+        for theirs, mine in zip(state.get("others", []), self._further_teachers(), strict=False):
             check_same_teacher(theirs, f"{self.where}, a further teacher", mine, "that of MODEL.VILD.TEACHERS")
         mine, theirs = self.model.roi_heads.variant, state.get("variant")
         if theirs not in (None, mine):

@@ -97,7 +97,7 @@ class Trainer(DefaultTrainer):
         if not is_proposal_network(cfg):
             for name in cfg.DATASETS.TRAIN:
                 check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
-        check_teaching(cfg)  # a mistake is told before files are opened
+        check_teaching(cfg)  # a mistake is told before stores are opened
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
         store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
