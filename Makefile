@@ -33,14 +33,15 @@ ablation: install          ## all variants and controls, three seeds (output/abl
 	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output output/ablation
 
 kill-test: install         ## SIGKILL at 50 random moments, the same command again: nothing may be lost (output/kill-test)
-	$(BIN)/python tools/kill_test.py --output output/kill-test
+	PYTHONPATH=tools $(BIN)/python -m tests.kills --output output/kill-test
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt tools/install_detectron2.py
+$(VENV)/.installed: pyproject.toml constraints.txt vild/install_detectron2.py
 	@echo "installing into $(VENV): about 3 GB, a few minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) 'setuptools<82' wheel
@@ -51,7 +52,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt tools/install_detectron2.py
 	$(PIP) --no-deps --upgrade pillow
 	@# lvis-api, what our LVIS figures are compared with; its dependencies (opencv-python, Cython) are not needed
 	$(BIN)/python -m pip install --quiet --no-deps lvis==0.5.3
-	$(BIN)/python tools/install_detectron2.py
+	$(BIN)/python vild/install_detectron2.py
 	@touch $@
 
 clean:

@@ -9,7 +9,7 @@ that is already there is checked.
 import argparse
 
 from vild.data import datasets, prepare
-from vild.errors import one_line_errors
+from vild.utils.errors import one_line_errors
 
 
 @one_line_errors

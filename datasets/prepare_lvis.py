@@ -8,7 +8,7 @@ annotation) and lvis_v1_minival.json (the pictures in COCO's val2017). A file th
 import argparse
 
 from vild.data import datasets, prepare
-from vild.errors import one_line_errors
+from vild.utils.errors import one_line_errors
 
 
 @one_line_errors

@@ -10,7 +10,7 @@ import argparse
 from vild.data import datasets, prepare
 from vild.data.annotations import check_annotations
 from vild.data.voc import read_voc
-from vild.errors import UserError, one_line_errors
+from vild.utils.errors import UserError, one_line_errors
 
 PUBLISHED = (4_952, 12_032)  # pictures, objects that are not difficult; as others report them
 

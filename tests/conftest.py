@@ -4,25 +4,29 @@ near the ground truth, and the store of them. No test needs a GPU, the network o
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model as build_detector
 
-from vild.checkpoint import VildCheckpointer
+from vild.audit.leakage import Benchmark
+from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import load_config
 from vild.data import datasets
-from vild.data.glyph_world import write_world
-from vild.data.pictures import read_picture
+from vild.data.proposals import load_proposals, save_proposals
 from vild.evaluation.evaluator import ground_truth_boxes
-from vild.predictor import OpenVocabularyDetector
+from vild.glyphs.teacher import MODEL_CFG, build_model
+from vild.glyphs.world import write_world
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.modeling import build_model as build_detector
+from vild.store.store import Regions, StoreWriter
 from vild.teacher.clip import Teacher, save_local
-from vild.teacher.glyph_clip import MODEL_CFG, build_model
-from vild.teacher.proposals import hash_file, load_proposals, save_proposals
-from vild.teacher.store import Regions, StoreWriter
-from vild.vocabulary import Vocabulary
+from vild.utils.files import hash_file
+from vild.utils.images import read_picture
+from vild.vocabulary.vocabulary import Vocabulary
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -145,3 +149,24 @@ def checkpoint_file(world, vocabulary_file, teacher_folder, tmp_path_factory) ->
 @pytest.fixture
 def detector(make_cfg, checkpoint_file) -> OpenVocabularyDetector:
     return OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file)))
+
+
+@pytest.fixture(scope="session")
+def benchmark(world) -> Benchmark:
+    return Benchmark.read("glyphs_train", "", "glyphs_train_all")
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Run a tool in this process (starting one takes seconds); its exit status."""
+
+    def run(name, *arguments):
+        path = str(REPOSITORY / "tools" / name)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run

@@ -10,9 +10,9 @@ from detectron2.engine import default_argument_parser
 
 from tests.conftest import REPOSITORY
 from vild.config import load_config
-from vild.engine import Trainer
+from vild.engine.sources import is_proposal_network
+from vild.engine.trainer import Trainer
 from vild.modeling.roi_heads import VARIANTS
-from vild.teaching import is_proposal_network
 
 CONFIGS = REPOSITORY / "configs"
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if "ablations" not in p.parts)

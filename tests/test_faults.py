@@ -18,18 +18,18 @@ from detectron2.structures import Boxes
 from PIL import Image
 
 from tests.conftest import REPOSITORY
-from vild.data.glyph_world import write_world
-from vild.detections import Detections
-from vild.errors import UserError, one_line_errors
+from vild.apps.label import PartialLabels
+from vild.data.proposals import save_proposals
 from vild.evaluation.results import ResultsWriter
-from vild.files import write_json, write_picture, write_tensors, written_whole
-from vild.label import PartialLabels
-from vild.lock import only_writer
-from vild.teacher.proposals import save_proposals
-from vild.teacher.store import EmbeddingStore, Regions, StoreWriter
-from vild.teacher.store_care import repair, verify
-from vild.teacher.store_merge import merge
-from vild.vocabulary import Vocabulary
+from vild.glyphs.world import write_world
+from vild.inference.detections import Detections
+from vild.store.maintenance import repair, verify
+from vild.store.merge import merge
+from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.utils.errors import UserError, one_line_errors
+from vild.utils.files import write_json, write_picture, write_tensors, written_whole
+from vild.utils.lock import only_writer
+from vild.vocabulary.vocabulary import Vocabulary
 
 FORK = multiprocessing.get_context("fork")
 PLAN = {"fingerprint": {"name": "t", "pretrained": "", "weights": "00", "width": 64}, "proposals": "p"}

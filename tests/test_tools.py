@@ -11,11 +11,11 @@ import torch
 from torchvision.ops import box_iou
 
 from tests.conftest import REPOSITORY
-from vild.checkpoint import VildCheckpointer
+from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data import datasets
-from vild.engine import Trainer
-from vild.teacher.store import EmbeddingStore
-from vild.vocabulary import Vocabulary
+from vild.engine.trainer import Trainer
+from vild.store.store import EmbeddingStore
+from vild.vocabulary.vocabulary import Vocabulary
 
 
 def tool(name, *arguments):
@@ -72,7 +72,7 @@ def test_vocabulary_and_proposals_tools(world, weights, teacher_folder, tmp_path
 
 
 def test_install_detectron2_keeps_the_one_that_is_there():
-    done = tool("install_detectron2.py")
+    done = subprocess.run([sys.executable, "-m", "vild.install_detectron2"], capture_output=True, text=True)
     assert done.returncode == 0 and "kept the one that imports" in done.stdout
 
 

@@ -15,18 +15,21 @@ amounts. In the JSON each row has its metrics in the order of "seeds"; beside th
 import argparse
 from pathlib import Path
 
-from vild.ablation import plot, plot_cost, read_cost, read_row, run_seed, table
-from vild.errors import UserError, one_line_errors
-from vild.files import write_json, write_text
-from vild.grid import check_seeds, read_grid
-from vild.pipeline import GlyphsRun
-from vild.run_record import code_version
+from experiments.ablation import plot, plot_cost, read_cost, read_row, run_seed, table
+from experiments.grid import check_seeds, read_grid
+from experiments.pipeline import GlyphsRun
+
+from vild.engine.run_record import code_version
+from vild.utils.errors import UserError, one_line_errors
+from vild.utils.files import write_json, write_text
 
 
 @one_line_errors
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grid", type=Path, required=True, help="YAML file (vild/grid.py says what it holds)")
+    parser.add_argument(
+        "--grid", type=Path, required=True, help="YAML file (tools/experiments/grid.py says what it holds)"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the grid's")
     parser.add_argument("--iterations", type=int, help="of each detector, instead of the grid's (0: its config's)")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from vild.data import datasets
 from vild.data.annotations import is_lvis_form
 from vild.data.classes import read_split
-from vild.errors import UserError, one_line_errors
+from vild.utils.errors import UserError, one_line_errors
 
 
 @one_line_errors

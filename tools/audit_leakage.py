@@ -14,18 +14,19 @@ import sys
 
 from tabulate import tabulate
 
-from vild.checkpoint import read_network_record
-from vild.data.leakage import Benchmark, TrainingSet, judge_training_set, judge_vocabulary
-from vild.data.pasted_boxes import judge_boxes, measure_boxes
+from vild.audit.leakage import Benchmark, TrainingSet, judge_training_set, judge_vocabulary
+from vild.audit.pasted_boxes import judge_boxes, measure_boxes
+from vild.checkpoint.checkpointer import read_network_record
+from vild.data.proposals import load_proposals, read_labels, read_provenance
 from vild.data.provenance import CLEAN, LEAK, UNKNOWN, judge_network, judge_proposals, worst
-from vild.errors import one_line_errors
-from vild.files import write_json
-from vild.prompts import PROMPT_SETS, LearnedPrompts, clean_name, find_prompts
-from vild.teacher.clip import Teacher, check_same_teacher, describe
-from vild.teacher.proposals import hash_file, load_proposals, read_labels, read_provenance
-from vild.teacher.store import EmbeddingStore
-from vild.untrusted import refused_as
-from vild.vocabulary import Vocabulary, encode_names
+from vild.store.store import EmbeddingStore
+from vild.teacher.clip import Teacher
+from vild.utils.errors import one_line_errors
+from vild.utils.files import hash_file, write_json
+from vild.utils.fingerprint import check_same_teacher, describe
+from vild.utils.untrusted import refused_as
+from vild.vocabulary.prompts import PROMPT_SETS, LearnedPrompts, clean_name, find_prompts
+from vild.vocabulary.vocabulary import Vocabulary, encode_names
 
 STATUS = {CLEAN: 0, LEAK: 1, UNKNOWN: 3}
 

@@ -11,11 +11,11 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+import benchmarks
 from tabulate import tabulate
 
-from vild import benchmarks
-from vild.errors import one_line_errors
-from vild.files import write_json
+from vild.utils.errors import one_line_errors
+from vild.utils.files import write_json
 
 
 def as_table(rows: list[dict]) -> str:

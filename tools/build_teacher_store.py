@@ -16,17 +16,18 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from vild.data import datasets
+from vild.data.proposals import load_proposals, read_provenance, select_proposals
 from vild.data.unreadable import CHOICES
-from vild.errors import UserError, one_line_errors
-from vild.launch import add_launch_arguments, launch
-from vild.lock import only_writer
+from vild.engine.launch import add_launch_arguments, launch
+from vild.store.build import Encoder, encode_pictures, load_pictures, write_shards
+from vild.store.estimate import describe_work
+from vild.store.shards import DTYPES
+from vild.store.store import StoreWriter
 from vild.teacher.clip import PRECISIONS, Teacher
 from vild.teacher.crops import MODES, SCALES
-from vild.teacher.proposals import hash_file, load_proposals, read_provenance, select_proposals
-from vild.teacher.region_pass import Encoder, encode_pictures, load_pictures, write_shards
-from vild.teacher.shards import DTYPES
-from vild.teacher.store import StoreWriter
-from vild.teacher.work import describe_work
+from vild.utils.errors import UserError, one_line_errors
+from vild.utils.files import hash_file
+from vild.utils.lock import only_writer
 
 
 def parse() -> argparse.Namespace:

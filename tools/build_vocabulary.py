@@ -12,11 +12,12 @@ import argparse
 from pathlib import Path
 
 from vild.data import datasets
-from vild.errors import UserError, one_line_errors
-from vild.prompts import PROMPT_SETS, LearnedPrompts, find_prompts
-from vild.teacher.clip import Teacher, check_same_teacher
-from vild.untrusted import read_bytes, refused_as
-from vild.vocabulary import Vocabulary
+from vild.teacher.clip import Teacher
+from vild.utils.errors import UserError, one_line_errors
+from vild.utils.fingerprint import check_same_teacher
+from vild.utils.untrusted import read_bytes, refused_as
+from vild.vocabulary.prompts import PROMPT_SETS, LearnedPrompts, find_prompts
+from vild.vocabulary.vocabulary import Vocabulary
 
 
 @one_line_errors

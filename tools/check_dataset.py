@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from vild.data import datasets
 from vild.data.scan import as_report, scan
-from vild.errors import one_line_errors
-from vild.files import write_json
+from vild.utils.errors import one_line_errors
+from vild.utils.files import write_json
 
 SHOWN = 30  # faults in the table; the report has them all
 

@@ -14,9 +14,9 @@ import argparse
 import os
 from pathlib import Path
 
-from vild.checkpoint import write_weights
-from vild.errors import UserError, one_line_errors
-from vild.modeling.released.convert import convert, with_teacher
+from vild.checkpoint.checkpointer import write_weights
+from vild.checkpoint.tensorflow import convert, with_teacher
+from vild.utils.errors import UserError, one_line_errors
 
 
 def read_checkpoint(path: Path) -> dict:

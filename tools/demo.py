@@ -16,11 +16,11 @@ import sys
 import threading
 from pathlib import Path
 
-from vild.command_line import add_detector_arguments, add_overrides, make_detector
-from vild.demo import annotate_pictures, annotate_video, picture_targets, video_target, writing
-from vild.errors import UserError, one_line_errors
-from vild.inputs import find_pictures
-from vild.video import open_camera, open_video
+from vild.apps.command_line import add_detector_arguments, add_overrides, make_detector
+from vild.apps.demo import annotate_pictures, annotate_video, picture_targets, video_target, writing
+from vild.apps.inputs import find_pictures
+from vild.apps.video import open_camera, open_video
+from vild.utils.errors import UserError, one_line_errors
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -18,11 +18,11 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from vild.data import datasets
 from vild.data.annotations import check_annotations, is_lvis_form, read_json
 from vild.data.classes import make_classes, read_split
-from vild.errors import UserError, one_line_errors
 from vild.evaluation import evaluator
 from vild.evaluation.protocol import Truth, evaluate
 from vild.evaluation.results import read_results
-from vild.files import write_json, write_text
+from vild.utils.errors import UserError, one_line_errors
+from vild.utils.files import write_json, write_text
 
 SPLITS = {"lvis": "lvis", "coco": "everything", "coco-48-17": "coco_48_17"}
 

@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 
 from vild.config import load_config
-from vild.errors import one_line_errors
-from vild.export import write_model
-from vild.predictor import OpenVocabularyDetector
+from vild.export.write import write_model
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.utils.errors import one_line_errors
 
 
 @one_line_errors

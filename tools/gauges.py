@@ -3,7 +3,7 @@
 the teacher there (by base and novel, rare, common and frequent); with --proposals their recall; with --clip-on-crops
 the AP of the teacher run on every proposal, and what that costs beside the detector on the same machine.
 
-    tools/gauges.py --config-file configs/Glyphs/vild.yaml --dataset glyphs_val --output gauges.json \\
+    tools/gauges.py --config-file configs/Glyphs/vild.yaml --dataset glyphs_val --output diagnostics.json \\
         --proposals output/quickstart/proposals_val.safetensors --clip-on-crops \\
         MODEL.WEIGHTS output/quickstart/vild/model_final.pth
 """
@@ -12,12 +12,12 @@ import argparse
 from pathlib import Path
 
 from vild.config import load_config
-from vild.errors import UserError, one_line_errors
-from vild.evaluation import gauges
-from vild.files import write_json
-from vild.predictor import OpenVocabularyDetector
-from vild.teacher.proposals import load_proposals
-from vild.teaching import check_classes
+from vild.data.proposals import load_proposals
+from vild.engine.sources import check_classes
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.report import diagnostics
+from vild.utils.errors import UserError, one_line_errors
+from vild.utils.files import write_json
 
 
 @one_line_errors
@@ -36,16 +36,16 @@ def main():
     proposals = load_proposals(args.proposals) if args.proposals else None
     detector = OpenVocabularyDetector(cfg)
     check_classes(detector.trained, args.dataset, marks=False)
-    embeddings = gauges.embed_ground_truth(detector.teacher, args.dataset)
+    embeddings = diagnostics.embed_ground_truth(detector.teacher, args.dataset)
     result = {
-        "teacher_top1": gauges.teacher_accuracy(embeddings, detector.trained, args.dataset),
-        "student_teacher_cosine": gauges.student_cosine(detector, embeddings, args.dataset),
+        "teacher_top1": diagnostics.teacher_accuracy(embeddings, detector.trained, args.dataset),
+        "student_teacher_cosine": diagnostics.student_cosine(detector, embeddings, args.dataset),
     }
     if proposals is not None:
-        recall = gauges.proposal_recall(args.dataset, proposals, cfg.TEST.PROPOSALS_PER_IMAGE)
+        recall = diagnostics.proposal_recall(args.dataset, proposals, cfg.TEST.PROPOSALS_PER_IMAGE)
         result["proposals"] = {k: None if v != v else v for k, v in recall.items()}
     if args.clip_on_crops:
-        metrics, seconds = gauges.clip_on_crops(
+        metrics, seconds = diagnostics.clip_on_crops(
             detector.teacher,
             detector.trained,
             args.dataset,
@@ -56,7 +56,7 @@ def main():
         )
         result["clip_on_crops"] = {k: None if v != v else v for k, v in metrics["bbox"].items()}
         result["clip_on_crops"]["seconds_a_picture"] = seconds
-        result["clip_on_crops"]["detector_seconds_a_picture"] = gauges.detector_seconds(detector, args.dataset)
+        result["clip_on_crops"]["detector_seconds_a_picture"] = diagnostics.detector_seconds(detector, args.dataset)
     write_json(args.output, result)
     print(args.output.read_text())
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """What an embedding store holds; whether it is whole; repair, merge and coverage.
 
-    tools/inspect_store.py output/store                             # teacher, sizes, regions a picture
-    tools/inspect_store.py output/store --verify                    # reads every byte; exit status 1 if one is broken
-    tools/inspect_store.py output/store --repair                    # removes what is broken: build again, only that
-    tools/inspect_store.py output/store --coverage lvis_v1_train    # which pictures of a data set are missing
-    tools/inspect_store.py --merge output/a output/b --output output/ab
+tools/inspect_store.py output/store                             # teacher, sizes, regions a picture
+tools/inspect_store.py output/store --verify                    # reads every byte; exit status 1 if one is broken
+tools/inspect_store.py output/store --repair                    # removes what is broken: build again, only that
+tools/inspect_store.py output/store --coverage lvis_v1_train    # which pictures of a data set are missing
+tools/inspect_store.py --merge output/a output/b --output output/ab
 """
 
 import argparse
@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 
 from vild.data import datasets
-from vild.errors import UserError, one_line_errors
-from vild.lock import only_writer
-from vild.teacher import store_care
-from vild.teacher.manifest import read_manifest
-from vild.teacher.store_merge import merge
+from vild.store import maintenance
+from vild.store.manifest import read_manifest
+from vild.store.merge import merge
+from vild.utils.errors import UserError, one_line_errors
+from vild.utils.lock import only_writer
 
 
 @one_line_errors
@@ -37,29 +37,29 @@ def main() -> None:
             raise UserError("--merge takes two stores or more")
         with only_writer(args.output):
             merge(args.merge, args.output)
-        print(store_care.summarise(args.output))
+        print(maintenance.summarise(args.output))
         return
     if args.repair:
         read_manifest(args.store)  # a mistyped name makes no folder
         with only_writer(args.store, folder=True):
-            lines = store_care.repair(args.store)
+            lines = maintenance.repair(args.store)
         print("\n".join(lines) or f"store {args.store}: nothing is broken")
         if lines:
             print("removed; run the tools/build_teacher_store.py command of this store again: it computes only these")
         return
     broken = 0
     if args.verify:
-        for _, line in store_care.verify(args.store):
+        for _, line in maintenance.verify(args.store):
             print(line)
             broken += 1
         if broken:
             sys.exit(1)
-    print(store_care.summarise(args.store))
+    print(maintenance.summarise(args.store))
     if args.verify:
         print("verified: every shard is whole")
     if args.coverage:
         ids = [record["image_id"] for record in datasets.load_dicts(args.coverage)]
-        missing, empty = store_care.coverage(args.store, ids)
+        missing, empty = maintenance.coverage(args.store, ids)
         print(f"'{args.coverage}': {len(ids):,} pictures, {len(missing):,} missing, {empty:,} without a region")
         if missing:
             print("missing: " + ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else ""))

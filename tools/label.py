@@ -15,14 +15,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vild.command_line import add_detector_arguments, add_overrides, make_detector
-from vild.demo import writing
-from vild.errors import UserError, one_line_errors
-from vild.inputs import find_pictures
-from vild.label import PartialLabels, check_name, plan_of
-from vild.lock import only_writer
-from vild.teacher.proposals import hash_file
-from vild.words import parse_thresholds
+from vild.apps.command_line import add_detector_arguments, add_overrides, make_detector
+from vild.apps.demo import writing
+from vild.apps.inputs import find_pictures
+from vild.apps.label import PartialLabels, check_name, plan_of
+from vild.inference.words import parse_thresholds
+from vild.utils.errors import UserError, one_line_errors
+from vild.utils.files import hash_file
+from vild.utils.lock import only_writer
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

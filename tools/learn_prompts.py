@@ -14,12 +14,12 @@ import argparse
 import torch
 
 from vild.data import datasets
-from vild.errors import UserError, one_line_errors
 from vild.evaluation.evaluator import ground_truth_boxes
-from vild.evaluation.gauges import embed_ground_truth
+from vild.report.diagnostics import embed_ground_truth
+from vild.store.store import EmbeddingStore
 from vild.teacher.clip import Teacher
 from vild.teacher.prompt_learning import LEFT_OUT, learn, match, starting_prompts
-from vild.teacher.store import EmbeddingStore
+from vild.utils.errors import UserError, one_line_errors
 
 
 def regions(teacher, name, store):

@@ -4,9 +4,9 @@
 import argparse
 
 from vild.data import datasets
-from vild.data.glyph_world import SETS, contact_sheet, write_world
-from vild.errors import one_line_errors
-from vild.files import write_picture
+from vild.glyphs.world import SETS, contact_sheet, write_world
+from vild.utils.errors import one_line_errors
+from vild.utils.files import write_picture
 
 
 @one_line_errors

@@ -8,17 +8,17 @@
 import argparse
 
 import torch
-from detectron2.modeling import build_model
 from tqdm import tqdm
 
-from vild.checkpoint import VildCheckpointer
+from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import load_config
 from vild.data import datasets
 from vild.data.loader import build_test_loader
+from vild.data.proposals import save_proposals
 from vild.data.unreadable import REASON
-from vild.errors import UserError, one_line_errors
-from vild.lock import only_writer
-from vild.teacher.proposals import save_proposals
+from vild.modeling import build_model
+from vild.utils.errors import UserError, one_line_errors
+from vild.utils.lock import only_writer
 
 
 @one_line_errors

@@ -6,12 +6,13 @@ import argparse
 import os
 from pathlib import Path
 
+from experiments.pipeline import GlyphsRun
+
 from vild.config import load_config
 from vild.data import datasets
-from vild.errors import one_line_errors
-from vild.evaluation.report import comparison, table, write_report
-from vild.pipeline import GlyphsRun
-from vild.predictor import OpenVocabularyDetector
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.report.quickstart import comparison, table, write_report
+from vild.utils.errors import one_line_errors
 
 COLUMNS = [
     "bbox/AP50_novel",

@@ -11,16 +11,9 @@ pictures into OUTPUT (RUN/report).
 import argparse
 from pathlib import Path
 
-from vild.errors import one_line_errors
-from vild.evaluation.page import write_page
-from vild.evaluation.run_report import (
-    cost_blocks,
-    gauge_blocks,
-    origin_blocks,
-    read_run,
-    run_blocks,
-    unreadable_blocks,
-)
+from vild.report.page import write_page
+from vild.report.run_report import cost_blocks, gauge_blocks, origin_blocks, read_run, run_blocks, unreadable_blocks
+from vild.utils.errors import one_line_errors
 
 
 @one_line_errors

@@ -24,9 +24,9 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-MOST_PIXELS = 89_478_485  # of a picture, as in vild/data/pictures.py
+MOST_PIXELS = 89_478_485  # of a picture, as in vild/utils/images.py
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
-MOST_JSON = 1 << 24  # bytes of a manifest or a vocabulary's header, as in vild/untrusted.py
+MOST_JSON = 1 << 24  # bytes of a manifest or a vocabulary's header, as in vild/utils/untrusted.py
 
 
 class Mistake(ValueError):
@@ -166,14 +166,14 @@ def with_context(words: dict, context: dict) -> tuple[np.ndarray, list[str]]:
 
 
 def spellings(words: dict, index: int) -> set[str]:
-    """The names of a class, cleaned as vild/prompts.py does it."""
+    """The names of a class, cleaned as vild/vocabulary/prompts.py does it."""
     synonyms = words["synonyms"][index] if words["synonyms"] else []
     names = (words["names"][index], *synonyms)
     return {n.replace("_", " ").replace("/", " or ").lower().strip().removesuffix(".") for n in names}
 
 
 def read_picture(file_name: str, image_format: str) -> np.ndarray:
-    """uint8 [H, W, 3], as vild/data/pictures.py reads it: upright, first frame, 16 bits to 8, any colour space."""
+    """uint8 [H, W, 3], as vild/utils/images.py reads it: upright, first frame, 16 bits to 8, any colour space."""
     try:
         Image.init()  # a build of Pillow may lack some
         with Image.open(file_name, formats=[f for f in FILE_FORMATS if f in Image.OPEN]) as picture:

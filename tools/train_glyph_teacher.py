@@ -8,8 +8,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from vild.errors import one_line_errors
-from vild.teacher.glyph_clip import MODEL_CFG, train
+from vild.glyphs.teacher import MODEL_CFG, train
+from vild.utils.errors import one_line_errors
 
 
 @one_line_errors

@@ -10,12 +10,12 @@ from contextlib import nullcontext
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
-from vild.checkpoint import VildCheckpointer
+from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import load_config
-from vild.engine import Trainer, setup
-from vild.errors import one_line_errors
-from vild.launch import launch
-from vild.lock import only_writer
+from vild.engine.launch import launch
+from vild.engine.trainer import Trainer, setup
+from vild.utils.errors import one_line_errors
+from vild.utils.lock import only_writer
 
 
 @one_line_errors

@@ -16,13 +16,13 @@ from detectron2.utils import comm
 
 from vild.config import load_config
 from vild.data import datasets
-from vild.engine import Trainer, setup
-from vild.errors import one_line_errors
+from vild.engine.launch import launch
+from vild.engine.trainer import Trainer, setup
 from vild.evaluation.evaluator import write_metrics
-from vild.evaluation.run_report import transfer_table
-from vild.files import write_text
-from vild.launch import launch
-from vild.predictor import OpenVocabularyDetector, vocabulary_of
+from vild.inference.predictor import OpenVocabularyDetector, vocabulary_of
+from vild.report.run_report import transfer_table
+from vild.utils.errors import one_line_errors
+from vild.utils.files import write_text
 
 
 @one_line_errors

@@ -16,8 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from vild.config import load_config
 from vild.data import datasets
-from vild.errors import UserError, one_line_errors
-from vild.predictor import OpenVocabularyDetector
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.utils.errors import UserError, one_line_errors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MOST_EXAMPLES = 8
@@ -37,7 +37,7 @@ def main():
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE ...")
     args = parser.parse_args()
     try:
-        from vild.web_page import serve
+        from vild.apps.web_page import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install -e '.[web]'") from error
 

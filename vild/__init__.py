@@ -1,3 +1,24 @@
 """vild: open-vocabulary object detection by distillation (ViLD, arXiv 2104.13921), on Detectron2."""
 
+from importlib import import_module
+
 __version__ = "0.1.0"
+
+# Loaded when first asked for: `import vild` itself needs neither torch nor Detectron2
+_PUBLIC = {
+    "EmbeddingStore": "vild.store.store",
+    "OpenVocabularyDetector": "vild.inference.predictor",
+    "Teacher": "vild.teacher.clip",
+    "Vocabulary": "vild.vocabulary.vocabulary",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'vild' has no attribute '{name}'")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

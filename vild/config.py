@@ -3,14 +3,14 @@ config file is read."""
 
 from __future__ import annotations
 
-import os
+from importlib.resources import files
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-import vild.modeling  # noqa: F401  (registers the detector that a config names)
-from vild.errors import UserError
-from vild.untrusted import check_config, refused_as
+from vild.utils.errors import UserError
+from vild.utils.untrusted import check_config, refused_as
 
 
 def add_vild_config(cfg: CfgNode) -> None:
@@ -35,7 +35,7 @@ def add_vild_config(cfg: CfgNode) -> None:
     # local-dir:FOLDER
     vild.TEACHER = CfgNode({"NAME": "ViT-B-32-quickgelu", "PRETRAINED": "openai"})
     # Further teachers, {"STORE", "VOCABULARY", "WEIGHT" (1)} each: stores of the same proposals, vocabularies of the
-    # same names (vild/modeling/other_teachers.py). Their objectives may look at "base" words only
+    # same names (vild/modeling/extra_teachers.py). Their objectives may look at "base" words only
     vild.TEACHERS = []
     # How they go together with the first. BY: "projections", the student learns its objectives in the space of each;
     # or "average", soft_targets and hard_targets imitate the mean of their distributions over the base names, anything
@@ -76,7 +76,7 @@ def add_vild_config(cfg: CfgNode) -> None:
     # (region, class) pairs that enter NMS at test
     vild.PRE_NMS_TOPK = 20000
     # The student's backbone where BACKBONE.NAME is "build_timm_fpn_backbone": a model name of timm. RESNETS.NORM (BN,
-    # SyncBN, FrozenBN, GN) is what its BatchNorms become; MODEL.WEIGHTS may be timm's: vild/timm_weights.py
+    # SyncBN, FrozenBN, GN) is what its BatchNorms become; MODEL.WEIGHTS may be timm's: vild/checkpoint/timm_weights.py
     vild.TIMM_BACKBONE = ""
 
     # ViLD's two heads for boxes and masks do not know the classes
@@ -113,7 +113,20 @@ def default_config():
     return cfg
 
 
-def load_config(config_file: str, overrides: list[str] | None = None):
+def find_config(name: str | Path) -> str:
+    """The path of a config: a file, or the name of one that comes with vild, as ``"LVIS/ensemble_20ep.yaml"``.
+
+    Raises:
+        UserError: neither.
+    """
+    candidates = [Path(name), Path(str(files("vild") / "configs")) / name]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise UserError(f"config {name} does not exist")
+    return str(found)
+
+
+def load_config(config_file: str | Path, overrides: list[str] | None = None):
     """Detectron2's defaults, vild's keys, the file, the overrides; frozen. On a machine without a GPU the
     device becomes "cpu" and AMP is switched off.
 
@@ -121,8 +134,7 @@ def load_config(config_file: str, overrides: list[str] | None = None):
         UserError: no such file, or a key or value that does not fit.
     """
     cfg = default_config()
-    if not os.path.isfile(config_file):
-        raise UserError(f"config {config_file} does not exist")
+    config_file = find_config(config_file)
     check_config(config_file)
     with refused_as(f"config {config_file}"):
         cfg.merge_from_file(config_file, allow_unsafe=False)

@@ -9,7 +9,7 @@ import pytest
 from tests.data.official import annotation
 from tests.test_tools import tool
 from vild.data.annotations import check_annotations, is_lvis_form, read_json
-from vild.errors import UserError
+from vild.utils.errors import UserError
 
 
 def document() -> dict:

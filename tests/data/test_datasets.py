@@ -12,7 +12,7 @@ from vild.config import add_vild_config
 from vild.data import datasets
 from vild.data.classes import SPLIT_DIR, read_split
 from vild.data.loader import build_test_loader, training_records
-from vild.errors import UserError
+from vild.utils.errors import UserError
 
 BASE, NOVEL, OFFERED = 1, 5, 13  # person, airplane, stop sign
 

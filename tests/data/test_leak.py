@@ -7,7 +7,7 @@ import torch
 from vild.data import datasets
 from vild.data.loader import training_records
 from vild.data.mapper import ViLDMapper
-from vild.teaching import open_store
+from vild.engine.sources import open_store
 
 
 def seen_by_the_detector(cfg, name):

@@ -7,8 +7,8 @@ import torch
 
 from vild.data import datasets
 from vild.data.loader import ResumableSampler, build_train_loader, check_masks, check_store
-from vild.errors import UserError
-from vild.teacher.store import EmbeddingStore
+from vild.store.store import EmbeddingStore
+from vild.utils.errors import UserError
 
 
 def take(sampler, count):
@@ -58,7 +58,7 @@ def test_batches_depend_on_seed_and_position_alone(make_cfg, workers):
 
 
 def batches(cfg, start, count):
-    from vild.teaching import open_store
+    from vild.engine.sources import open_store
 
     return list(itertools.islice(build_train_loader(cfg, open_store(cfg), start), count))
 

@@ -7,10 +7,10 @@ from detectron2.data import transforms as T
 
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper, transform_regions
-from vild.data.pictures import read_picture
-from vild.errors import UserError
-from vild.teacher.store import EmbeddingStore
-from vild.teaching import open_store
+from vild.engine.sources import open_store
+from vild.store.store import EmbeddingStore
+from vild.utils.errors import UserError
+from vild.utils.images import read_picture
 
 AUGMENTATIONS = {
     "flip": [T.RandomFlip(prob=1.0)],

@@ -13,7 +13,7 @@ from tests.data import official
 from vild.data import datasets, prepare
 from vild.data.classes import SPLIT_DIR, read_split
 from vild.data.voc import read_voc
-from vild.errors import UserError
+from vild.utils.errors import UserError
 
 BASE, NOVEL, OTHER = 1, 5, 13  # person, airplane, stop sign
 RARE, FREQUENT = (next(i for i, f in official.LVIS_FREQUENCIES.items() if f == mark) for mark in "rf")

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.audit.test_pasted_boxes import noisy, pasted, with_clutter
 from tests.conftest import REPOSITORY, store_plan
-from tests.data.test_pasted_boxes import noisy, pasted, with_clutter
-from vild.checkpoint import VildCheckpointer, read_network_record
-from vild.data.pasted_boxes import judge_boxes, measure_boxes
+from vild.audit.pasted_boxes import judge_boxes, measure_boxes
+from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record
+from vild.data.proposals import load_proposals, read_provenance, save_proposals
 from vild.data.provenance import judge_network, judge_proposals, merge, network_record, training_record
-from vild.engine import Trainer
-from vild.errors import UserError
+from vild.engine.trainer import Trainer
+from vild.store.store import EmbeddingStore, Regions, StoreWriter
 from vild.teacher.clip import Teacher
-from vild.teacher.proposals import load_proposals, read_provenance, save_proposals
-from vild.teacher.store import EmbeddingStore, Regions, StoreWriter
+from vild.utils.errors import UserError
 
 
 def test_records_of_networks(world, benchmark, tmp_path):

@@ -16,11 +16,11 @@ from PIL import Image
 from vild.data import datasets, unreadable
 from vild.data.loader import SeededStream, build_test_loader, build_train_loader
 from vild.data.scan import look_at, scan
-from vild.errors import BadPicture, UserError
+from vild.engine.sources import open_store
 from vild.evaluation.evaluator import METRICS_FILE, OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
-from vild.evaluation.run_report import beside_published, unreadable_blocks
-from vild.teacher.store import EmbeddingStore
-from vild.teaching import open_store
+from vild.report.run_report import beside_published, unreadable_blocks
+from vild.store.store import EmbeddingStore
+from vild.utils.errors import BadPicture, UserError
 
 SKIP = ("INPUT.UNREADABLE", "skip")
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from torch import nn
 
 from vild.evaluation import cost
-from vild.evaluation.run_report import cost_blocks
+from vild.modeling import build_model
+from vild.report.run_report import cost_blocks
 
 
 @pytest.fixture

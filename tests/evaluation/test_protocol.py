@@ -8,10 +8,10 @@ import pytest
 
 from tests.evaluation.reference import lvis_precision, pycocotools_precision, random_world
 from vild.data.classes import Split, make_classes
-from vild.errors import UserError
 from vild.evaluation.metrics import fixed_summary, summarize
 from vild.evaluation.protocol import Truth, evaluate
 from vild.evaluation.results import ResultsWriter, best_per_class, iterate_records, read_results
+from vild.utils.errors import UserError
 
 BY_FREQUENCY = {"base": frozenset("fc"), "novel": frozenset("r")}
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from experiments.grid import read_grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,22 +28,21 @@ from pycocotools import mask as mask_api
 from tests.conftest import REPOSITORY
 from tests.fuzz.guard import forget_peak, peak, watched
 from tests.fuzz.mutations import broken
-from vild.checkpoint import VildCheckpointer
+from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import load_config
 from vild.data import datasets
 from vild.data.classes import make_classes, read_split
-from vild.data.pictures import read_picture
-from vild.errors import UserError
+from vild.data.proposals import load_proposals, read_labels, read_provenance, save_proposals, select_proposals
 from vild.evaluation.evaluator import ground_truth_boxes
 from vild.evaluation.results import read_results
-from vild.files import write_tensors
-from vild.grid import read_grid
-from vild.prompts import LearnedPrompts
-from vild.teacher.proposals import load_proposals, read_labels, read_provenance, save_proposals, select_proposals
-from vild.teacher.store import EmbeddingStore, Regions, StoreWriter
-from vild.teacher.store_care import coverage, repair, summarise, verify
-from vild.vocabulary import Vocabulary
-from vild.words import parse_thresholds, read_words
+from vild.inference.words import parse_thresholds, read_words
+from vild.store.maintenance import coverage, repair, summarise, verify
+from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.utils.errors import UserError
+from vild.utils.files import write_tensors
+from vild.utils.images import read_picture
+from vild.vocabulary.prompts import LearnedPrompts
+from vild.vocabulary.vocabulary import Vocabulary
 
 MOST_MEMORY = 2 << 30
 WIDTH = 4

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import nms
 
-from vild.modeling import classifier, fusion
-from vild.vocabulary import Vocabulary
+from vild.modeling import build_model, classifier, fusion
+from vild.vocabulary.vocabulary import Vocabulary
 
 
 def case(rows, classes, seed=0):

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from tests.conftest import REPOSITORY
 from vild.config import load_config
-from vild.teaching import is_proposal_network
-from vild.vocabulary import Vocabulary
+from vild.engine.sources import is_proposal_network
+from vild.modeling import build_model
+from vild.vocabulary.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

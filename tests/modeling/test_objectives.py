@@ -7,9 +7,9 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from vild.errors import UserError
 from vild.modeling.objectives import OBJECTIVES, Regions, of_maps, parse_objectives, word_lists
 from vild.modeling.objectives.schedule import parse_schedule
+from vild.utils.errors import UserError
 
 D, TAU = 8, 0.1
 COUNTS = (4, 3, 0, 1)

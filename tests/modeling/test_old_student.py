@@ -4,12 +4,12 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from vild.checkpoint import read_network_record
+from vild.checkpoint.checkpointer import read_network_record
 from vild.data.provenance import LEAK, judge_network
-from vild.engine import Trainer
-from vild.errors import UserError
+from vild.engine.sources import load_old_student
+from vild.engine.trainer import Trainer
 from vild.teacher.clip import hash_weights
-from vild.teaching import load_old_student
+from vild.utils.errors import UserError
 
 
 def test_the_old_student_is_imitated_and_stays(make_cfg, checkpoint_file):

@@ -20,8 +20,8 @@ from vild.modeling import fusion
 from vild.modeling.released.backbone import ReleasedFPN, ReleasedP6, ReleasedStem
 from vild.modeling.released.boxes import ReleasedBoxTransform, clip, upright
 from vild.modeling.released.masks import paste_masks
-from vild.modeling.released.picture import legacy_bilinear, onto_canvas, scaled_size
 from vild.modeling.released.pooler import ReleasedPooler, assign_levels
+from vild.modeling.released.preprocessing import legacy_bilinear, onto_canvas, scaled_size
 from vild.modeling.released.roi_heads import ReleasedROIHeads
 from vild.modeling.released.rpn import choose_proposals
 

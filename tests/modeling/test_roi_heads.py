@@ -2,17 +2,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper
-from vild.errors import UserError
+from vild.engine.sources import open_store
+from vild.modeling import build_model
 from vild.modeling.loss_weights import parse_loss_weights
 from vild.modeling.roi_heads import VARIANTS
-from vild.teaching import open_store
-from vild.vocabulary import Vocabulary
+from vild.utils.errors import UserError
+from vild.vocabulary.vocabulary import Vocabulary
 
 
 def inputs_of(cfg, count=2):

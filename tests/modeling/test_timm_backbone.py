@@ -5,10 +5,10 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from tests.conftest import REPOSITORY
-from vild.checkpoint import VildCheckpointer
+from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import load_config
-from vild.errors import UserError
-from vild.modeling.timm_backbone import TimmFeatures, with_norm
+from vild.modeling.backbones.timm_fpn import TimmFeatures, with_norm
+from vild.utils.errors import UserError
 
 STUDENTS = sorted(REPOSITORY.glob("configs/*/students/*.yaml"))
 TINY = {"resnet": "test_resnet", "with activations inside": "mobilenetv3_small_050"}

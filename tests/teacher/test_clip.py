@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vild.errors import UserError
+from vild.glyphs.teacher import MODEL_CFG, build_model
 from vild.teacher import clip
-from vild.teacher.clip import Teacher, check_same_teacher, same_regions, same_teacher, save_local
+from vild.teacher.clip import Teacher, save_local
 from vild.teacher.crops import crop_regions
-from vild.teacher.glyph_clip import MODEL_CFG, build_model
+from vild.utils.errors import UserError
+from vild.utils.fingerprint import check_same_teacher, same_regions, same_teacher
 
 
 def test_embeddings_are_unit_and_carry_no_gradient(teacher):

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vild.errors import UserError
 from vild.teacher.crops import MODES, crop_batch, crop_regions, enlarge, fuse_scales, normalise, to_pixels
+from vild.utils.errors import UserError
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 BOXES = torch.tensor(

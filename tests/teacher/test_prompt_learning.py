@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import REPOSITORY
-from vild.checkpoint import VildCheckpointer
+from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data import datasets
-from vild.engine import Trainer
-from vild.errors import UserError
-from vild.predictor import OpenVocabularyDetector
-from vild.prompts import LearnedPrompts, find_prompts
+from vild.engine.trainer import Trainer
+from vild.glyphs.teacher import MODEL_CFG, PREPROCESS_CFG
+from vild.inference.predictor import OpenVocabularyDetector
 from vild.teacher.clip import Teacher, hash_weights, save_local
-from vild.teacher.glyph_clip import MODEL_CFG, PREPROCESS_CFG
 from vild.teacher.prompt_learning import BACKGROUND, LEFT_OUT, context_loss, learn, match, starting_prompts
-from vild.vocabulary import Vocabulary
+from vild.utils.errors import UserError
+from vild.vocabulary.prompts import LearnedPrompts, find_prompts
+from vild.vocabulary.vocabulary import Vocabulary
 
 NAMES = ["sun", "cow", "umbrella", "chess knight", "snowman"]
 

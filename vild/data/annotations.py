@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from math import fsum
 from pathlib import Path
 
-from vild.data.run_lengths import fits
-from vild.errors import UserError
-from vild.untrusted import MOST_DATA, parse_json, read_bytes, refused_as
+from vild.data.rle import fits
+from vild.utils.errors import UserError
+from vild.utils.untrusted import MOST_DATA, parse_json, read_bytes, refused_as
 
 FAR = 1e18  # beyond it float32 and int64 end, and no picture reaches it
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vild.errors import UserError
+from vild.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vild.data.annotations import read_json
-from vild.errors import UserError
+from vild.utils.errors import UserError
 
 SPLIT_DIR = Path(__file__).parent / "splits"
 MARKS = {"base": "base", "novel": "novel", "offered": ""}  # list of a split file: mark of a class

@@ -19,8 +19,8 @@ from detectron2.structures import BoxMode
 from vild.data.annotations import check_annotations, file_of_url, read_json
 from vild.data.builtin import BUILTIN, PARTIAL, Entry, origin
 from vild.data.classes import MARKS, Classes, make_classes, read_split
-from vild.errors import UserError, first_line
-from vild.files import write_json
+from vild.utils.errors import UserError, first_line
+from vild.utils.files import write_json
 
 USER_FILE = "vild_datasets.json"
 

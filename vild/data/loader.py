@@ -17,12 +17,12 @@ from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
-from vild import signals
 from vild.data import datasets
 from vild.data.mapper import InferenceMapper, ViLDMapper
 from vild.data.unreadable import REASON, Counted, skips
-from vild.errors import KILLED, WORKER, BadPicture, Failure, UserError
-from vild.teacher.store import EmbeddingStore
+from vild.store.store import EmbeddingStore
+from vild.utils import signals
+from vild.utils.errors import KILLED, WORKER, BadPicture, Failure, UserError
 
 logger = logging.getLogger(__name__)
 

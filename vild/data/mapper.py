@@ -13,10 +13,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from vild.data.pictures import read_picture
 from vild.data.unreadable import REASON, skips
-from vild.errors import BadPicture
-from vild.teacher.store import EmbeddingStore, Regions
+from vild.store.store import EmbeddingStore, Regions
+from vild.utils.errors import BadPicture
+from vild.utils.images import read_picture
 
 logger = logging.getLogger(__name__)
 

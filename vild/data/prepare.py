@@ -15,8 +15,8 @@ from pathlib import Path
 
 from vild.data.annotations import check_annotations, read_json
 from vild.data.classes import MARKS, Split, read_split
-from vild.errors import UserError
-from vild.files import written_whole
+from vild.utils.errors import UserError
+from vild.utils.files import written_whole
 
 KINDS = ("images", "annotations", "categories")
 

@@ -20,9 +20,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from vild.data import datasets
-from vild.prompts import clean_name
-from vild.teacher.proposals import hash_file
-from vild.teacher.store import EmbeddingStore
+from vild.store.store import EmbeddingStore
+from vild.utils.files import hash_file
+from vild.vocabulary.prompts import clean_name
 
 CLEAN, LEAK, UNKNOWN = "clean", "LEAK", "cannot tell"
 # Detectron2's classification backbones and timm's published ones: labels, no boxes

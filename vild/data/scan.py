@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 
-from vild.data.pictures import read_picture
-from vild.errors import UserError
+from vild.utils.errors import UserError
+from vild.utils.images import read_picture
 
 UNREADABLE, OTHER_SIZE = "unreadable", "another size"
 AHEAD = 4  # pictures a thread, decoded or waiting

@@ -10,8 +10,8 @@ from pathlib import Path
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from vild.errors import UserError
-from vild.files import write_json
+from vild.utils.errors import UserError
+from vild.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 

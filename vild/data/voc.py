@@ -8,7 +8,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from vild.errors import UserError
+from vild.utils.errors import UserError
 
 # VOC's names in its alphabetical order; those that a text encoder would not read are spelt out
 NAMES = (

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vild.config import load_config
-from vild.errors import UserError
+from vild.modeling import build_model
+from vild.utils.errors import UserError
 
 logger = logging.getLogger("vild")
 PARTS = ("backbone", "FPN", "RPN", "heads")

@@ -19,7 +19,7 @@ from vild.data.unreadable import REASON, gathered
 from vild.evaluation.metrics import average_recall, best_overlaps, covered
 from vild.evaluation.protocol import Evaluation, Truth, evaluate
 from vild.evaluation.results import ResultsWriter, read_results
-from vild.files import write_json
+from vild.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 

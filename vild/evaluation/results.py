@@ -20,9 +20,9 @@ import numpy as np
 from detectron2.utils import comm
 from pycocotools import mask as mask_api
 
-from vild.data.run_lengths import check_end, fits
-from vild.errors import UserError
-from vild.files import cannot_write, written_whole
+from vild.data.rle import check_end, fits
+from vild.utils.errors import UserError
+from vild.utils.files import cannot_write, written_whole
 
 _CHUNK = 1 << 24  # characters read at once
 _RECORD = 1 << 26  # a longer record is a broken file

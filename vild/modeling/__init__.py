@@ -1,5 +1,9 @@
-"""The detector. Importing this package registers its parts with Detectron2."""
+"""The detector. Importing this package registers its parts with Detectron2; build it with ``build_model(cfg)`` from
+here, so that they are registered."""
 
-from vild.modeling import backbone, rcnn, released, roi_heads, timm_backbone
+from detectron2.modeling import build_model
 
-__all__ = ["backbone", "rcnn", "released", "roi_heads", "timm_backbone"]
+from vild.modeling import rcnn, released, roi_heads
+from vild.modeling.backbones import small_resnet, timm_fpn
+
+__all__ = ["build_model", "rcnn", "released", "roi_heads", "small_resnet", "timm_fpn"]

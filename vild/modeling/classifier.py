@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vild.errors import UserError
 from vild.modeling.losses import cosine_logits
-from vild.vocabulary import Vocabulary
+from vild.utils.errors import UserError
+from vild.vocabulary.vocabulary import Vocabulary
 
 LOGITS_AT_ONCE = 2**22  # 16 MiB
 

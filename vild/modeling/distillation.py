@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from vild.modeling.classifier import TextClassifier
+from vild.modeling.extra_teachers import OtherTeachers
 from vild.modeling.objectives import Objective, Regions
-from vild.modeling.other_teachers import OtherTeachers
 
 
 def feature_maps(

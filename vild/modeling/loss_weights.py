@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from vild.errors import UserError
 from vild.modeling.objectives.schedule import Schedule, parse_weight
+from vild.utils.errors import UserError
 
 KEY = "MODEL.VILD.LOSS_WEIGHTS"
 

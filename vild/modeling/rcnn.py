@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vild.modeling.classifier import Offered
 from vild.modeling.loss_weights import weigh
-from vild.vocabulary import Vocabulary
+from vild.vocabulary.vocabulary import Vocabulary
 
 
 @META_ARCH_REGISTRY.register()

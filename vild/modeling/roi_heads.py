@@ -25,14 +25,14 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from vild.errors import UserError
 from vild.modeling import distillation, fusion, losses
 from vild.modeling.classifier import Offered, RegionEmbedding, TextClassifier
+from vild.modeling.extra_teachers import OtherTeachers, build_other_teachers, check_teachers
 from vild.modeling.loss_weights import parse_loss_weights
 from vild.modeling.objectives import Objective, adapters, load_concepts, parse_objectives
 from vild.modeling.objectives.schedule import Schedule
-from vild.modeling.other_teachers import OtherTeachers, build_other_teachers, check_teachers
-from vild.vocabulary import Vocabulary
+from vild.utils.errors import UserError
+from vild.vocabulary.vocabulary import Vocabulary
 
 VARIANTS = ("text", "image", "vild", "ensemble")
 

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vild.errors import UserError, first_line
-from vild.files import write_json, write_tensors, written_whole
-from vild.prompts import LearnedPrompts
+from vild.teacher.context import encode_in_context
 from vild.teacher.crops import crop_batch, fuse_scales, normalise, place
-from vild.teacher.prompt_learning import encode_in_context
-from vild.untrusted import refused_as
+from vild.utils.errors import UserError, first_line
+from vild.utils.files import write_json, write_tensors, written_whole
+from vild.utils.fingerprint import check_same_teacher
+from vild.utils.untrusted import refused_as
+from vild.vocabulary.prompts import LearnedPrompts
 
 RANDOM = "random"
 CONFIG = "open_clip_config.json"  # of a local-dir: folder
@@ -228,42 +229,6 @@ def hash_weights(model: nn.Module) -> str:
         digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def same_teacher(a: dict, b: dict) -> bool:
-    """Do two fingerprints stand for one embedding space? Where the weights lie does not matter, nor how regions are
-    cropped: texts know of no crop, so one vocabulary serves them all."""
-    return _without_crop(a) == _without_crop(b)
-
-
-def same_regions(a: dict, b: dict) -> bool:
-    """Do two fingerprints give a region the same embedding? As ``same_teacher``, and cropped alike."""
-    return same_teacher(a, b) and crop_of(a) == crop_of(b)
-
-
-def _without_crop(fingerprint: dict) -> tuple:
-    preprocess = {k: v for k, v in fingerprint.get("preprocess", {}).items() if k != "crop"}
-    return fingerprint.get("weights"), fingerprint.get("width"), preprocess
-
-
-def crop_of(fingerprint: dict) -> str:
-    """The crop mode of a fingerprint (see ``crops.place``)."""
-    return fingerprint.get("preprocess", {}).get("crop", "squash")
-
-
-def check_same_teacher(a: dict, where_a: str, b: dict, where_b: str) -> None:
-    """UserError that names both sides unless the fingerprints agree (two unknown ones do)."""
-    if not same_teacher(a, b):
-        raise UserError(f"{where_a} is of teacher {describe(a)}, but {where_b} is of teacher {describe(b)}")
-
-
-def describe(fingerprint: dict) -> str:
-    """A fingerprint in a few words."""
-    if not fingerprint:
-        return "unknown (imported)"
-    name = " ".join(filter(None, (fingerprint["name"], fingerprint["pretrained"])))
-    other = "" if crop_of(fingerprint) == "squash" else f", {crop_of(fingerprint)} crops"
-    return f"{name} (width {fingerprint['width']}, weights {fingerprint['weights']}{other})"
 
 
 def save_local(model: nn.Module, model_cfg: dict, folder: Path) -> None:

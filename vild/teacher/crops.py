@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vild.errors import UserError
 from vild.teacher.resize import Job, for_each, resize_windows
+from vild.utils.errors import UserError
 
 SCALES = (1.0, 1.5)
 MODES = ("squash", "center", "pad")

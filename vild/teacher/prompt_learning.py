@@ -7,10 +7,8 @@ Vision-Language Model" (DetPro, CVPR 2022).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import open_clip
 import torch
@@ -19,57 +17,13 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
-from vild.errors import UserError
-from vild.prompts import LearnedPrompts, fill
-
-if TYPE_CHECKING:
-    from vild.teacher.clip import Teacher
+from vild.teacher.clip import Teacher
+from vild.teacher.context import encode_in_context, token_embedding
+from vild.utils.errors import UserError
+from vild.vocabulary.prompts import LearnedPrompts, fill
 
 BACKGROUND, LEFT_OUT = -1, -2
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.3  # with a base object: at least, at most
-
-
-class _InContext(nn.Module):
-    """A token embedding with the embeddings of tokens 1 to L, after the start token, exchanged for a context."""
-
-    def __init__(self, embedding: nn.Module, context: Tensor):
-        super().__init__()
-        self.embedding, self.context = embedding, context
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        embedded = self.embedding(tokens)
-        context = self.context.to(embedded.dtype).expand(len(tokens), -1, -1)
-        return torch.cat([embedded[:, :1], context, embedded[:, 1 + context.shape[1] :]], 1)
-
-
-def encode_in_context(model: nn.Module, tokens: Tensor, context: Tensor) -> Tensor:
-    """Text features [T, D], not normalised, of int64 tokens [T, S] whose tokens 1 to L stand for ``context`` [L, W].
-
-    It is the model's own ``encode_text``, on a copy that shares every weight but the token embedding: the model is
-    not touched, other threads may use it, and masks and pooling are open_clip's, whichever text tower it is.
-    Differentiable in the context.
-    """
-    shared = _shallow(model)
-    tower = shared
-    if hasattr(model, "text"):
-        tower = shared.text = _shallow(model.text)
-    tower.token_embedding = _InContext(_token_embedding(model), context)
-    return shared.encode_text(tokens)
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    other = copy.copy(module)
-    other._modules = dict(module._modules)
-    return other
-
-
-def _token_embedding(model: nn.Module) -> nn.Embedding:
-    """Of open_clip's text towers: ``CLIP`` has its own on the model, ``CustomTextCLIP`` and ``CoCa`` in ``text``."""
-    embedding = getattr(getattr(model, "text", model), "token_embedding", None)
-    if not isinstance(embedding, nn.Embedding):
-        tower = type(getattr(model, "text", model)).__name__
-        raise UserError(f"prompts cannot be learned for this teacher: its text tower, {tower}, is not open_clip's own")
-    return embedding
 
 
 def starting_prompts(teacher: Teacher, words: str) -> LearnedPrompts:
@@ -78,7 +32,7 @@ def starting_prompts(teacher: Teacher, words: str) -> LearnedPrompts:
     Raises:
         UserError: no words, or a text tower or tokenizer that is not CLIP's.
     """
-    embedding = _token_embedding(teacher.model)
+    embedding = token_embedding(teacher.model)
     if not isinstance(teacher.tokenizer, open_clip.SimpleTokenizer):
         tokenizer = type(teacher.tokenizer).__name__
         raise UserError(f"prompts cannot be learned for teacher '{teacher.name}': {tokenizer} is not CLIP's tokenizer")

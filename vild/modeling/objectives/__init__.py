@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vild.errors import UserError
 from vild.modeling.objectives import contrast, feature, intermediate, relation, targets
 from vild.modeling.objectives.regions import Regions
 from vild.modeling.objectives.schedule import Schedule, parse_schedule, parse_weight
-from vild.prompts import clean_name
-from vild.teacher.clip import check_same_teacher
-from vild.vocabulary import Vocabulary
+from vild.utils.errors import UserError
+from vild.utils.fingerprint import check_same_teacher
+from vild.vocabulary.prompts import clean_name
+from vild.vocabulary.vocabulary import Vocabulary
 
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "l1": feature.l1,

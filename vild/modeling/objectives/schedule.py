@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vild.errors import UserError
+from vild.utils.errors import UserError
 
 SHAPES = {
     "linear": lambda x: x,

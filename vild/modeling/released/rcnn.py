@@ -11,7 +11,7 @@ from torch import nn
 
 from vild.modeling.rcnn import ViLDRCNN
 from vild.modeling.released.masks import paste_masks
-from vild.modeling.released.picture import onto_canvas, scaled_size
+from vild.modeling.released.preprocessing import onto_canvas, scaled_size
 
 EPS = 1e-4  # of every BatchNorm; PyTorch's is 1e-5
 

@@ -1,0 +1,172 @@
+"""tools/label.py: a folder and words to a COCO file, the same bytes whether it was killed or not."""
+
+import json
+import os
+import shutil
+import signal
+from contextlib import redirect_stdout
+from io import StringIO
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_api
+from pycocotools.coco import COCO
+
+from tests.apps.test_demo import error_of, load_tool, runner
+from tests.utils.test_images import bad_pictures
+from vild.apps.label import PartialLabels
+from vild.data import datasets
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.utils.errors import UserError
+
+WORDS = "chess knight | horse, umbrella, sun"
+
+
+@pytest.fixture
+def label(world, checkpoint_file, teacher_folder, capsys):
+    return runner("label", checkpoint_file, teacher_folder, capsys)
+
+
+@pytest.fixture
+def folder(world, tmp_path):
+    """Four pictures, one of them on its side, and a file that is none."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    for n, path in enumerate(sorted((world / "glyphs" / "val").glob("*.jpg"))[:3]):
+        shutil.copy(path, folder / "deep" / f"{n}.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    picture = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(folder / "turned.jpg", exif=exif)
+    shutil.copy(bad_pictures(picture, tmp_path)["truncated"], folder / "broken.jpg")
+    return folder
+
+
+def test_a_folder_becomes_a_coco_file(label, folder, detector, vocabulary, tmp_path, monkeypatch):
+    words, output = vocabulary.take([5, 2, 3]), tmp_path / "new" / "labels.json"
+    words.save(tmp_path / "words.safetensors")
+    arguments = ["--input", folder, "--vocabulary", tmp_path / "words.safetensors", "--output", output]
+    status, stdout, stderr = label(*arguments, "--threshold", 0.01)
+    assert status == 0 and "4 pictures labelled with 3 words" in stdout
+    assert "1 of 5 pictures cannot be read:" in stderr and "broken.jpg" in stderr.strip().splitlines()[-1]
+    assert [p.name for p in output.parent.iterdir()] == ["labels.json"]
+    with redirect_stdout(StringIO()):
+        coco = COCO(str(output))
+    assert tuple(c["name"] for c in coco.loadCats([1, 2, 3])) == words.names
+    images = coco.loadImgs([1, 2, 3, 4])
+    assert [i["file_name"] for i in images] == ["deep/0.jpg", "deep/1.jpg", "deep/2.jpg", "turned.jpg"]
+    assert (images[3]["height"], images[3]["width"]) == (120, 90)
+    assert [b["file_name"] for b in coco.dataset["info"]["broken"]] == ["broken.jpg"]
+    looking = detector.with_vocabulary(words)
+    for image in images:
+        found = looking(folder / image["file_name"], threshold=0.01)[:10]
+        annotations = coco.loadAnns(coco.getAnnIds([image["id"]]))
+        assert len(annotations) == len(found) > 0
+        boxes, scores, classes = found.pred_boxes.tensor.tolist(), found.scores.tolist(), found.pred_classes.tolist()
+        for a, box, score, k, mask in zip(annotations, boxes, scores, classes, found.pred_masks.numpy(), strict=True):
+            x, y, w, h = a["bbox"]
+            assert [x, y, x + w, y + h] == pytest.approx(box, abs=1e-4) and a["score"] == score
+            assert a["category_id"] == k + 1 and a["area"] == mask.sum() and a["iscrowd"] == 0
+            assert np.array_equal(mask_api.decode(a["segmentation"]), mask)
+    # vild takes the file as a data set
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["add_dataset.py", "--name", "labelled", "--json", "new/labels.json",
+                                     "--images", "photos", "--split", "everything"])  # fmt: skip
+    load_tool("add_dataset")()
+    records = datasets.load_dicts("labelled")
+    assert len(records) == 4 and records[3]["file_name"] == str(folder / "turned.jpg")
+    assert sum(len(r["annotations"]) for r in records) == len(coco.anns)
+    assert f"--output {output}: is there already" in error_of(label(*arguments))
+
+
+def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
+    """A data set of these labels could not be read."""
+    (tmp_path / "photos").mkdir()
+    picture = next((world / "glyphs" / "val").glob("*.jpg"))
+    for name in (b"\xff.jpg", b"1:2.jpg", b"good.jpg"):
+        shutil.copy(picture, os.fsdecode(bytes(tmp_path / "photos") + b"/" + name))
+    output = tmp_path / "labels.json"
+    status, _, stderr = label("--input", tmp_path / "photos", "--vocabulary", "sun", "--output", output)
+    assert status == 0 and "picture 1:2.jpg: labels cannot hold such a name" in stderr and "\\udcff.jpg" in stderr
+    document = json.loads(output.read_bytes())
+    assert [i["file_name"] for i in document["images"]] == ["good.jpg"]
+    assert [b["file_name"] for b in document["info"]["broken"]] == ["1:2.jpg", "\\udcff.jpg"]
+
+
+@pytest.mark.parametrize("pictures", [0, 1, 3])
+def test_a_killed_run_ends_in_the_same_bytes(label, folder, tmp_path, monkeypatch, pictures):
+    arguments = ["--input", folder, "--vocabulary", WORDS, "--threshold", 0.01]
+    assert label(*arguments, "--output", tmp_path / "whole.json")[0] == 0
+    read, seen = OpenVocabularyDetector._input, []
+
+    def killed(self, picture):
+        if len(seen) == pictures:
+            raise KeyboardInterrupt
+        seen.append(picture)
+        return read(self, picture)
+
+    output, aside = tmp_path / "killed.json", tmp_path / "killed.json.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenVocabularyDetector, "_input", killed)
+        assert label(*arguments, "--output", output)[0] == 128 + signal.SIGINT
+    assert not output.exists() and len(aside.read_text().splitlines()) == 1 + pictures
+    with open(aside, "a") as file:
+        file.write('{"file_name": "turned.jpg", "hei')  # a line that was being written
+    monkeypatch.setattr(OpenVocabularyDetector, "_input", lambda self, p: (seen.append(p), read(self, p))[1])
+    assert label(*arguments, "--output", output)[0] == 0
+    assert len(seen) == len(set(seen)) == 5  # none was looked at twice
+    assert output.read_bytes() == (tmp_path / "whole.json").read_bytes() and not aside.exists()
+
+
+def test_another_plan_is_refused(label, folder, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    given = {"--input": folder, "--vocabulary": WORDS, "--output": tmp_path / "labels.json"}
+    flat = lambda flags: [x for pair in flags.items() for x in pair]  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenVocabularyDetector, "__call__", killed)
+        assert label(*flat(given))[0] == 128 + signal.SIGINT
+    before = (tmp_path / "labels.json.partial").read_bytes()
+    for change, opts, key in [
+        ({"--threshold": 0.5}, [], "threshold (0.3, now 0.5)"),
+        ({"--threshold-of": "sun=0.2"}, [], "threshold-of"),
+        ({"--vocabulary": "sun, umbrella"}, [], "vocabulary"),
+        ({"--vocabulary": "chess knight, umbrella, sun"}, [], "synonyms"),
+        ({"--negatives": "cow"}, [], "negatives"),
+        ({"--input": folder / "deep"}, [], "folder"),
+        ({}, ["INPUT.MIN_SIZE_TEST", 64], "config"),
+    ]:
+        line = error_of(label(*flat(given | change), opts=opts))
+        assert f"labels.json.partial: it was begun with another {key}" in line
+    assert (tmp_path / "labels.json.partial").read_bytes() == before
+    assert label(*flat(given), opts=["OUTPUT_DIR", "elsewhere"])[0] == 0  # on which nothing depends
+
+
+def test_mistakes_are_one_line(label, folder, tmp_path):
+    for flags, reason in [
+        ({"--input": tmp_path / "nowhere"}, "is not a folder"),
+        ({"--input": folder / "turned.jpg"}, "is not a folder"),
+        ({"--vocabulary": ","}, "vocabulary: it is empty"),
+        ({"--output": folder / "turned.jpg" / "labels.json"}, "cannot be written"),
+    ]:
+        given = {"--input": folder, "--vocabulary": "sun", "--output": tmp_path / "labels.json"} | flags
+        assert reason in error_of(label(*(x for pair in given.items() for x in pair)))
+    assert not (tmp_path / "labels.json").exists()
+
+
+def test_nothing_found_and_nothing_readable(detector, tmp_path):
+    picture = np.zeros((20, 30, 3), np.uint8)
+    with PartialLabels(tmp_path / "labels.json", {"plan": 1}) as labels:
+        labels.add("a.jpg", detector(picture)[:0])
+        labels.add_broken("b.jpg", "why")
+        assert labels.finish(["b.jpg", "a.jpg"], ["sun"], {}) == ["why"]
+    document = json.loads((tmp_path / "labels.json").read_text())
+    assert document["images"] == [{"id": 1, "file_name": "a.jpg", "height": 20, "width": 30}]
+    assert document["annotations"] == [] and document["categories"] == [{"id": 1, "name": "sun"}]
+    (tmp_path / "x.json.partial").write_text("no header\n")
+    with PartialLabels(tmp_path / "x.json", {"plan": 1}) as labels:  # begins anew
+        assert labels.done == set()
+    with pytest.raises(UserError, match=r"another plan \(1, now 2\)"):
+        PartialLabels(tmp_path / "x.json", {"plan": 2})

@@ -1,0 +1,398 @@
+"""A checkpoint of the released names and shapes becomes a detector that computes what NumPy computes from the same
+variables, and that everything else here can use."""
+
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from PIL import Image
+from torch import nn
+
+from tests.checkpoint import released_checkpoint as reference
+from tests.conftest import REPOSITORY
+from tests.data.official import lvis_document
+from tests.modeling.test_lvis_models import pictures
+from tests.modeling.test_released import agrees
+from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record, save_weights, write_weights
+from vild.checkpoint.tensorflow import Variables, convert, lvis_vocabulary, resnet, with_teacher
+from vild.config import load_config
+from vild.data import datasets
+from vild.engine.trainer import Trainer
+from vild.export.write import write_model
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.modeling import build_model
+from vild.modeling.released.rcnn import ReleasedRCNN
+from vild.utils.errors import UserError
+from vild.utils.weight_files import load_weights
+from vild.vocabulary.vocabulary import Vocabulary
+
+spec = spec_from_file_location("convert_tf_checkpoint", REPOSITORY / "tools/convert_tf_checkpoint.py")
+convert_tf_checkpoint = module_from_spec(spec)
+spec.loader.exec_module(convert_tf_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return reference.variables("ensemble")
+
+
+@pytest.fixture(scope="module")
+def weights(arrays, tmp_path_factory):
+    state, vocabulary, variant, depth = convert(arrays, "CKPT")
+    assert (variant, depth) == ("ensemble", 50)
+    path = tmp_path_factory.mktemp("released") / "ensemble.safetensors"
+    write_weights(path, state, vocabulary, variant)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cfg(weights):
+    """A canvas of 128 pixels, 20 proposals and 20 detections instead of 1024, 1,000 and 300."""
+    files = ["MODEL.WEIGHTS", str(weights), "MODEL.VILD.VOCABULARY", str(weights), "MODEL.DEVICE", "cpu"]
+    small = ["INPUT.MAX_SIZE_TEST", 128, "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "TEST.DETECTIONS_PER_IMAGE", 20]
+    small += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8]
+    return load_config(str(REPOSITORY / "configs/LVIS/released/ensemble_R50.yaml"), [*files, *small])
+
+
+@pytest.fixture(scope="module")
+def detector(cfg):
+    return OpenVocabularyDetector(cfg)
+
+
+@pytest.fixture(scope="module")
+def thin_cfg(cfg, weights, tmp_path_factory):
+    """The same detector, but for the widths of its layers and the values of its weights."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    thin = {"RESNETS.STEM_OUT_CHANNELS": 8, "RESNETS.WIDTH_PER_GROUP": 8, "RESNETS.RES2_OUT_CHANNELS": 16}
+    thin |= {"FPN.OUT_CHANNELS": 16, "ROI_BOX_HEAD.CONV_DIM": 16, "ROI_BOX_HEAD.FC_DIM": 32}
+    thin |= {"ROI_MASK_HEAD.CONV_DIM": 16, "WEIGHTS": str(tmp_path_factory.mktemp("thin") / "model.safetensors")}
+    cfg.merge_from_list([x for key, value in thin.items() for x in (f"MODEL.{key}", value)])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for name, parameter in model.named_parameters():
+        if "anchor_deltas" in name or "bbox_pred" in name or "mask_head.predictor" in name:
+            nn.init.normal_(parameter, std=0.5)  # not the small start of a training
+    save_weights(cfg.MODEL.WEIGHTS, model)
+    return cfg
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)
+
+
+def random(*shape):
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+def channels_first(x):
+    return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+
+
+# the converter
+
+
+def test_every_weight_of_the_detector_is_in_the_checkpoint(weights, cfg):
+    model = build_model(cfg)
+    state = load_weights(weights)["model"]
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("depth", [50, 152])
+def test_every_weight_of_either_resnet_has_its_place(depth):
+    shapes = {name: shape for name, shape in reference.shapes("vild", depth).items() if name.startswith("resnet")}
+    variables = Variables({n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}, "CKPT")
+    state = {f"bottom_up.{key}": value.shape for key, value in resnet(variables, depth).items()}
+    variables.done()
+    cfg = load_config(str(REPOSITORY / f"configs/LVIS/released/vild_R{depth}.yaml"))
+    with torch.device("meta"):
+        model = build_backbone(cfg, ShapeSpec(channels=3))
+    theirs = {k: v.shape for k, v in model.state_dict().items() if "bottom_up" in k and "num_batches" not in k}
+    assert state == theirs
+
+
+def test_variant_vocabulary_and_what_training_leaves(arrays):
+    plain = {name: arrays[name] for name in reference.shapes("vild", 50)}
+    plain |= {"global_step": np.int64(180000), "fpn/l2/kernel/Momentum": np.zeros(3, np.float32)}
+    state, vocabulary, variant, _ = convert(plain, "CKPT")
+    assert variant == "vild" and not any("image_embedding" in key for key in state)
+    assert len(vocabulary) == 1203 and vocabulary.names[:2] == ("aerosol_can", "air_conditioner")
+    assert vocabulary.splits.count("base") == 866 and vocabulary.splits.count("novel") == 337
+    text = arrays[f"{reference.HEAD}/class-predict/kernel"]
+    assert agrees(vocabulary.embeddings.T, text / np.linalg.norm(text, axis=0), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fpn/p6/bias": None}, "CKPT: the variable 'fpn/p6/bias' is missing"),
+        ({"fpn/p7/bias": np.zeros(256)}, "CKPT: the variable 'fpn/p7/bias' has no place in this detector"),
+        ({"fpn/l2/bias": np.zeros(255)}, "CKPT: the variable 'fpn/l2/bias' has the shape [255], not [256]"),
+        ({f"{reference.HEAD}/class-predict/kernel": np.zeros((512, 80))}, "[512, 80], not [512, 1203]"),
+        ({f"{reference.HEAD}/distill_fc7/bias": None}, f"variable '{reference.HEAD}/distill_fc7/bias' is missing"),
+        (
+            {"resnet152/conv2d/kernel": np.zeros(3)},
+            "CKPT: its variables are of resnet50, resnet152, not of resnet50 or",
+        ),
+        ({"stranger/a": np.zeros(1), "stranger/b": np.zeros(1)}, "'stranger/a' and 1 more has no place"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_told_in_one_line(arrays, change, message):
+    changed = {name: array for name, array in {**arrays, **change}.items() if array is not None}
+    with pytest.raises(UserError) as error:
+        convert(changed, "CKPT")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_something_else():
+    with pytest.raises(UserError, match="its variables are of none, not of resnet50 or resnet152"):
+        convert({"dense/kernel": np.zeros((3, 4))}, "CKPT")
+
+
+def test_the_teacher_is_believed_only_if_it_knows_the_names(arrays, teacher):
+    vocabulary = lvis_vocabulary(Variables(arrays, "CKPT"))
+    with pytest.raises(UserError, match=f"its embeddings are {teacher.width} wide, not 512"):
+        with_teacher(vocabulary, teacher)
+    rows = dict(zip(vocabulary.names, vocabulary.embeddings, strict=True))
+
+    class Stranger:
+        fingerprint = {"name": "stranger", "pretrained": "", "width": 512, "weights": "0"}  # noqa: RUF012
+
+        def encode_text(self, texts):
+            return torch.ones(len(texts), 512)
+
+    with pytest.raises(UserError, match="it recognises . of 16 names"):
+        with_teacher(vocabulary, Stranger())
+
+    class Own(Stranger):
+        def encode_text(self, texts):
+            spelled = {name.replace("_", " "): row for name, row in rows.items()}
+            found = [max((n for n in spelled if n in text), key=len, default="anklet") for text in texts]
+            return torch.stack([spelled[n] for n in found])
+
+    assert with_teacher(vocabulary, Own()).fingerprint == Stranger.fingerprint
+
+
+# the heads, from the variables on
+
+
+def test_the_rpn_normalises_each_level_by_itself(arrays, detector):
+    head = detector.model.proposal_generator.rpn_head
+    maps = [random(1, 4, 5, 256) * (level - 3) for level in range(2, 7)]
+    expected = [reference.rpn_head(arrays, x[0], level) for level, x in enumerate(maps, 2)]
+
+    def found():
+        with torch.no_grad():
+            scores, codes = head([channels_first(x) for x in maps])
+        codes = [x[0].unflatten(0, (3, 4))[:, [1, 0, 3, 2]].flatten(0, 1) for x in codes]
+        return [(s[0].permute(1, 2, 0), c.permute(1, 2, 0)) for s, c in zip(scores, codes, strict=True)]
+
+    def right():
+        pairs = zip(found(), expected, strict=True)
+        return all(agrees(m, t, 1e-3) for mine, theirs in pairs for m, t in zip(mine, theirs, strict=True))
+
+    assert right()
+    norms = [module for module in head.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 10
+    for norm in norms:
+        norm.eps = 1e-5  # PyTorch's
+    assert not right()
+    for norm in norms:
+        norm.eps = 1e-4
+    head.norms = nn.ModuleList(reversed(head.norms))
+    assert not right()
+    head.norms = nn.ModuleList(reversed(head.norms))
+    assert right()
+
+
+def test_every_norm_has_the_released_eps(detector):
+    norms = [m for m in detector.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 53 + 5 + 10 + 8 + 4 and {m.eps for m in norms} == {1e-4}
+
+
+def test_the_box_head(arrays, detector):
+    heads, x = detector.model.roi_heads, random(3, 7, 7, 256)
+    with torch.no_grad():
+        (main, distilled), deltas = heads._embed(channels_first(x))
+        logits = [heads.classifier(e) for e in (main, distilled)]
+    for n in range(3):
+        embedding, code = reference.box_head(arrays, x[n])
+        other, _ = reference.box_head(arrays, x[n], distill=True)
+        assert agrees(main[n], embedding, 1e-3) and agrees(distilled[n], other, 1e-3)
+        assert agrees(deltas[n][[1, 0, 3, 2]], code, 1e-3)
+        background_first = reference.logits(arrays, embedding)
+        assert agrees(logits[0][n], np.roll(background_first, -1), 1e-3)
+        assert agrees(logits[1][n][:-1], reference.logits(arrays, other, background=False), 1e-3)
+
+
+def test_the_mask_head(arrays, detector):
+    x = random(2, 14, 14, 256)
+    with torch.no_grad():
+        found = detector.model.roi_heads.mask_head.layers(channels_first(x)).sigmoid()[:, 0]
+    for n in range(2):
+        assert agrees(found[n], reference.mask_head(arrays, x[n]), 1e-3)
+
+
+# the detector
+
+
+def test_the_converted_detector_detects(detector, picture):
+    found = detector(picture)
+    assert len(found) == 20 and len(detector.names) == 1203 and found.pred_masks.any() and found.scores.isfinite().all()
+
+
+def test_any_picture_any_words(thin_cfg, picture, tmp_path):
+    detector = OpenVocabularyDetector(thin_cfg)
+    found = detector(picture)
+    assert found.image_size == (90, 150) and len(found) == 20 and found.pred_masks.shape == (20, 90, 150)
+    assert detector.names[0] == "aerosol_can" and found.pred_masks.any()
+    rows = torch.nn.functional.normalize(torch.randn(4, 512, generator=torch.Generator().manual_seed(0)), dim=1)
+    four = Vocabulary(("a", "b", "c", "d"), rows, ("base", "novel", "novel", "base"))
+    others = detector.with_vocabulary(four)(picture)
+    assert set(others.labels()) <= {*"abcd"} and len(others)
+    detector.save(tmp_path / "folder", teacher=False)
+    again = OpenVocabularyDetector.from_folder(tmp_path / "folder", "cpu")(picture)
+    assert torch.equal(again.pred_boxes.tensor, found.pred_boxes.tensor) and torch.equal(again.scores, found.scores)
+    sizes = [picture, picture[:40, :60], picture]
+    together = detector(sizes)
+    assert [len(x) for x in together] == [20] * 3 and torch.allclose(together[2].scores, found.scores, atol=1e-5)
+
+
+def test_boxes_go_from_the_canvas_to_the_picture():
+    boxes = torch.tensor([[0.0, 0, 127, 127], [12.8, 6.4, 12.8, 64]])
+    found = Instances((128, 128), pred_boxes=Boxes(boxes), scores=torch.ones(2))
+    inputs = [{"image": torch.zeros(3, 50, 100), "height": 200, "width": 400}]
+    result = ReleasedRCNN._postprocess([found], inputs, [(128, 128)])[0]["instances"]
+    assert result.image_size == (200, 400)
+    expected = [[0, 0, 396.875, 396.875], [40, 20, 40, 200]]  # the picture took 64 rows of the canvas
+    assert torch.allclose(result.pred_boxes.tensor, torch.tensor(expected))
+
+
+def test_evaluated_on_lvis(thin_cfg, picture, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "lvis").mkdir()
+    (tmp_path / "lvis/lvis_v1_val.json").write_text(json.dumps(lvis_document({1: [3, 800]}, "val")))
+    (tmp_path / "coco/val2017").mkdir(parents=True)
+    Image.fromarray(picture[:60, :80]).save(tmp_path / "coco/val2017/000000000001.jpg")
+    datasets.register_all()
+    cfg = thin_cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
+    cfg.DATALOADER.NUM_WORKERS = 0
+    model = Trainer.build_model(cfg)
+    VildCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+    Trainer.test(cfg, model)
+    metrics = json.loads((tmp_path / "output/inference/vild_metrics.json").read_text())
+    assert "lvis_v1_val/segm/AP" in metrics
+
+
+def test_it_can_be_trained_on(thin_cfg):
+    model = build_model(thin_cfg).train()
+    VildCheckpointer(model).load(thin_cfg.MODEL.WEIGHTS)
+    inputs = pictures()
+    with EventStorage():
+        losses = model(inputs)
+    assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_text", "loss_l1", "loss_box_reg", "loss_mask"}
+    assert all(x.isfinite() for x in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+# the tool
+
+
+def run_tool(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["convert_tf_checkpoint.py", *map(str, arguments)])
+    return convert_tf_checkpoint.main()
+
+
+class Reader:
+    """What TensorFlow's reader of checkpoints offers."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def get_variable_to_shape_map(self):
+        return {name: list(array.shape) for name, array in self.arrays.items()}
+
+    def get_tensor(self, name):
+        return self.arrays[name]
+
+
+@pytest.fixture
+def stand_in(arrays, monkeypatch, tmp_path):
+    """TensorFlow as far as the tool needs it, and the index file of a checkpoint."""
+    train = SimpleNamespace(load_checkpoint=lambda prefix: Reader(arrays))
+    monkeypatch.setitem(
+        sys.modules, "tensorflow", SimpleNamespace(train=train, errors=SimpleNamespace(OpError=OSError))
+    )
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt/model.ckpt-7.index").touch()
+    return tmp_path / "ckpt"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_the_tool(stand_in, tmp_path, monkeypatch, capsys, weights, suffix):
+    output = tmp_path / f"out/model{suffix}"
+    run_tool(monkeypatch, stand_in, "--output", output)
+    said = capsys.readouterr().out
+    assert said == f"ensemble, ResNet-50, 1,203 names, for configs/LVIS/released/ensemble_R50.yaml: {output}\n"
+    assert Vocabulary.load(output).names == Vocabulary.load(weights).names
+    assert read_network_record(str(output))["trained_on"] is None
+    if suffix == ".safetensors":
+        assert output.read_bytes() == weights.read_bytes()
+
+
+def test_the_tool_tells_what_is_wrong(stand_in, tmp_path, monkeypatch, capsys):
+    def told(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            run_tool(monkeypatch, *arguments)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "neither in .safetensors nor in .pth" in told(stand_in, "--output", tmp_path / "x.onnx")
+    assert "model.ckpt-8.index is not there" in told(stand_in / "model.ckpt-8", "--output", tmp_path / "x.pth")
+    (stand_in / "model.ckpt-9.index").touch()
+    assert "holds 2 checkpoints" in told(stand_in, "--output", tmp_path / "x.pth")
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    assert "pip install -e '.[tensorflow]'" in told(stand_in / "model.ckpt-7", "--output", tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_a_file_that_tensorflow_wrote(tmp_path):
+    tensorflow = pytest.importorskip("tensorflow")
+    arrays = {"a/kernel": random(3, 4), "a/bias": random(4), "global_step": np.int64(7)}
+    values = [tensorflow.constant(x) for x in arrays.values()]
+    tensorflow.raw_ops.SaveV2(
+        prefix=str(tmp_path / "model.ckpt"), tensor_names=list(arrays), shape_and_slices=[""] * 3, tensors=values
+    )
+    read = convert_tf_checkpoint.read_checkpoint(tmp_path)
+    assert read.keys() == arrays.keys() and all(np.array_equal(read[n], arrays[n]) for n in arrays)
+    (tmp_path / "model.ckpt.index").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="not a checkpoint that TensorFlow can read"):
+        convert_tf_checkpoint.read_checkpoint(tmp_path)
+
+
+def test_exported(thin_cfg, picture, tmp_path):
+    """The graph resizes the picture itself; nothing but its last bits is another."""
+    onnxruntime, detector = pytest.importorskip("onnxruntime"), OpenVocabularyDetector(thin_cfg)
+    write_model(detector, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    vocabulary = detector.trained
+    for array in (picture, picture[:, :40], picture[:9, :7]):
+        feed = {"picture": array, "text": vocabulary.embeddings.numpy(), "base": vocabulary.mask("base").numpy()}
+        boxes, scores, classes, masks = session.run(None, feed)
+        found = detector(array)
+        near = (torch.from_numpy(boxes)[:, None] - found.pred_boxes.tensor).abs().amax(2) < 1e-2
+        near &= torch.from_numpy(classes)[:, None] == found.pred_classes
+        near &= (torch.from_numpy(scores)[:, None] - found.scores).abs() < 1e-4
+        assert len(boxes) == len(found) and (~near.any(0)).sum() <= 1 and masks.shape[1:] == (28, 28)

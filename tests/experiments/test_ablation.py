@@ -1,0 +1,269 @@
+"""A grid is checked before anything runs; its table says what the runs gave."""
+
+import json
+import runpy
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+from experiments import ablation
+from experiments.grid import Row, read_grid
+from experiments.pipeline import SECOND_WIDTH, GlyphsRun, Pipeline, Stage
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from vild.engine.run_record import code_version
+from vild.evaluation import cost
+from vild.modeling.extra_teachers import check_teachers
+from vild.utils.errors import UserError
+
+GRID = """
+seeds: [0, 1]
+iterations: 10
+rows:
+  ViLD: {config: vild}
+  cosine: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: cosine}], MODEL.VILD.DISTILL_WEIGHT: 3.0}
+  rotated: {evaluate: ViLD, novel_texts: rotated}
+  oracle: {config: text, data: all}
+  crops: {clip_on_crops: cosine}
+"""
+
+
+def read(tmp_path, text):
+    (tmp_path / "grid.yaml").write_text(text)
+    return read_grid(tmp_path / "grid.yaml")
+
+
+def test_a_grid_is_read(tmp_path):
+    grid = read(tmp_path, GRID)
+    assert grid.seeds == (0, 1) and grid.iterations == 10 and [r.name for r in grid.rows][1] == "cosine"
+    assert dict(grid.rows[1].overrides)["MODEL.VILD.OBJECTIVES"] == [{"NAME": "cosine"}]
+    for path in (Path("configs/Glyphs/ablations")).glob("*.yaml"):
+        assert read_grid(path).rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows: {}", "rows is empty"),
+        ("row: {}", "its keys are"),
+        ("rows: {a: vild}", "row 'a': vild is no setting"),
+        ("rows: {a: {config: vild, dta: all}}", "'dta' is not one of"),
+        ("rows: {a: {config: vild, data: some}}", "data: some is not one of"),
+        ("rows: {a: {data: all}}", "give one of config"),
+        ("rows: {a: {evaluate: b}}", "'b' is no row"),
+        ("rows: {a: {evaluate: b}, b: {clip_on_crops: a}}", "'b' is no row with a config"),
+        ("rows: {a: {clip_on_crops: b}}", "'b' is no row with a config"),
+        ("rows: {a: {config: vild}, b: {clip_on_crops: true}}", "clip_on_crops: True is not a name"),
+        ("rows: {a: {config: text, data: all}, b: {clip_on_crops: a}}", "'a' is not of data: train"),
+        ("rows: {a: {config: vild}, b: {clip_on_crops: a}, c: {clip_on_crops: a}}", "'b' and 'c' would both write"),
+        ("rows: {a b: {config: vild}, a-b: {config: text}}", "two rows"),
+        ("rows: {a: {config: vild, teachers: 3}}", "teachers: 3 is not one of"),
+        ("rows: {a: {config: vild, teachers: 2, data: all}}", "teachers is for"),
+        ("rows: {a: {config: vild, teachers: 2}, b: {evaluate: a}}", "more teachers than one"),
+        ("rows: {a: {config: vild, teachers: 2}, b: {clip_on_crops: a}}", "more teachers than one"),
+        ("rows: [", "grid"),
+        ("rows: {a: {config: vild}}\nseeds: 3", "seeds: 3 is not a list"),
+        ("rows: {a: {config: vild}}\nseeds: []", "is not a list of whole"),
+        ("rows: {a: {config: vild}}\nseeds: [0, 1.5]", "is not a list of whole"),
+        ("rows: {a: {config: vild}}\nseeds: [0, 1, 0]", "has one twice"),
+        ("rows: {a: {config: vild}}\niterations: 1e3", "iterations: 1e3 is not a whole"),
+        ("rows: {a: {config: vild}}\niterations: -1", "iterations: -1 is not a whole"),
+        ("rows: {a: {config: [vild]}}", r"config: \['vild'\] is not a name"),
+        ("rows: {a: {config: vlid}}", "config: 'vlid' is not one of .*students/resnet10t.* vild"),
+        ("rows: {a: {evaluate: [b]}}", "evaluate: .* is not a name"),
+        ("rows: {a: {config: vild, MODEL.VILD.OBJECTIVE: []}}", "row 'a': config .*OBJECTIVE"),
+        ("rows: {a: {config: vild, SOLVER.MAX_ITER: many}}", "row 'a': config .*many"),
+        ("rows: {a: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: l3}]}}", "row 'a': MODEL.VILD.OBJECTIVES: 'l3'"),
+        ("rows: {a: {config: text, MODEL.VILD.OBJECTIVES: [{NAME: l3}]}}", "row 'a': MODEL.VILD.OBJECTIVES: 'l3'"),
+        ("rows: {a: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: tokens}]}}", "row 'a': .*'tokens' needs"),
+        (
+            "rows: {a: {config: vild}, b: {evaluate: a, MODEL.MASK_ON: false}}",
+            "'MODEL.MASK_ON' means nothing beside eva",
+        ),
+        ("rows: {a: {config: vild}, b: {evaluate: a, data: all}}", "'data' means nothing beside evaluate"),
+        (
+            "rows: {a: {config: vild}, b: {clip_on_crops: a, MODEL.MASK_ON: 1}}",
+            "'MODEL.MASK_ON' means nothing beside clip",
+        ),
+        ("rows: {a: {config: vild}, b: {clip_on_crops: a, teachers: 1}}", "'teachers' means nothing beside clip"),
+        ("rows: {a: {config: vild}, a: {config: text}}", "line 1: the key 'a' stands there twice"),
+        ("rows: {a: {config: vild, 1: 2}}", "row 'a': its key 1 is not text"),
+        ("rows: {a|b: {config: vild}}", r"row 'a\|b': a table or plot cannot show its name"),
+        ("rows: {a: {config: proposals}}", "config: 'proposals' is not one of ensemble, image, students/"),
+        ("rows: {a: {config: vild, SEED: 1}}", "row 'a': 'SEED' is set by the pipeline; give seeds"),
+        ("rows: {a: {config: vild, DATASETS: {TEST: []}}}", "row 'a': 'DATASETS' is set by the pipeline"),
+        ("rows: {a: {config: text, teachers: 2}}", "row 'a': .* the variant 'text' distils from no teacher"),
+        (
+            "rows: {a: {config: vild, teachers: twice, MODEL.VILD.DISTILL_FROM: teacher}}",
+            "row 'a': .* DISTILL_FROM is 'teacher'",
+        ),
+        ("rows: {a: {config: vild, MODEL.VILD.SEVERAL_TEACHERS.BY: average}}", "row 'a': .*TEACHERS is empty"),
+        (
+            "rows: {a: {config: vild, teachers: 2, MODEL.VILD.SEVERAL_TEACHERS.BY: average}}",
+            "row 'a': .* neither soft_targets nor",
+        ),
+        (
+            "rows: {a: {config: vild, MODEL.VILD.VARIANT: text, MODEL.VILD.OBJECTIVES: [{NAME: cosine}]}}",
+            "row 'a': MODEL.VILD.OBJECTIVES means nothing",
+        ),
+        ("rows: {a: {config: students/resnet10t}}", "row 'a': .* add MODEL.WEIGHTS"),
+        ("rows: {a: {config: students/resnet10t, MODEL.VILD.TIMM_BACKBONE: renset}}", "timm has no model 'renset'"),
+        ("rows: {a: {config: vild, MODEL.VILD.VARIANT: vlid}}", "row 'a': MODEL.VILD.VARIANT: 'vlid' is not"),
+        ("rows: {a: {config: vild, TEST.PATIENCE: 2}}", "row 'a': TEST.PATIENCE is 2"),
+        ("rows: {a: {config: vild, novel_texts: rotated}}", "'novel_texts' means nothing beside config"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def stages_of(tmp_path, monkeypatch, vocabulary):
+    """A grid's stages in their order, with tools that do nothing."""
+    done: list[Stage] = []
+
+    def run(self, *stages):
+        done.extend(stages)
+        if any(s.name == "vocabulary" for s in stages):
+            vocabulary.save(self.vocabulary)
+
+    def stages(text):
+        done.clear()
+        ablation.run_seed(GlyphsRun(tmp_path / "seed0", iterations=10), read(tmp_path, text).rows)
+        return list(done)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    return stages
+
+
+def test_each_stage_runs_once_and_rows_share_what_comes_before(stages_of):
+    done = stages_of(GRID)
+    names = [s.name for s in done]
+    assert len(set(names)) == len(names)
+    assert names[-2:] == ["row-rotated", "row-crops"] and names.index("store") < names.index("row-vild")
+    cosine = " ".join(next(s for s in done if s.name == "row-cosine").command)
+    assert "MODEL.VILD.OBJECTIVES [{'NAME': 'cosine'}] MODEL.VILD.DISTILL_WEIGHT 3.0" in cosine
+    assert "glyphs_train_all" in " ".join(next(s for s in done if s.name == "row-oracle").command)
+
+
+def test_the_weights_that_are_evaluated_are_the_other_rows(stages_of):
+    """Not those that it started from."""
+    done = stages_of('rows: {a: {config: vild, MODEL.WEIGHTS: "", MODEL.VILD.TEMPERATURE: 0.02}, b: {evaluate: a}}')
+    command = next(s for s in done if s.name == "row-b").command
+    overrides = dict(zip(command[6::2], command[7::2], strict=True))
+    assert len(overrides) == (len(command) - 6) / 2 - 1  # one key stands there twice, and the later one counts
+    assert overrides["MODEL.WEIGHTS"].endswith("row-a/model_final.pth")
+    assert overrides["MODEL.VILD.TEMPERATURE"] == "0.02"
+
+
+def test_the_gauges_are_of_the_row_that_is_named(stages_of):
+    """With its overrides: the paper's table has ViLD's cosine to the teacher, not that of the first row."""
+    paper = (REPOSITORY / "configs/Glyphs/ablations/paper.yaml").read_text()
+    (command,) = (s.command for s in stages_of(paper) if s.command[0] == "gauges.py")
+    assert command[command.index("--config-file") + 1].endswith("Glyphs/vild.yaml")
+    assert command[command.index("MODEL.WEIGHTS") + 1].endswith("row-vild/model_final.pth")
+    command = stages_of(GRID)[-1].command
+    opts = command[command.index("--clip-on-crops") + 1 :]
+    overrides = dict(zip(opts[::2], opts[1::2], strict=True))
+    assert overrides["MODEL.VILD.DISTILL_WEIGHT"] == "3.0"
+    command = stages_of('rows: {a: {config: vild, MODEL.WEIGHTS: ""}, b: {clip_on_crops: a}}')[-1].command
+    assert command[command.index("--clip-on-crops") + 1 :][:3] == ("MODEL.WEIGHTS", "", "MODEL.WEIGHTS")
+
+
+def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_cfg):
+    """It changes no other stage's command: what ran without it is not run again."""
+    before = {s.name: s.command for s in stages_of(GRID)}
+    two = "  two: {config: vild, teachers: 2, MODEL.VILD.DISTILL_WEIGHT: 1.0}\n"
+    after = {s.name: s.command for s in stages_of(GRID + two)}
+    assert {name: after[name] for name in before} == before
+    new = [name for name in after if name not in before]
+    assert sorted(new) == ["row-two", "store2", "teacher2", "vocabulary2"]
+    assert list(after).index("proposals_train") < list(after).index("store2") < list(after).index("row-two")
+    teacher, words, store, row = (after[n] for n in ("teacher2", "vocabulary2", "store2", "row-two"))
+    folder = teacher[teacher.index("--output") + 1]
+    assert words[words.index("--teacher") + 1] == store[store.index("--teacher") + 1] == f"local-dir:{folder}"
+    proposals = after["store"][after["store"].index("--proposals") + 1]
+    assert store[store.index("--proposals") + 1] == proposals
+    key = row.index("MODEL.VILD.TEACHERS")
+    (entry,) = check_teachers(make_cfg("vild", *row[key : key + 2]).MODEL.VILD.TEACHERS)
+    assert entry["STORE"] == store[store.index("--output") + 1]
+    assert entry["VOCABULARY"] == words[words.index("--output") + 1]
+    assert row[-2:] == ("MODEL.VILD.DISTILL_WEIGHT", "1.0") and teacher[-2:] == ("--width", str(SECOND_WIDTH))
+
+
+def test_table_and_plot(tmp_path):
+    metrics = [{m: 10.0 * n + seed for n, m in enumerate(ablation.METRICS)} for seed in (0, 1, 2)]
+    results = {"ViLD": metrics, "crops": [{"bbox/AP50_novel": 7.0}], "not yet": []}
+    page = ablation.table(results, {"teacher_top1": [{"base": 96.0, "novel": 97.0}]})
+    assert "| ViLD" in page and "1.0 ± 1.0" in page and "not yet" not in page and "| 7.0" in page and "96.0" in page
+    ablation.plot(results, tmp_path / "plot.png")
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")).reshape(-1, 3), axis=0)) > 10
+
+
+def test_a_row_looks_the_same_in_both_pictures(tmp_path, monkeypatch):
+    drawn = {}
+
+    @contextmanager
+    def axes(path, results):
+        drawn[path.stem] = MagicMock()
+        yield drawn[path.stem]
+
+    monkeypatch.setattr(ablation, "_axes", axes)
+    scores = {"bbox/AP50_novel": 4.0, "bbox/AP50_base": 6.0}
+    costs = {"not yet": None, "crops": {}, "a": {ablation.GFLOP: 1.0}, "b": {ablation.GFLOP: 2.0}}
+    results = {name: [] if cost is None else [{**scores, **cost}] for name, cost in costs.items()}
+    ablation.plot(results, tmp_path / "plot.png")
+    ablation.plot_cost(results, tmp_path / "cost.png")
+    looks = [
+        {call.kwargs["label"]: (call.kwargs["color"], call.kwargs["marker"]) for call in axes.errorbar.call_args_list
+         if "label" in call.kwargs} for axes in (drawn["plot"], drawn["cost"])
+    ]  # fmt: skip
+    assert list(looks[1]) == ["a", "b"] and looks[1].items() <= looks[0].items() and len(set(looks[0].values())) == 3
+
+
+def test_what_a_row_costs(make_cfg, tmp_path):
+    """Stands in the table, whatever the seed; and over it AP50, where rows differ."""
+    run, row = GlyphsRun(tmp_path), Row("ViLD", config="vild")
+    (tmp_path / row.stage / "inference").mkdir(parents=True)
+    (tmp_path / row.stage / "config.yaml").write_text(make_cfg("vild").dump())
+    metrics = {"glyphs_val/bbox/AP50_novel": 60.0, "glyphs_val/bbox/AP50_base": 80.0}
+    (tmp_path / row.stage / "inference" / "vild_metrics.json").write_text(json.dumps(metrics))
+    found = ablation.read_row(run, row) | ablation.read_cost(run, row)
+    model, _ = cost.detector_of_run(tmp_path / row.stage)
+    assert found[ablation.PARAMETERS] * 1e6 == pytest.approx(sum(p.numel() for p in model.parameters()))
+    assert found[ablation.GFLOP] * 1e9 == pytest.approx(cost.flops(model, 128)["all"])
+    other = {**found, ablation.GFLOP: 9.87}
+    page = ablation.table({"ViLD": [found] * 2, "none": [{}]}, {})
+    assert f"| {found[ablation.GFLOP]:.2f} " in page and page.count(f"{found[ablation.PARAMETERS]:.2f}") == 1
+    for rows, drawn in (({"a": [found], "b": [found]}, False), ({"a": [found, found], "b": [other], "c": [{}]}, True)):
+        ablation.plot_cost(rows, tmp_path / "cost.png")
+        assert (tmp_path / "cost.png").exists() == drawn
+
+
+def test_two_grids_of_one_output(tmp_path, monkeypatch, capsys):
+    """Each has its own table and plot, named after its file; nothing of the other's is overwritten."""
+    monkeypatch.setattr(Pipeline, "run", lambda self, *stages: None)
+    scores = {"ViLD": 40.0, "cosine": 30.0, "other": 20.0}
+    monkeypatch.setattr(ablation, "read_row", lambda run, row: {"bbox/AP50_novel": scores[row.name] + run.seed,
+                                                                "bbox/AP50_base": 60.0})  # fmt: skip
+    counted = []
+    monkeypatch.setattr(ablation, "read_cost", lambda run, row: counted.append(run.seed) or {})
+    for name, other in (("first", "cosine"), ("second", "other")):
+        grid = tmp_path / f"{name}.yaml"
+        grid.write_text(f"seeds: [0, 1]\nrows: {{ViLD: {{config: vild}}, {other}: {{config: vild}}}}")
+        monkeypatch.setattr("sys.argv", ["ablate.py", "--grid", str(grid), "--output", str(tmp_path / "output")])
+        runpy.run_path(str(REPOSITORY / "tools" / "ablate.py"), run_name="__main__")
+    assert counted == [0] * 4  # of the first seed only: it is the same of all
+    for name, other, mean in (("first", "cosine", "30.5 ± 0.7"), ("second", "other", "20.5 ± 0.7")):
+        written = tmp_path / "output" / name
+        document = json.loads(written.with_suffix(".json").read_text())
+        rows = document["rows"]
+        assert document["seeds"] == [0, 1] and document["iterations"] == 0 and document["code"] == code_version()
+        assert list(rows) == ["ViLD", other] and rows["ViLD"][1]["bbox/AP50_novel"] == 41.0
+        assert f"| {mean} " in written.with_suffix(".md").read_text() and written.with_suffix(".png").stat().st_size
+    assert "seed 1" in capsys.readouterr().out

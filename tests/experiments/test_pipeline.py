@@ -1,0 +1,91 @@
+"""Stages run side by side, each once; what is begun is only its own command's."""
+
+import json
+import os
+
+import pytest
+import torch
+from experiments.pipeline import Pipeline, Stage
+
+from vild.utils.errors import UserError
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch):
+    """Makes a stage of lines of Python, which find the command's output folder as ``out``."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("experiments.pipeline.REPOSITORY", tmp_path)
+    (tmp_path / "tools").mkdir()
+
+    def make(name, body, *arguments):
+        head = "import os, sys, time\nfrom pathlib import Path\nout = Path(sys.argv[2])\n"
+        (tmp_path / "tools" / f"{name}.py").write_text(head + body)
+        return Stage(name, (f"{name}.py", "--output", str(tmp_path / f"out-{name}"), *arguments))
+
+    return make
+
+
+def test_more_stages_than_cores(tmp_path, tool):
+    """They all run, never more at once than cores, and a second run does nothing."""
+    work = "start = time.time()\ntime.sleep(0.6)\nout.write_text(f'{start} {time.time()}')"
+    stages = [tool(f"s{n}", work) for n in range(5)]
+    run = Pipeline(tmp_path / "run")
+    run.run(*stages)
+    spans = [tuple(map(float, path.read_text().split())) for path in tmp_path.glob("out-*")]
+    assert len(spans) == 5 and max(sum(a <= t < b for a, b in spans) for t, _ in spans) == 2
+    for path in tmp_path.glob("out-*"):
+        path.unlink()
+    run.run(*stages)
+    assert not list(tmp_path.glob("out-*"))
+    marker = json.loads((tmp_path / "run/stages/s3.json").read_text())
+    assert marker.keys() == {"command", "seconds"} and marker["seconds"] > 0  # as those of earlier versions
+
+
+def test_a_stage_begun_by_another_command_is_refused(tmp_path, tool):
+    """Whether or not it has ended: half a training would go on under other settings. With its own it goes on."""
+    run = Pipeline(tmp_path / "run")
+    half = "out.mkdir(exist_ok=True)\n"
+    half += "if not (out / 'half').exists():\n    (out / 'half').touch()\n    sys.exit('error: no')"
+    row, other = (tool("row-a", half, "SEED", "0", "RATE", rate) for rate in "12")
+    with pytest.raises(UserError, match="stage 'row-a' failed: no"):
+        run.run(row)
+    for _ in range(2):
+        with pytest.raises(UserError, match="'RATE 1' where it is now 'RATE 2'; remove that file") as error:
+            run.run(other)
+        assert str(tmp_path / "run/stages/row-a.json") in str(error.value) and row.output in str(error.value)
+        Pipeline(tmp_path / "run").run(row)
+    with pytest.raises(UserError, match="'1' where it is now '1 MORE'"):
+        run.run(Stage("row-a", (*row.command, "MORE")))
+
+
+def test_one_failure_ends_no_other_stage(tmp_path, tool):
+    """All others are done when it is told, those that had not begun too."""
+    stages = [tool(n, "out.touch()" if n in "cd" else f"sys.exit('error: of {n}')") for n in "abcd"]
+    run = Pipeline(tmp_path / "run")
+    with pytest.raises(UserError, match=r"stage '[ab]' failed: of [ab] \(see .*\); 2 of 4 stages failed"):
+        run.run(*stages)
+    assert sorted(run.seconds) == ["c", "d"] and (tmp_path / "out-d").exists()
+
+
+def test_the_end_of_the_pipeline_ends_its_stages(tmp_path, tool, monkeypatch):
+    stage = tool("a", "out.write_text(str(os.getpid()))\ntime.sleep(60)")
+
+    def ctrl_c(seconds):
+        if (tmp_path / "out-a").exists() and (tmp_path / "out-a").read_text():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.pipeline.time.sleep", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(tmp_path / "run").run(stage)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "out-a").read_text()), 0)
+
+
+def test_a_row_that_is_added_has_its_neighbours_threads(tmp_path, tool, monkeypatch):
+    """Seconds a step stay comparable, and so do the last bits."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    stages = [tool(n, "out.write_text(os.environ['OMP_NUM_THREADS'])") for n in "ab"]
+    Pipeline(tmp_path / "run").run(*stages)
+    (tmp_path / "run/stages/b.json").unlink()
+    Pipeline(tmp_path / "run").run(*stages)
+    assert [(tmp_path / f"out-{n}").read_text() for n in "ab"] == ["2", "2"]

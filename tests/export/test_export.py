@@ -1,0 +1,273 @@
+"""An exported detector finds what the detector finds, with any vocabulary; its runner needs no PyTorch."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from tests.conftest import REPOSITORY
+from vild.checkpoint.checkpointer import VildCheckpointer
+from vild.config import load_config
+from vild.export.detector import ALL, ExportedDetector
+from vild.export.write import write_model
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.modeling import build_model
+from vild.utils.images import read_picture
+from vild.vocabulary.vocabulary import Vocabulary
+
+BLOCKED = ("torch", "torchvision", "detectron2", "vild", "safetensors", "pycocotools")
+
+
+def tool(name, *arguments):
+    command = [sys.executable, str(REPOSITORY / "tools" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def bare_runner(*arguments):
+    """The runner in a process in which these packages cannot be imported."""
+    script = str(REPOSITORY / "tools" / "run_onnx.py")
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({BLOCKED})); sys.argv = {[script, *map(str, arguments)]};"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint_file) -> OpenVocabularyDetector:
+    overrides = ["MODEL.WEIGHTS", str(checkpoint_file)]
+    return OpenVocabularyDetector(load_config(str(REPOSITORY / "configs/Glyphs/vild.yaml"), overrides))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint_file, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    config = REPOSITORY / "configs/Glyphs/vild.yaml"
+    done = tool("export.py", "--config-file", config, "--output", path, "--opts", "MODEL.WEIGHTS", checkpoint_file)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(world, tmp_path_factory) -> list[Path]:
+    """Of several sizes and kinds."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in [(100, 150), (300, 40), (9, 7)]]
+    upright = Image.Exif()
+    upright[0x0112] = 6
+    Image.fromarray(noise[0]).save(folder / "a.png")
+    Image.fromarray(noise[1]).convert("CMYK").save(folder / "b.jpg", exif=upright)
+    Image.fromarray(noise[2]).save(folder / "c.png")
+    Image.fromarray(noise[0][:, :, 0].astype(np.uint16) * 257).save(folder / "d.png")
+    return [*sorted(folder.iterdir()), *sorted((world / "glyphs" / "val").glob("*.jpg"))[:2]]
+
+
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options)
+
+
+def random_vocabulary(detector, names: int) -> Vocabulary:
+    rows = torch.randn(names, detector.trained.width, generator=torch.Generator().manual_seed(names))
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    splits = tuple(("base", "novel")[i % 2] for i in range(names))
+    names = tuple(f"name {i}" for i in range(names))
+    return Vocabulary(names, rows, splits, fingerprint=detector.trained.fingerprint)
+
+
+def records(boxes, scores, classes) -> list[dict]:
+    return [
+        {"box": b, "score": float(s), "name": int(c)} for b, s, c in zip(boxes.tolist(), scores, classes, strict=True)
+    ]
+
+
+def check_same(mine: list[dict], expected: list[dict]) -> None:
+    """Each detection has a counterpart; those that just made it among the best may lack one, and so may one whose
+    overlap with a better one is the limit to the last bit."""
+    assert abs(len(mine) - len(expected)) <= 1
+    last = min((d["score"] for d in expected), default=0) + 1e-4
+    for some, others in ((mine, expected), (expected, mine)):
+        alone = 0
+        for found in some:
+            alike = [
+                o
+                for o in others
+                if o["name"] == found["name"]
+                and abs(o["score"] - found["score"]) < 1e-4
+                and np.abs(np.subtract(o["box"], found["box"])).max() < 1e-2
+            ]
+            alone += not alike and found["score"] >= last
+            if alike and "mask" in found:
+                assert alike[0]["split"] == found["split"]
+                a, b = mask_api.decode(alike[0]["mask"]), mask_api.decode(found["mask"])
+                assert (a != b).sum() <= 2
+        assert alone <= 1
+
+
+@pytest.mark.parametrize("names", [1, 40, 300])
+def test_the_runner_finds_what_the_detector_finds(trained, model, pictures, tmp_path, names):
+    vocabulary = random_vocabulary(trained, names)
+    vocabulary.save(tmp_path / "v.safetensors")
+    output = tmp_path / "out" / "r.json"
+    done = bare_runner("--model", model, "--vocabulary", tmp_path / "v.safetensors", "--input", *pictures,
+                       "--output", output)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for record, picture in zip(json.loads(output.read_text()), pictures, strict=True):
+        expected = {"file_name": str(picture), **trained(picture, vocabulary).to_dict()}
+        assert record.keys() == expected.keys() and record["file_name"] == expected["file_name"]
+        assert (record["height"], record["width"]) == (expected["height"], expected["width"])
+        check_same(record["detections"], expected["detections"])
+    assert len(expected["detections"]) > 20
+
+
+def test_threshold_top_k_and_context(trained, model, pictures, tmp_path, monkeypatch):
+    asked = Vocabulary(
+        ("Sunshine", "a thing nobody drew"), random_vocabulary(trained, 2).embeddings, ("", ""),
+        fingerprint=trained.trained.fingerprint,
+    )  # fmt: skip
+    asked.save(tmp_path / "v.safetensors")
+    monkeypatch.setattr(trained, "_encode", lambda words, *rest: asked)
+    everything = trained(pictures[0], list(asked.names)).to_dict()["detections"]
+    scores = np.array([d["score"] for d in everything])[10:-10]  # falling
+    gap = (scores[1:] / scores[:-1]).argmin()
+    middle = float(np.sqrt(scores[gap] * scores[gap + 1]))  # of no score, whatever the last bits
+    context = model.with_name("context.safetensors")
+    assert len(Vocabulary.load(context)) == trained.trained.splits.count("base")
+    for flags, expected in [
+        ([], everything),
+        (["--threshold", middle], [d for d in everything if d["score"] > middle]),
+        (["--top-k", 7], everything[:7]),
+    ]:
+        done = bare_runner("--model", model, "--vocabulary", tmp_path / "v.safetensors", "--input", pictures[0],
+                           "--output", tmp_path / "r.json", "--context", context, *flags)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        check_same(json.loads((tmp_path / "r.json").read_text())[0]["detections"], expected)
+    assert {d["name"]: d["split"] for d in everything} == {"Sunshine": "base", "a thing nobody drew": "novel"}
+
+
+def test_permuting_the_text_permutes_the_classes(trained, model, pictures):
+    session, picture = session_of(model), read_picture(pictures[0])
+    assert [x.name for x in session.get_inputs()] == ["picture", "text"]
+    text = random_vocabulary(trained, 50).embeddings.numpy()
+    order = np.random.default_rng(0).permutation(50)
+    boxes, scores, classes, _ = session.run(None, {"picture": picture, "text": text})
+    other = session.run(None, {"picture": picture, "text": text[order]})
+    check_same(records(other[0], other[1], order[other[2]]), records(boxes, scores, classes))
+    for shown in (0, 20):
+        found = session.run(None, {"picture": picture, "text": text, "shown": np.array(shown)})
+        assert (found[2] < shown).all() and len(found[3]) == len(found[2]) and (len(found[2]) > 0) == (shown > 0)
+
+
+def test_the_wrapped_module_is_the_detector(trained, pictures, tmp_path):
+    vocabulary = random_vocabulary(trained, 60)
+    wrapped, picture = ExportedDetector(trained.model), torch.from_numpy(read_picture(pictures[-1]))
+    offered = trained.model.roi_heads.classifier.offer([vocabulary])
+    inputs = picture, vocabulary.embeddings, torch.tensor(ALL)
+    x = {"image": picture.permute(2, 0, 1), "height": len(picture), "width": len(picture[0])}
+    with torch.inference_mode():
+        boxes, scores, classes, _ = wrapped(*inputs)
+        expected = trained.model.detect([x], offered)[0]
+    others = expected.pred_boxes.tensor, expected.scores, expected.pred_classes
+    check_same(records(boxes, scores, classes), records(*others))
+    write_model(trained, tmp_path / "model.pt2")
+    again = torch.export.load(tmp_path / "model.pt2").module()(*inputs)
+    torch.testing.assert_close(again[0], boxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(again[1], scores, rtol=0, atol=1e-5)
+
+
+def test_the_ensemble_asks_which_names_are_base(vocabulary_file, pictures, tmp_path):
+    cfg = load_config(str(REPOSITORY / "configs/Glyphs/ensemble.yaml"), ["MODEL.VILD.VOCABULARY", str(vocabulary_file)])
+    torch.manual_seed(0)
+    VildCheckpointer(build_model(cfg), str(tmp_path)).save("model")
+    cfg = load_config(str(REPOSITORY / "configs/Glyphs/ensemble.yaml"), ["MODEL.WEIGHTS", str(tmp_path / "model.pth")])
+    detector = OpenVocabularyDetector(cfg)
+    write_model(detector, tmp_path / "model.onnx")
+    vocabulary = random_vocabulary(detector, 40)
+    vocabulary.save(tmp_path / "v.safetensors")
+    done = bare_runner("--model", tmp_path / "model.onnx", "--vocabulary", tmp_path / "v.safetensors",
+                       "--input", *pictures, "--output", tmp_path / "r.json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for record, picture in zip(json.loads((tmp_path / "r.json").read_text()), pictures, strict=True):
+        check_same(record["detections"], detector(picture, vocabulary).to_dict()["detections"])
+    session, text = session_of(tmp_path / "model.onnx"), vocabulary.embeddings.numpy()
+    assert [x.name for x in session.get_inputs()] == ["picture", "text", "base"]
+    scores = [
+        session.run(["scores"], {"picture": read_picture(pictures[0]), "text": text, "base": np.full(40, base)})[0]
+        for base in (True, False)
+    ]
+    assert not np.allclose(*scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--model": "none.onnx"}, "none.onnx does not exist"),
+        ({"--vocabulary": "none.safetensors"}, "none.safetensors does not exist"),
+        ({"--vocabulary": "text.txt"}, "text.txt is not a vocabulary file"),
+        ({"--vocabulary": "cut.safetensors"}, "cut.safetensors is not a vocabulary file"),
+        ({"--vocabulary": "other.safetensors"}, "other.safetensors is of teacher .*weights 0123.*but the model is of"),
+        ({"--vocabulary": "wide.safetensors"}, "width 7, .*but the model is of .*width 64"),
+        ({"--context": "other.safetensors"}, "other.safetensors is of teacher"),
+        ({"--input": "text.txt"}, "picture text.txt cannot be read"),
+        ({"--input": "none.jpg"}, "picture none.jpg cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line(trained, model, pictures, tmp_path, monkeypatch, change, message):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    vocabulary = random_vocabulary(trained, 4)
+    vocabulary.save("good.safetensors")
+    Path("cut.safetensors").write_bytes(Path("good.safetensors").read_bytes()[:-4])
+    Path("text.txt").write_text("neither a vocabulary nor a picture")
+    replace(vocabulary, fingerprint={**vocabulary.fingerprint, "weights": "0123"}).save("other.safetensors")
+    replace(vocabulary, embeddings=vocabulary.embeddings[:, :7]).save("wide.safetensors")
+    arguments = {"--model": model, "--vocabulary": "good.safetensors", "--input": pictures[0], "--output": "r.json"}
+    done = bare_runner(*(x for pair in {**arguments, **change}.items() for x in pair))
+    assert done.returncode == 2 and not Path("r.json").exists()
+    assert len(done.stderr.splitlines()) == 1 and re.match(f"error: .*{message}", done.stderr), done.stderr
+
+
+def test_the_runner_writes_whole_files(tmp_path, monkeypatch):
+    spec = spec_from_file_location("run_onnx", REPOSITORY / "tools" / "run_onnx.py")
+    run_onnx = module_from_spec(spec)
+    spec.loader.exec_module(run_onnx)
+    run_onnx.write_whole(tmp_path / "new" / "r.json", "whole")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_onnx.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_onnx.write_whole(tmp_path / "new" / "r.json", "another")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["r.json"]
+    assert (tmp_path / "new" / "r.json").read_text() == "whole"
+
+
+def test_run_lengths_are_cocos():
+    spec = spec_from_file_location("run_onnx", REPOSITORY / "tools" / "run_onnx.py")
+    runner = module_from_spec(spec)
+    spec.loader.exec_module(runner)
+    rng = np.random.default_rng(0)
+    blobs = [np.kron(rng.random((5, 7)) < share, np.ones((31, 17))) > 0 for share in (0, 0.1, 0.5, 1)]
+    for mask in [*blobs, rng.random((40, 3)) < 0.5, np.ones((1, 1), bool), np.eye(900, 1000) > 0]:
+        assert runner.run_lengths(mask) == mask_api.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+
+
+def test_a_folder_that_needs_nothing_else(trained, checkpoint_file, teacher_folder, pictures, tmp_path):
+    done = tool("export.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--output", tmp_path / "folder",
+                "--opts", "MODEL.WEIGHTS", checkpoint_file, "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}",
+                "MODEL.VILD.TEACHER.PRETRAINED", "")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = OpenVocabularyDetector.from_folder(tmp_path / "folder")(pictures[0])
+    assert torch.equal(found.scores, trained(pictures[0]).scores)

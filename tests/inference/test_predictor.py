@@ -1,0 +1,224 @@
+"""Words in, boxes out: any kind of picture, any words, from any thread, and no weight ever changes."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.inference.words import parse_thresholds, parse_words, read_words
+from vild.teacher.clip import hash_weights
+from vild.utils.errors import UserError
+from vild.vocabulary.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8)
+
+
+def random_vocabulary(names: int, width: int, seed: int = 0) -> Vocabulary:
+    rows = torch.randn(names, width, generator=torch.Generator().manual_seed(seed))
+    splits = tuple(("base", "novel")[i % 2] for i in range(names))
+    return Vocabulary(
+        tuple(f"name {seed} {i}" for i in range(names)), torch.nn.functional.normalize(rows, dim=1), splits
+    )
+
+
+def same(a, b) -> bool:
+    """To the noise of floating point: the same detections, but for one that just made it or did not."""
+    if abs(len(a) - len(b)) > 1:
+        return False
+    return unmatched(a, b) <= 1 and unmatched(b, a) <= 1
+
+
+def unmatched(a, b) -> int:
+    """How many of ``a`` have no counterpart in ``b``."""
+    boxes, scores = (a.pred_boxes.tensor[:, None] - b.pred_boxes.tensor).abs().amax(2), a.scores[:, None] - b.scores
+    labels = torch.tensor([[x == y for y in b.labels()] for x in a.labels()]).view(len(a), len(b))
+    alike = labels & (boxes < 1e-2) & (scores.abs() < 1e-5)
+    for i, j in alike.nonzero().tolist():
+        if (a.pred_masks[i] != b.pred_masks[j]).sum() > 4:
+            alike[i, j] = False
+    return int((~alike.any(1)).sum())
+
+
+def test_any_words(detector, vocabulary, picture):
+    found = detector(picture)
+    assert detector.names == vocabulary.names == found.names and found.image_size == (100, 150)
+    others = detector.with_vocabulary(["umbrella", "a thing nobody drew"])
+    found = others(picture)
+    assert others.names == ("umbrella", "a thing nobody drew") and others.vocabulary.splits == ("novel", "novel")
+    assert set(found.pred_classes.tolist()) <= {0, 1} and len(found) > 30  # the context takes no places
+    assert len(others._offered.text) == 2 + vocabulary.splits.count("base") and others._offered.shown == 2
+    marked = detector.with_vocabulary(["Sunshine", "chess_rook"])  # a synonym and another spelling of base names
+    assert marked.vocabulary.splits == ("base", "base")
+    assert len(marked._offered.text) == vocabulary.splits.count("base")
+    assert detector.names == vocabulary.names and same(detector(picture), detector(picture))
+    assert same(detector(picture, ["umbrella", "a thing nobody drew"]), found)
+
+
+def test_wrong_words_are_one_line(detector):
+    for words, reason in [
+        ([], "empty"),
+        (["", " "], "empty"),
+        (["kite", "kite"], "twice"),
+        (["x" * 10_000], "10,000 characters"),
+    ]:
+        with pytest.raises(UserError, match=reason) as caught:
+            detector.with_vocabulary(words)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    with pytest.raises(UserError, match="wide"):
+        detector.with_vocabulary(random_vocabulary(3, 7))
+    with pytest.raises(UserError, match="also asked for"):
+        detector.with_vocabulary(["kite"], negatives=["Kite"])
+    with pytest.raises(UserError, match="'kit' is not in"):
+        detector.with_vocabulary(["kite"], thresholds={"kit": 0.2})
+
+
+def test_every_kind_of_picture(detector, picture, tmp_path):
+    Image.fromarray(picture[:, :, ::-1]).save(tmp_path / "a.png")
+    expected = detector(picture)
+    tensor = torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1)
+    for kind in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.open(tmp_path / "a.png"), tensor):
+        assert same(detector(kind), expected)
+    for wrong in (picture[:, :, 0], picture.astype(float), tensor.float(), tensor[:2], picture[:0], 3):
+        with pytest.raises(UserError, match="picture"):
+            detector(wrong)
+
+
+def test_a_batch_equals_one_by_one(detector):
+    rng = np.random.default_rng(1)
+    pictures = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in [(100, 150), (90, 60), (100, 150)]]
+    together = detector(pictures)
+    for found, picture in zip(together, pictures, strict=True):
+        alone = detector(picture)
+        assert len(found) > 10 and found.image_size == picture.shape[:2] and same(found, alone)
+    assert detector([]) == []
+
+
+def test_permuting_the_words_permutes_the_result(detector, picture):
+    words = random_vocabulary(50, detector.trained.width)
+    order = np.random.default_rng(0).permutation(50).tolist()
+    a = detector(picture, words)
+    b = detector(picture, words.take(order))
+    assert len(a) > 10 and same(a, b)
+    assert sorted(set(a.pred_classes.tolist())) == sorted({order[c] for c in b.pred_classes.tolist()})
+
+
+def test_swapping_is_quick_and_equals_a_fresh_start(detector, make_cfg, checkpoint_file, picture):
+    words = [f"thing {n}" for n in range(1203)]
+    before = hash_weights(detector.model)
+    first = detector.with_vocabulary(words, prompts="name")
+    detector.with_vocabulary(["kite"], prompts="name")
+    detector._text._teacher = None  # whatever comes now needs no encoder
+    again = detector.with_vocabulary(words, prompts="name")
+    assert detector._text._teacher is None
+    assert torch.equal(first._offered.text, again._offered.text)
+    fresh = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file)))
+    fresh = fresh.with_vocabulary(words, prompts="name")
+    assert fresh._text._teacher is None and same(again(picture), fresh(picture))
+    assert hash_weights(detector.model) == before
+
+
+def test_threads_with_vocabularies_of_their_own(detector, picture):
+    vocabularies = [random_vocabulary(20 + 7 * n, detector.trained.width, n) for n in range(8)]
+    expected = [detector(picture, v) for v in vocabularies]
+    failures: list[object] = []
+
+    def work(n: int) -> None:
+        try:
+            for _ in range(3):
+                if not same(detector.with_vocabulary(vocabularies[n])(picture), expected[n]):
+                    failures.append(n)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_thresholds(detector, picture):
+    words = random_vocabulary(20, detector.trained.width)
+    everything = detector(picture, words)
+    middle = everything.scores.median().item()
+    over = detector.with_vocabulary(words)(picture, threshold=middle)
+    assert same(over, everything[everything.scores > middle])
+    counts = torch.bincount(everything.pred_classes, minlength=20)
+    often, name = int(counts.argmax()), words.names[int(counts.argmax())]
+    limit = everything.scores[everything.pred_classes == often].median().item()
+    own = detector.with_vocabulary(words, thresholds={name: limit})(picture)
+    kept = own.scores[own.pred_classes == often]
+    assert 0 < len(kept) < counts[often] and (kept > limit).all()
+    assert (own.pred_classes != often).any() and own.scores.min() < limit
+    # the places that were taken by the suppressed word are others' now
+    assert len(own) >= int((everything.pred_classes != often).sum())
+
+
+def test_negatives_take_the_score_and_are_not_reported(detector, picture):
+    words, negative = ["umbrella", "kite"], ["anchor stone"]
+    with_negative = detector.with_vocabulary(words, negatives=negative, context=False, prompts="name")
+    three = detector.with_vocabulary([*words, *negative], context=False, prompts="name")
+    a, b = with_negative(picture), three(picture)
+    assert set(a.labels()) <= set(words)
+    b = b[b.pred_classes < 2]
+    torch.testing.assert_close(a.scores[:5], b.scores[:5], rtol=1e-4, atol=1e-6)
+
+
+def test_twenty_thousand_words(detector, picture):
+    found = detector(picture, random_vocabulary(20_000, detector.trained.width))
+    assert len(found) > 0 and found.pred_classes.max() > 1000
+
+
+def test_results_in_other_forms(detector, picture):
+    supervision = pytest.importorskip("supervision")
+    found = detector(picture, threshold=0.0)[:5]
+    document = found.to_dict()
+    assert [d["name"] for d in document["detections"]] == found.labels() and document["height"] == 100
+    assert document["detections"][0]["mask"]["size"] == [100, 150]
+    other = found.to_supervision()
+    assert isinstance(other, supervision.Detections) and len(other) == len(found) == 5
+    assert other.data["class_name"].tolist() == found.labels() and other.mask.shape == (5, 100, 150)
+    assert len(found[:0].to_supervision()) == 0 and found[:0].to_dict()["detections"] == []
+
+
+def test_one_folder_holds_everything(detector, picture, tmp_path, monkeypatch):
+    detector.save(tmp_path / "folder")
+    loaded = OpenVocabularyDetector.from_folder(tmp_path / "folder")
+    assert same(loaded(picture), detector(picture)) and loaded.vocabulary.splits == detector.vocabulary.splits
+    monkeypatch.setenv("VILD_CACHE", str(tmp_path / "cache"))  # so that the folder's own teacher is asked
+    again = OpenVocabularyDetector.from_folder(tmp_path / "folder")
+    assert same(again(picture, ["violin"]), detector(picture, ["violin"]))
+    with pytest.raises(UserError, match=r"config\.yaml does not exist"):
+        OpenVocabularyDetector.from_folder(tmp_path / "nothing")
+    (tmp_path / "folder" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        OpenVocabularyDetector.from_folder(tmp_path / "folder")
+
+
+def test_words_from_a_command_line(world, vocabulary_file, tmp_path):
+    assert read_words("umbrella, chess knight | horse") == parse_words(["umbrella", "chess knight | horse"])
+    (tmp_path / "words.txt").write_text("# things\numbrella | parasol\n\nkite\n")
+    words = read_words(str(tmp_path / "words.txt"))
+    assert words.names == ("umbrella", "kite") and words.synonyms == (("parasol",), ())
+    assert len(read_words("glyphs_train").names) == 60
+    assert len(read_words(str(vocabulary_file))) == 60
+    with pytest.raises(UserError, match=r"nowhere\.txt does not exist"):
+        read_words(str(tmp_path / "nowhere.txt"))
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match="not a text file"):
+        read_words(str(tmp_path / "latin.txt"))
+    with pytest.raises(UserError, match="empty"):
+        read_words(" , ")
+    assert parse_thresholds(["kite=0.3"], words.names) == {"kite": 0.3}
+    for wrong in ("kite", "kite=high", "kit=0.3"):
+        with pytest.raises(UserError, match="threshold"):
+            parse_thresholds([wrong], words.names)

@@ -1,0 +1,109 @@
+import logging
+
+import pytest
+import torch
+
+from vild.data import datasets
+from vild.data.proposals import load_proposals
+from vild.store.build import Encoder, encode_pictures, load_pictures, write_shards
+from vild.store.store import EmbeddingStore, StoreWriter
+
+NOTHING = torch.zeros(0, 4), torch.zeros(0)
+
+
+@pytest.fixture(scope="module")
+def work(world, proposals_file):
+    """Files and regions of 20 pictures: some without regions, some with many more than others."""
+    files = {r["image_id"]: r["file_name"] for r in datasets.load_dicts("glyphs_train")[:20]}
+    found = load_proposals(proposals_file)
+    regions = {i: found[i] for i in files}
+    for n, i in enumerate(sorted(files)):
+        regions[i] = NOTHING if n in (0, 5, 6, 19) else tuple(t[: 1 + n % 10] for t in regions[i])
+    return files, regions
+
+
+def cosine(a, b):
+    return torch.nn.functional.cosine_similarity(a, b).min() if len(a) else torch.tensor(1.0)
+
+
+@pytest.mark.parametrize("batch", [2, 7, 64, 4096])
+def test_batches_across_pictures_equal_one_by_one(teacher, work, batch):
+    files, regions = work
+    ids = sorted(files)
+    pictures = list(load_pictures(files, ids, workers=0, pin=False))
+    together = list(encode_pictures(Encoder(teacher, batch), pictures, [regions[i][0] for i in ids]))
+    assert len(together) == len(ids)
+    for picture, i, embeddings in zip(pictures, ids, together, strict=True):
+        alone = teacher.encode_regions(picture, regions[i][0])
+        assert embeddings.shape == alone.shape and cosine(embeddings, alone) > 1 - 1e-5
+
+
+def test_pictures_are_handed_out_as_soon_as_they_are_done(teacher, work):
+    """Memory does not grow with the number of pictures: few are taken ahead of what is handed out."""
+    files, regions = work
+    ids, taken = sorted(files), []
+
+    def stream():
+        for i, picture in zip(ids, load_pictures(files, ids, workers=0, pin=False), strict=True):
+            taken.append(i)
+            yield picture
+
+    ahead = []
+    for n, _ in enumerate(encode_pictures(Encoder(teacher, 16), stream(), [regions[i][0] for i in ids])):
+        ahead.append(len(taken) - n)
+    assert max(ahead) <= 8
+
+
+def test_running_out_of_memory_halves_the_batch(teacher, work, monkeypatch, caplog):
+    files, regions = work
+    ids = sorted(files)
+    pictures = list(load_pictures(files, ids, workers=0, pin=False))
+    boxes = [regions[i][0] for i in ids]
+    expected = torch.cat(list(encode_pictures(Encoder(teacher, 64), pictures, boxes)))
+    encode = teacher.encode_image
+
+    def small_card(images):
+        if len(images) > 10:
+            raise torch.cuda.OutOfMemoryError
+        return encode(images)
+
+    monkeypatch.setattr(teacher, "encode_image", small_card)
+    encoder = Encoder(teacher, 64)
+    with caplog.at_level(logging.WARNING):
+        found = torch.cat(list(encode_pictures(encoder, pictures, boxes)))
+    assert encoder.batch == 8 and "going on with 8 crops" in caplog.text
+    assert cosine(found, expected) > 1 - 1e-5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_are_the_same_bytes_whoever_writes_them(teacher, work, tmp_path, workers):
+    files, regions = work
+    ids = sorted(files)
+
+    def write(folder, *parts):
+        for part in parts:
+            writer = StoreWriter(folder, {"fingerprint": teacher.fingerprint}, ids, shard_pictures=6)
+            shards = [s for s in writer.missing() if part is None or s[0] in part]
+            pictures = load_pictures(files, [i for _, some in shards for i in some], workers, pin=False)
+            assert sum(write_shards(writer, shards, Encoder(teacher, 16), pictures, regions)) == sum(
+                len(some) for _, some in shards
+            )
+        writer.finish()
+        return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    whole = write(tmp_path / "whole", None)
+    assert len(whole) == 5 and write(tmp_path / "parts", {1}, {3, 0}, {2}) == whole
+    store = EmbeddingStore(tmp_path / "whole")
+    for i in ids:
+        assert torch.equal(store[i].boxes, regions[i][0]) and torch.equal(store[i].scores, regions[i][1])
+
+
+def test_precision_keeps_the_direction(teacher, teacher_folder):
+    from vild.teacher.clip import Teacher
+
+    images = torch.randn(8, 3, *teacher.size, generator=torch.Generator().manual_seed(0))
+    half = Teacher(f"local-dir:{teacher_folder}", precision="bf16")
+    found = half.encode_image(images)
+    assert found.dtype == torch.float32 and torch.allclose(found.norm(dim=1), torch.ones(8), atol=1e-5)
+    assert cosine(found, teacher.encode_image(images)) > 0.99
+    assert half.fingerprint == teacher.fingerprint

@@ -1,0 +1,95 @@
+"""A writer killed by SIGKILL at any moment, and begun again, leaves the bytes of one that was never killed."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.utils.errors import UserError
+
+PLAN = {"fingerprint": {"name": "t", "pretrained": "", "weights": "00", "width": 64}, "proposals": "p"}
+FORK = multiprocessing.get_context("fork")  # a new interpreter for each of some hundred writers would take minutes
+
+
+def regions(image_id: int) -> Regions:
+    generator = torch.Generator().manual_seed(image_id)
+    count = 40 + image_id % 4
+    embeddings = torch.nn.functional.normalize(torch.randn(count, 64, generator=generator), dim=1)
+    return Regions(torch.rand(count, 4, generator=generator), embeddings, torch.rand(count, generator=generator))
+
+
+def write(folder: Path, dtype: str, pictures: int, dies_at: int | None = None) -> None:
+    """``dies_at``: before the n-th time (from 0) that Python makes, opens or renames something of the store's."""
+    events = 0
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal events
+        if event in ("open", "os.rename", "os.mkdir") and str(folder) in str(arguments[0]):
+            if events == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            events += 1
+
+    if dies_at is not None:
+        sys.addaudithook(watch)
+    torch.set_num_threads(1)
+    writer = StoreWriter(folder, PLAN, list(range(pictures)), 2, {"data_set": "d"}, dtype)
+    for index, _ in writer.missing():
+        writer.write_shard(index, regions)
+    writer.finish()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def killed(process: multiprocessing.Process) -> bool:
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_killed_before_every_step(tmp_path, dtype):
+    write(tmp_path / "whole", dtype, 5)
+    whole, step, dies = content(tmp_path / "whole"), 0, True
+    while dies:
+        folder = tmp_path / f"killed{step}"
+        process = FORK.Process(target=write, args=(folder, dtype, 5, step))
+        process.start()
+        if dies := killed(process):
+            write(folder, dtype, 5)
+        assert content(folder) == whole, step
+        step += 1
+    assert step > 12  # manifest, three shards, their checksums, the manifest again
+
+
+def test_killed_at_random_moments(tmp_path):
+    start = time.perf_counter()
+    write(tmp_path / "whole", "float16", 60)
+    took, whole = time.perf_counter() - start, content(tmp_path / "whole")
+    rng, kills = np.random.default_rng(0), 0
+    for run in range(12):
+        folder = tmp_path / f"killed{run}"
+        for _ in range(3):
+            process = FORK.Process(target=write, args=(folder, "float16", 60))
+            process.start()
+            time.sleep(rng.uniform(0, took))
+            process.kill()
+            if killed(process):
+                kills += 1
+                try:
+                    EmbeddingStore(folder)
+                except UserError as error:
+                    assert "unfinished" in str(error) or "does not exist" in str(error)
+                else:  # killed on its way out, or after a run that had ended
+                    assert content(folder) == whole
+        write(folder, "float16", 60)
+        assert content(folder) == whole
+    assert kills > 6

@@ -1,0 +1,146 @@
+"""Two writers of one place: the second is told of the first, whatever became of those before."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.test_tools import tool
+from vild.utils.errors import UserError
+from vild.utils.lock import only_writer
+
+FORK = multiprocessing.get_context("fork")
+
+
+def hold(output, folder, line):
+    with only_writer(output, folder):
+        line.send("held")
+        line.recv()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts a process that holds a place; gives it and the line on which it is told to leave."""
+    running = []
+
+    def start(output, folder=False, target=hold):
+        mine, its = FORK.Pipe()
+        process = FORK.Process(target=target, args=(output, folder, its))
+        process.start()
+        running.append((process, mine))
+        assert mine.poll(60) and mine.recv() == "held"
+        return process, mine
+
+    yield start
+    for process, line in running:
+        if process.is_alive():
+            line.send("leave")
+        process.join()
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_the_second_writer_is_told_who_the_first_is(holder, tmp_path, folder):
+    output = tmp_path / "new" / "output"
+    process, line = holder(output, folder)
+    told = rf"^{output}: process {process.pid} on {socket.gethostname()}, since 20\S+ \S+ UTC, is writing it; wait"
+    for _ in range(2):  # asking does not break the first one's lock
+        with pytest.raises(UserError, match=told) as caught, only_writer(output, folder):
+            pass
+    assert "\n" not in str(caught.value)
+    with only_writer(tmp_path / "new" / "other", folder):
+        pass
+    line.send("leave")
+    process.join()
+    with only_writer(output, folder):
+        pass
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+    assert left == (["new", "new/other", "new/output"] if folder else ["new"])  # no lock's file
+
+
+def test_a_killed_writer_holds_nothing(holder, tmp_path):
+    process, _ = holder(tmp_path / "output")
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and (tmp_path / "output.lock").exists()
+    with only_writer(tmp_path / "output"):
+        assert f"process {os.getpid()} on" in (tmp_path / "output.lock").read_text()
+    assert not (tmp_path / "output.lock").exists()
+
+
+def hold_with_a_child(output, folder, line):
+    with only_writer(output, folder):
+        FORK.Process(target=linger, args=(line,)).start()
+        time.sleep(60)
+
+
+def linger(line):
+    line.send("held")
+    line.recv()
+
+
+def test_the_lock_is_not_inherited_by_workers_that_outlive_their_parent(holder, tmp_path):
+    process, line = holder(tmp_path / "output", target=hold_with_a_child)
+    process.kill()
+    process.join()
+    with only_writer(tmp_path / "output"):
+        pass
+    line.send("leave")
+
+
+def test_a_name_removed_under_a_waiting_writer_is_made_anew(tmp_path, monkeypatch):
+    """The first ends, and removes the file, between the second's opening and locking it."""
+    import fcntl
+
+    path, lockf = tmp_path / "output.lock", fcntl.lockf
+
+    def ends_first(file, flags):
+        if path.exists() and not seen:
+            seen.append(os.stat(path).st_ino)
+            path.unlink()
+        lockf(file, flags)
+
+    seen = []
+    monkeypatch.setattr(fcntl, "lockf", ends_first)
+    with only_writer(tmp_path / "output"):
+        assert seen and path.exists()
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+    import errno
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with only_writer(tmp_path / "output"):
+        pass
+    assert "a second writer would not be noticed" in caplog.text
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/store cannot be written: .*Not a directory"):  # noqa: SIM117
+        with only_writer(tmp_path / "file" / "store", folder=True):
+            pass
+
+
+@pytest.mark.parametrize("what", ["store", "training"])
+def test_a_second_command_stops_in_one_line_and_touches_nothing(world, proposals_file, teacher_folder, tmp_path, what):
+    output = tmp_path / what
+    if what == "store":
+        command = ("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file,
+                   "--teacher", f"local-dir:{teacher_folder}", "--output", output)  # fmt: skip
+    else:
+        config = REPOSITORY / "configs" / "Glyphs" / "proposals.yaml"
+        command = ("train_net.py", "--config-file", config, "--resume", "OUTPUT_DIR", output)
+    with only_writer(output, folder=True):
+        done = tool(*command)
+        assert [p.name for p in output.iterdir()] == [".lock"]
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {output}: process {os.getpid()} on ")
+    assert "Traceback" not in done.stderr

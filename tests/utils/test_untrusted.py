@@ -1,0 +1,355 @@
+"""What strangers' files can ask for and do not get: code, memory, files elsewhere. Each is one line for the user."""
+
+import asyncio
+import json
+import os
+import pickle
+import struct
+import tracemalloc
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from detectron2.config import get_cfg
+from experiments.grid import read_grid
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.conftest import REPOSITORY
+from vild.apps.web_guard import JOIN, Guard
+from vild.config import load_config
+from vild.data.annotations import check_annotations, read_json, stays_below
+from vild.data.proposals import load_proposals, read_provenance
+from vild.data.rle import fits, run_lengths
+from vild.inference.words import read_words
+from vild.store.maintenance import repair
+from vild.store.manifest import read_manifest
+from vild.store.shards import read_head
+from vild.teacher.clip import Teacher
+from vild.utils import untrusted
+from vild.utils.errors import UserError
+from vild.utils.images import read_picture
+from vild.utils.weight_files import load_weights
+from vild.vocabulary.prompts import LearnedPrompts
+from vild.vocabulary.vocabulary import Vocabulary
+
+
+def one_line(call, *arguments, match: str = "") -> str:
+    with pytest.raises(UserError, match=match) as caught:
+        call(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+class Attack:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+# ---- code
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.pth", "a.pyth", "a.bin"])
+@pytest.mark.parametrize("as_torch", [True, False])
+def test_a_checkpoint_runs_nothing(tmp_path, name, as_torch):
+    content = {"model": {"weight": np.zeros(3)}, "__author__": Attack(tmp_path / "ran")}
+    if as_torch:
+        torch.save(content, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    assert str(tmp_path / name) in one_line(load_weights, tmp_path / name, match="cannot be read")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_the_model_zoo_can_still_be_read(tmp_path, protocol):
+    """Arrays of every kind, Python 2's among them, are what Detectron2's .pkl hold."""
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(2), "c": np.asfortranarray(np.eye(3, dtype="f4"))}
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "someone"}, protocol))
+    read = load_weights(path)["model"]
+    assert all(np.array_equal(read[key], value) for key, value in arrays.items())
+    path.write_bytes(pickle.dumps({"blobs": {**arrays, "a_momentum": np.ones(2)}}, protocol))
+    read = load_weights(path)
+    assert read["matching_heuristics"] and read["__author__"] == "Caffe2" and set(read["model"]) == set(arrays)
+    for content, reason in (([1], "holds list"), ({"model": {"a": "text"}, "__author__": ""}, "not a tensor"),
+                            ({"model": {"a": np.array([None])}, "__author__": ""}, "objects")):  # fmt: skip
+        path.write_bytes(pickle.dumps(content))
+        one_line(load_weights, path, match=reason)
+
+
+@pytest.mark.parametrize("kind", ["memo", "strides", "compressed"])
+def test_small_weights_stay_small(tmp_path, kind):
+    """Some KB that ask for a GB: a number in a pickle's memo, a tensor that repeats one number, zeros compressed."""
+    path = tmp_path / ("w.pkl" if kind == "memo" else "w.pth")
+    if kind == "memo":
+        path.write_bytes(b"\x80\x02}r" + struct.pack("<I", 1 << 26) + b".")
+    elif kind == "strides":
+        torch.save({"model": {"w": torch.zeros(1).expand(1 << 28)}}, path)
+    else:
+        torch.save({"model": {"w": torch.zeros(1 << 16)}}, tmp_path / "plain.pth")
+        with ZipFile(tmp_path / "plain.pth") as plain, ZipFile(path, "w", ZIP_DEFLATED) as packed:
+            for part in plain.infolist():
+                packed.writestr(part.filename, plain.read(part))
+    assert path.stat().st_size < 5000
+    tracemalloc.start()
+    if kind == "memo":
+        assert load_weights(path) == {"model": {}, "__author__": "Caffe2", "matching_heuristics": True}
+    else:
+        one_line(load_weights, path, match=r"holds fewer numbers|are compressed")
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+def test_the_checkpointer_reads_by_no_other_way(tmp_path):
+    """Detectron2's own checkpointer would run the file."""
+    from vild.checkpoint.checkpointer import VildCheckpointer
+
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": {}, "__author__": Attack(tmp_path / "ran")}))
+    one_line(VildCheckpointer(torch.nn.Linear(2, 2)).load, str(tmp_path / "a.pkl"), match="it would run")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("inside", ["a.yaml", "base.yaml"])
+def test_a_config_runs_nothing(tmp_path, inside):
+    (tmp_path / "base.yaml").write_text("VERSION: 2\n")
+    (tmp_path / "a.yaml").write_text("_BASE_: base.yaml\n")
+    with open(tmp_path / inside, "a") as file:
+        file.write(f"OUTPUT_DIR: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
+    told = one_line(load_config, str(tmp_path / "a.yaml"), match="python/object/apply")
+    assert str(tmp_path / inside) in told and not (tmp_path / "ran").exists()
+
+
+def test_a_grid_runs_nothing(tmp_path):
+    (tmp_path / "g.yaml").write_text(f"rows: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
+    one_line(read_grid, tmp_path / "g.yaml", match="python/object/apply")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_matrix_runs_nothing(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([Attack(tmp_path / "ran")], object), allow_pickle=True)
+    one_line(Vocabulary.from_npy, tmp_path / "a.npy", ["a"], match="cannot be read as .npy")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_teacher_runs_no_code_of_its_own(teacher_folder, tmp_path):
+    config = json.loads((teacher_folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    os.link(teacher_folder / "open_clip_model.safetensors", tmp_path / "open_clip_model.safetensors")
+    one_line(Teacher, f"local-dir:{tmp_path}", match="trust_remote_code")
+
+
+# ---- memory
+
+
+def test_configs_stand_on_few_files_of_this_machine(tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("_BASE_: two.yaml\n")
+    two.write_text("_BASE_: one.yaml\n")
+    one_line(load_config, str(one), match="in a ring")
+    for base in ("https://example.org/a.yaml", "[3]", "{a: b}", "''"):
+        one.write_text(f"_BASE_: {base}\n")
+        one_line(load_config, str(one), match="is not a file's name")
+    one.write_text("_BASE_: /dev/zero\n")
+    one_line(load_config, str(one), match="not a regular file")
+    one.write_text("a: " + "[" * 5000)
+    one_line(load_config, str(one), match="RecursionError")
+
+
+def test_ten_lines_of_yaml_stay_ten_lines(tmp_path):
+    laughs = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    (tmp_path / "a.yaml").write_text(laughs)
+    one_line(load_config, str(tmp_path / "a.yaml"), match="aliases stand for 7.5e")
+    merged = laughs.replace("[x]", "{k: x}").replace("[", "{<<: [").replace("]", "]}")
+    for text, reason in ((merged, "'<<' is not read"), ("a: &a [*a]", "inside of what it stands for")):
+        (tmp_path / "a.yaml").write_text(text)
+        one_line(load_config, str(tmp_path / "a.yaml"), match=reason)
+    (tmp_path / "a.yaml").write_text("DATASETS:\n  TRAIN: &id001 ['a']\n  TEST: *id001\n")  # as a config is dumped
+    assert load_config(str(tmp_path / "a.yaml")).DATASETS.TEST == ("a",)
+    (tmp_path / "a.yaml").write_text("#" * (untrusted.MOST_YAML + 1))
+    one_line(read_grid, tmp_path / "a.yaml", match="more than 262,144 bytes")
+
+
+def test_a_config_that_detectron2_has_written_is_read(tmp_path):
+    (tmp_path / "config.yaml").write_text(get_cfg().dump())
+    assert "*id001" in (tmp_path / "config.yaml").read_text()
+    load_config(str(tmp_path / "config.yaml"))
+
+
+def test_headers_are_bounded(tmp_path, vocabulary_file):
+    """Each reader of a safetensors file refuses a header that it would take gigabytes to parse."""
+    long = tmp_path / "long.safetensors"
+    save_file({"embeddings": torch.eye(2)}, long, {"vild": "[" + "[]," * 7_000_000 + "[]]"})
+    for read in (Vocabulary.load, LearnedPrompts.load, load_weights, load_proposals, read_provenance):
+        one_line(read, long, match="a header of")
+    one_line(read_head, long, "float16", match="a header of")
+    long.write_bytes(struct.pack("<Q", 1 << 60) + vocabulary_file.read_bytes()[8:])
+    one_line(Vocabulary.load, long, match="a header of")
+
+
+def test_an_array_larger_than_its_file(tmp_path):
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (2, 1 << 40)})
+    one_line(Vocabulary.from_npy, tmp_path / "a.npy", ["a", "b"], match="cannot be read as .npy")
+    np.savez(tmp_path / "a.npz", np.eye(2))
+    one_line(Vocabulary.from_npy, tmp_path / "a.npz", ["a", "b"], match="cannot be read as .npy")
+
+
+def test_pixels_are_counted_before_they_are_decoded(tmp_path, monkeypatch):
+    """Pillow by itself only warns up to twice its limit."""
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png")
+    Image.init()
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it is decoded"))
+    one_line(read_picture, tmp_path / "a.png", match="10,000 x 10,000 pixels, more than the limit")
+
+
+def test_pictures_are_files_that_no_other_program_reads(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\n")
+    one_line(read_picture, tmp_path / "a.jpg", match="cannot identify")  # Pillow would start Ghostscript
+    os.mkfifo(tmp_path / "pipe.jpg")
+    one_line(read_picture, tmp_path / "pipe.jpg", match="not a regular file")
+    one_line(read_json, tmp_path / "pipe.jpg", match="not a regular file")
+
+
+def test_words_are_read_in_bounds(tmp_path):
+    names = [str(n) for n in range(200_000)]
+    (tmp_path / "a.txt").write_text("\n".join([*names, "7"]))
+    one_line(read_words, str(tmp_path / "a.txt"), match="the name '7' stands in it twice")  # in seconds, not hours
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(untrusted.MOST_JSON + 1)
+    one_line(read_words, str(tmp_path / "a.txt"), match="more than 16,777,216 bytes")
+
+
+# ---- files elsewhere
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        *(("file_name", n) for n in ("../a.jpg", "/etc/passwd", "a/../../b.jpg", "..", "", "a\0b", "\ud800.jpg")),
+        *(("file_name", n) for n in ("\\\\host\\a", "C:\\a", "a\\..\\..\\b")),
+        *(("coco_url", n) for n in ("http://x/../a.jpg", "x/..", "", "http://x/a\\..\\..\\b", "x/\ud800.jpg")),
+    ],
+)
+def test_a_picture_lies_below_its_folder(key, name):
+    image = {"id": 1, "height": 4, "width": 4, key: name}
+    told = one_line(check_annotations, {"images": [image], "annotations": [], "categories": []}, "f.json")
+    assert told.startswith(f"f.json: images[0] (id 1): {key} is ") and "below the picture folder" in told
+
+
+def test_names_that_stay_below():
+    assert all(map(stays_below, ("a.jpg", "train2017/000000000139.jpg", "a..b.jpg", "..a/b", "ä/ö.png", "a b.jpg")))
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/tmp/a", "shard-00000.safetensors\n", "b.safetensors", 3])
+def test_a_repair_removes_nothing_but_shards(store_folder, tmp_path, name):
+    """``--repair`` removes the broken files that a manifest lists."""
+    manifest = json.loads((store_folder / "manifest.json").read_text())
+    manifest["shards"][0]["file"] = name
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "a.safetensors").write_bytes(b"precious")
+    for call in (read_manifest, repair):
+        one_line(call, tmp_path / "store", match="a shard is called")
+    assert (tmp_path / "a.safetensors").exists()
+
+
+def test_a_shard_is_listed_once(store_folder, tmp_path):
+    manifest = json.loads((store_folder / "manifest.json").read_text())
+    manifest["shards"] += manifest["shards"][:1]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    one_line(read_manifest, tmp_path, match="a shard is listed twice")
+
+
+def ask(folder: Path, body: object) -> int:
+    """The status of a call of the page with this JSON; 200 where the guard lets it pass."""
+    sent, content = [], json.dumps(body).encode()
+
+    async def app(scope, receive, send):
+        assert (await receive())["body"] == content
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive():
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-length", str(len(content)).encode())]
+    scope = {"type": "http", "method": "POST", "path": JOIN, "headers": headers}
+    asyncio.run(Guard(app, folder, 10**6)(scope, receive, send))
+    return sent[0]["status"]
+
+
+def test_the_page_is_asked_for_no_file_but_uploads(tmp_path):
+    folder, other = tmp_path / "up", tmp_path / "up-not"
+    for place in (folder, other):
+        place.mkdir()
+        (place / "a.png").touch()
+    (folder / "link.png").symlink_to(other / "a.png")
+    data = lambda path: {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, None, 0.3], "fn_index": 0}  # noqa: E731
+    assert ask(folder, data(str(folder / "a.png"))) == ask(folder, data(None)) == 200
+    for path in ("/etc/passwd", str(other / "a.png"), f"{folder}/../up-not/a.png", str(folder / "link.png"), "a.png",
+                 "https://example.org/a.png", f"{folder}/a\0.png", 3, ["/etc/passwd"], {"path": "x"}):  # fmt: skip
+        assert ask(folder, data(path)) == 403, path
+    assert ask(folder, {"data": [{"deep": [{"path": "/etc/passwd"}]}]}) == 403
+
+
+# ---- numbers that C code would walk along
+
+
+def test_run_lengths_are_those_of_pycocotools():
+    from pycocotools import mask as mask_api
+
+    rng = np.random.default_rng(0)
+    for n in range(60):
+        height, width = rng.integers(1, 90, 2).tolist()
+        mask = np.zeros((height, width), np.uint8, order="F")
+        if n % 3:
+            mask[rng.random((height, width)) < rng.random()] = 1
+        else:
+            mask[height // 3 : height // 2 + 1, width // 4 :] = 1
+        text = mask_api.encode(mask)["counts"].decode()
+        flat = np.concatenate([[0], mask.T.ravel(), [2]])
+        assert run_lengths(text).tolist() == np.diff((flat[1:] != flat[:-1]).nonzero()[0], prepend=0).tolist()
+        assert fits(text, height, width) and fits(run_lengths(text).tolist(), height, width)
+        assert not fits(text, height, width + 1) and not fits("", height, width)
+
+
+@pytest.mark.parametrize("counts", ["o", "1o", "\u20ac", "~~", "P" * 40, [5, -1, 12], [16], [1 << 70], "0" * 9])
+def test_masks_fit_their_picture(counts):
+    record = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}
+    document = {
+        "images": [{"id": 1, "height": 4, "width": 5, "file_name": "a"}],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    document["annotations"] = [{**record, "segmentation": {"size": [4, 5], "counts": counts}}]
+    one_line(check_annotations, document, "f", match="RLE")
+    document["annotations"] = [{**record, "segmentation": {"size": [4, 5], "counts": [3, 17]}}]
+    check_annotations(document, "f")
+
+
+# ---- one line
+
+
+def test_a_message_is_one_line_whatever_is_in_it():
+    error = UserError("file 'a\nb\x1b[2J\u2028\r'" + "x" * 9999)
+    assert str(error).startswith("file 'a b [2J  'xxx") and len(str(error)) == 2000
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    told = "Caught UserError in DataLoader process 0.\nTraceback ...\nvild.utils.errors.UserError: picture a is broken"
+    assert str(UserError(told)) == "picture a is broken"
+
+
+def test_what_ships_is_read(teacher_folder):
+    for config in (REPOSITORY / "configs").rglob("*.yaml"):
+        untrusted.read_yaml(config, "config")
+    assert "trust_remote_code" not in json.dumps(open_clip.get_model_config(f"local-dir:{teacher_folder}"))

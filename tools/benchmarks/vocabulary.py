@@ -1,0 +1,95 @@
+"""A new vocabulary in a running detector. Two things take time: to encode the names through the 63 templates (baseline:
+one text at a time, on the first --encode names; ``min_cosine`` between the two), and to swap in names whose embeddings
+are cached (baseline: what a classifier with baked-in classes needs, the detector built anew with its weights;
+``max_abs_diff`` between the scores of both). The encoder is the built-in world's text tower with random weights unless
+--teacher names another."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.inference import CLASSES, add_common_arguments, build_detector, interleaved, random_vocabulary
+from vild.glyphs.teacher import MODEL_CFG, build_model
+from vild.teacher.clip import Teacher, save_local
+from vild.vocabulary.cache import TextCache
+from vild.vocabulary.prompts import PROMPT_SETS, fill
+from vild.vocabulary.vocabulary import Vocabulary
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_common_arguments(parser, repeats=3)
+    parser.add_argument("--names", type=int, nargs="+", default=[CLASSES, 20_000])
+    parser.add_argument("--encode", type=int, default=50, help="names to encode (50)")
+    parser.add_argument("--teacher", help="an open_clip model; its --pretrained tag, or random weights")
+    parser.add_argument("--pretrained", default="random")
+
+
+def run(args: argparse.Namespace) -> Iterator[dict]:
+    yield encoding(load_teacher(args), args)
+    detector = build_detector(args.config_file, CLASSES, args.device).eval()
+    for names in args.names:
+        yield swapping(detector, names, args)
+
+
+def encoding(teacher: Teacher, args: argparse.Namespace) -> dict:
+    words, results = [f"thing {n}" for n in range(args.encode)], {}
+
+    def one_by_one() -> None:
+        rows = []
+        for word in words:
+            texts = torch.cat([teacher.encode_text([text]) for text in fill(PROMPT_SETS["vild"], word)])
+            rows.append(F.normalize(texts.mean(0), dim=0))
+        results["baseline"] = torch.stack(rows).cpu()
+
+    def batched() -> None:
+        results["ours"] = Vocabulary.from_names(teacher, words).embeddings
+
+    baseline_s, ours_s = interleaved([one_by_one, batched], args.repeats, args.device)
+    texts = len(words) * len(PROMPT_SETS["vild"])
+    return {
+        "what": f"encode {len(words)} names, {texts} texts", "baseline": "a text at a time",
+        "baseline_s": baseline_s, "ours_s": ours_s, "ratio": baseline_s / ours_s, "ours_texts_per_s": texts / ours_s,
+        "min_cosine": F.cosine_similarity(results["baseline"], results["ours"]).min().item(),
+    }  # fmt: skip
+
+
+def swapping(detector: nn.Module, names: int, args: argparse.Namespace) -> dict:
+    vocabulary, weights, built = random_vocabulary(names), detector.state_dict(), []
+    cache, teacher = TextCache({}, None), SimpleNamespace(encode_text=None, fingerprint={})
+    cache.get(vocabulary.names, PROMPT_SETS["vild"], lambda _: vocabulary.embeddings)
+
+    def build() -> None:
+        anew = build_detector(args.config_file, names, args.device).eval()
+        anew.load_state_dict(weights)
+        built[:] = [anew]
+
+    def swap() -> None:
+        detector.set_vocabulary(Vocabulary.from_names(teacher, vocabulary.names, cache=cache))
+
+    baseline_s, ours_s = interleaved([build, swap], args.repeats, args.device)
+    width = vocabulary.width
+    regions = F.normalize(torch.randn(64, width, generator=torch.Generator().manual_seed(0)), dim=1).to(args.device)
+    with torch.inference_mode():
+        scores = [model.roi_heads.classifier(regions).softmax(1) for model in (built[0], detector)]
+    return {
+        "what": f"swap in {names} cached names", "baseline": "the detector built anew",
+        "baseline_s": baseline_s, "ours_s": ours_s, "ratio": baseline_s / ours_s,
+        "max_abs_diff": (scores[0] - scores[1]).abs().max().item(),
+    }  # fmt: skip
+
+
+def load_teacher(args: argparse.Namespace) -> Teacher:
+    if args.teacher:
+        return Teacher(args.teacher, args.pretrained, args.device)
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_local(build_model(), MODEL_CFG, Path(folder))
+        return Teacher(f"local-dir:{folder}", device=args.device)

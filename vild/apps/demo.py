@@ -1,0 +1,123 @@
+"""Pictures and videos with what was found drawn on them, and beside each the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vild.apps.inputs import SUFFIXES, PictureFile
+from vild.apps.video import Frames, VideoWriter
+from vild.inference.detections import Detections
+from vild.inference.drawing import draw
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.utils.errors import UserError, printable
+from vild.utils.files import write_json, write_picture, written_whole
+from vild.utils.images import read_picture
+
+
+def detect_in(detector: OpenVocabularyDetector, picture: np.ndarray) -> Detections:
+    """Detect in a uint8 array [H, W, 3], RGB, whatever the config's ``INPUT.FORMAT`` is."""
+    return detector(picture if detector.cfg.INPUT.FORMAT == "RGB" else picture[:, :, ::-1])
+
+
+def picture_targets(pictures: Sequence[PictureFile], output: Path, one_file: bool) -> list[Path]:
+    """Where each drawn picture goes: below the folder ``output``, by its name; or, where there is ``one_file`` to draw
+    and ``output`` is a picture's name, there. Pictures that differ in the suffix alone keep it in the name.
+
+    Raises:
+        UserError: two pictures of one name, or a result in the place of an input.
+    """
+    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+        if not one_file:
+            raise UserError(f"--output {output}: is a picture's name; give a folder for the pictures")
+        targets = [output]
+    else:
+        stems = [Path(p.name).with_suffix("") for p in pictures]
+        often = Counter(stems)
+        names = [s.as_posix() if often[s] == 1 else p.name for s, p in zip(stems, pictures, strict=True)]
+        targets = [output / f"{name}.jpg" for name in names]
+    inputs = {p.path.resolve() for p in pictures}
+    for target, count in Counter(targets).items():
+        if count > 1:
+            raise UserError(f"--input: two pictures have the same name; their results would both be {target}")
+        if target.resolve() in inputs:
+            raise UserError(f"--output {output}: the result {target} would take the place of the picture")
+    return targets
+
+
+def video_target(output: Path, stem: str) -> Path:
+    """``output`` if it is the name of an .mp4, else a file in the folder ``output``."""
+    if output.suffix.lower() == ".mp4" and not output.is_dir():
+        return output
+    if output.suffix and not output.is_dir():
+        raise UserError(f"--output {output}: a video is written as .mp4; give such a name, or a folder")
+    return output / f"{stem}.mp4"
+
+
+@contextmanager
+def writing(output: Path, folder: Path) -> Iterator[None]:
+    """Makes ``folder``; what cannot be written in the block is told as the fault of ``--output``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error})") from error
+
+
+def annotate_pictures(
+    detector: OpenVocabularyDetector, pictures: Sequence[PictureFile], targets: Sequence[Path]
+) -> list[str]:
+    """Write each drawn picture, and beside it ``NAME.json`` (``Detections.to_dict`` and the picture's name).
+
+    Returns:
+        what is wrong with those that could not be read, a line each.
+    """
+    broken = []
+    for picture, target in zip(tqdm(pictures, desc="pictures", unit="picture"), targets, strict=True):
+        try:
+            array = read_picture(picture.path, "RGB")
+            found = detect_in(detector, array)
+        except UserError as error:
+            told = str(error)
+            broken.append(told if str(picture.path) in told else f"{picture.path}: {told}")
+            continue
+        write_picture(target, draw(array, found, found.names), quality=92)
+        write_json(target.with_suffix(".json"), {"file_name": picture.name, **found.to_dict()})
+        tqdm.write(printable(f"{target}: {describe(found)}"))
+    return broken
+
+
+def describe(found: Detections) -> str:
+    """ "kite 0.93, kite 0.71, horse 0.66"."""
+    words = (f"{name} {score:.2f}" for name, score in zip(found.labels(), found.scores.tolist(), strict=True))
+    return ", ".join(words) or "nothing"
+
+
+def annotate_video(detector: OpenVocabularyDetector, frames: Frames, target: Path, limit: int | None = None) -> int:
+    """Write the drawn video, of the frames' size, rate and times, and beside it ``NAME.jsonl``: a line a frame, its
+    number and time in seconds and ``Detections.to_dict``. Memory does not grow with the length.
+
+    Returns:
+        how many frames there were, at most ``limit``.
+    """
+    total = frames.count if limit is None else min(limit, frames.count or limit)
+    progress = tqdm(islice(frames.stream, limit), desc="frames", unit="frame", total=total)
+    number = -1
+    with (
+        written_whole(target) as video,
+        written_whole(target.with_suffix(".jsonl")) as records,
+        open(records, "w") as lines,
+        VideoWriter(video, frames) as writer,
+    ):
+        for number, (ticks, picture) in enumerate(progress):
+            found = detect_in(detector, picture)
+            writer.add(ticks, np.asarray(draw(picture, found, found.names, min_side=0)))
+            lines.write(json.dumps({"frame": number, "seconds": float(ticks * frames.tick), **found.to_dict()}) + "\n")
+    return number + 1

@@ -1,0 +1,58 @@
+"""What a user points at: picture files and folders of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vild.utils.errors import UserError
+
+SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
+            ".webp")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture's file, and its name for results: below the folder that was given, with "/"."""
+
+    path: Path
+    name: str
+
+
+def find_pictures(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[PictureFile]:
+    """The pictures that are meant: a file is taken whatever it is called, of a folder all files with a picture's suffix
+    below it, sorted; hidden ones are left out.
+
+    Args:
+        leave_out: a folder whose pictures are not meant, the one for the results.
+
+    Raises:
+        UserError: no such file or folder, or a folder without pictures.
+    """
+    found = []
+    for given in map(Path, inputs):
+        if not given.exists():
+            raise UserError(f"--input {given}: does not exist")
+        if not given.is_dir():
+            found.append(PictureFile(given, given.name))
+            continue
+        names = sorted(path.relative_to(given).as_posix() for path in _pictures_below(given, leave_out))
+        if not names:
+            raise UserError(f"--input {given}: the folder holds no picture ({', '.join(SUFFIXES)})")
+        found += [PictureFile(given / name, name) for name in names]
+    return found
+
+
+def _pictures_below(folder: Path, leave_out: Path | None) -> list[Path]:
+    found = []
+    for where, folders, files in os.walk(folder):
+        here = Path(where)
+        folders[:] = [f for f in folders if not f.startswith(".") and not (leave_out and _is_same(here / f, leave_out))]
+        found += [here / f for f in files if not f.startswith(".") and f.lower().endswith(SUFFIXES)]
+    return found
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve()

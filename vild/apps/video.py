@@ -1,0 +1,176 @@
+"""Frames of a video file or a camera, and an H.264 file of them. Files go through PyAV (``pip install -e '.[video]'``),
+cameras through OpenCV."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vild.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+BT709 = 1  # FFmpeg's number of the colour matrix
+USUAL_RATE = Fraction(25)  # of a source that does not know its own
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames to come.
+
+    Attributes:
+        stream: of (time, picture): ticks from the first frame, rising; uint8 [H, W, 3], RGB, upright.
+        tick: seconds a tick.
+        rate: frames a second, as the source says.
+        count: how many there will be, about (None: unknown).
+        bt709: the source says that its colours are BT.709's (FFmpeg takes the others for BT.601's).
+    """
+
+    stream: Iterator[tuple[int, np.ndarray]]
+    tick: Fraction
+    rate: Fraction
+    count: int | None = None
+    bt709: bool = False
+
+
+@contextmanager
+def open_video(path: str | Path) -> Iterator[Frames]:
+    """Read a video file. Packets that cannot be decoded are left out, and the log says how many.
+
+    Raises:
+        UserError: no video, or one without a picture track, or of a codec that FFmpeg lacks; PyAV is not installed.
+    """
+    av = _import_av()
+    if not Path(path).is_file():
+        raise UserError(f"--video-input {path}: does not exist")
+    try:
+        container = av.open(str(path))
+    except av.FFmpegError as error:
+        raise UserError(f"--video-input {path}: cannot be read as a video ({error.strerror})") from error
+    with container:
+        cover = av.stream.Disposition.attached_pic  # of a piece of music
+        streams = [s for s in container.streams.video if not s.disposition & cover]
+        if not streams or container.format.name == "tty":  # FFmpeg would play a text file on a terminal
+            raise UserError(f"--video-input {path}: it has no video stream")
+        stream = streams[0]
+        if stream.codec_context is None:
+            raise UserError(f"--video-input {path}: there is no decoder for its codec")
+        stream.thread_type = "AUTO"
+        rate = stream.average_rate or stream.guessed_rate or USUAL_RATE
+        count = stream.frames or (round(container.duration / av.time_base * rate) if container.duration else None)
+        bt709 = stream.codec_context.colorspace == BT709
+        yield Frames(_decode(av, container, stream, rate, path), stream.time_base, rate, count, bt709)
+
+
+def _decode(av, container, stream, rate: Fraction, path: str | Path) -> Iterator[tuple[int, np.ndarray]]:
+    step, first, last, broken = max(1, round(1 / (rate * stream.time_base))), None, None, 0
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            frames = packet.decode() if packet else []
+        except av.FFmpegError:  # of the packet, or of what follows where a file is cut off
+            broken, frames = broken + 1, []
+            continue
+        if packet is None:
+            break
+        for frame in frames:
+            if last is None:
+                first = last = frame.pts or 0
+            else:
+                last = max(last + 1, last + step if frame.pts is None else frame.pts)
+            yield last - first, np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+    if last is None:
+        raise UserError(f"--video-input {path}: none of its frames can be decoded")
+    if broken:
+        logger.warning("video %s: %d packets cannot be decoded and were left out", path, broken)
+
+
+@contextmanager
+def open_camera(index: int, stop: threading.Event) -> Iterator[Frames]:
+    """Read a camera until ``stop`` is set; a frame's time is when it was taken.
+
+    Raises:
+        UserError: there is no such camera.
+    """
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong is told in one line
+    camera = cv2.VideoCapture(index)
+    try:
+        good, picture = camera.read()
+        if not good:
+            raise UserError(f"--webcam {index}: there is no such camera, or another program uses it")
+        rate = Fraction(camera.get(cv2.CAP_PROP_FPS) or USUAL_RATE).limit_denominator(1001)
+        yield Frames(_capture(camera, picture, stop), Fraction(1, 1000), rate)
+    finally:
+        camera.release()
+
+
+def _capture(camera, picture: np.ndarray, stop: threading.Event) -> Iterator[tuple[int, np.ndarray]]:
+    start, last, good = time.monotonic(), -1, True
+    while good and not stop.is_set():
+        last = max(last + 1, round(1000 * (time.monotonic() - start)))
+        yield last, picture[:, :, ::-1]
+        good, picture = camera.read()
+
+
+class VideoWriter:
+    """An H.264 file (yuv420p, .mp4) that players and browsers take; a context manager.
+
+    The first frame gives the size; yuv420p has even sides, so an odd one grows by a pixel (the last is repeated).
+
+    Args:
+        frames: what it will be given the frames of: for tick, rate and colours.
+    """
+
+    def __init__(self, path: str | Path, frames: Frames):
+        av = _import_av()
+        self._av, self._tick, self._bt709 = av, frames.tick, frames.bt709
+        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        self._stream = self._container.add_stream(
+            "libx264", rate=frames.rate, options={"crf": "20", "preset": "veryfast"}
+        )
+        self._stream.pix_fmt, self._stream.codec_context.time_base = "yuv420p", frames.tick
+        if frames.bt709:
+            self._stream.codec_context.colorspace = BT709
+        self._begun = False
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def add(self, ticks: int, picture: np.ndarray) -> None:
+        """One frame, uint8 RGB [H, W, 3]."""
+        height, width = picture.shape[:2]
+        if height % 2 or width % 2:
+            picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if not self._begun:
+            self._stream.height, self._stream.width = picture.shape[:2]
+            self._begun = True
+        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        if self._bt709:
+            frame = frame.reformat(format="yuv420p", dst_colorspace=BT709)
+        frame.pts, frame.time_base = ticks, self._tick
+        self._container.mux(self._stream.encode(frame))
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            if kind is None and self._begun:
+                self._container.mux(self._stream.encode())
+        finally:
+            self._container.close()
+
+
+def _import_av():
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("videos need the package av: pip install -e '.[video]'") from error
+    return av

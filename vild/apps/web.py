@@ -1,0 +1,210 @@
+"""What the web page does: uploads to pictures, texts to words, detections to a drawing and a table.
+
+Visitors are strangers: what they send is read within the limits below or refused in a sentence.
+``web_page.py`` builds the page around it.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from vild.inference.detections import Detections
+from vild.inference.drawing import COLOURS, draw
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.inference.words import Words, parse_words
+from vild.utils.errors import UserError
+from vild.utils.images import TooManyPixels, open_picture, to_array
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that Pillow hands to another program
+MOST_BYTES = 20 * 2**20
+MOST_PIXELS = 50_000_000
+LONGEST_SIDE = 1600  # pixels; masks of a hundred things in a larger picture would fill the memory
+SHORTEST_SIDE = 8
+MOST_WORDS = 2_000  # spellings, "not these" among them
+
+_drawing = threading.Lock()  # matplotlib draws for one thread at a time
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture as it is searched: uint8 RGB [H, W, 3], the longer side at most LONGEST_SIDE, and how many pixels of
+    the file one of its pixels is."""
+
+    array: np.ndarray
+    pixels: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one search found, masks as run lengths: what a session keeps, so that another threshold costs no search."""
+
+    photo: Photo
+    found: Detections
+    masks: tuple[dict, ...] | None
+    encode_seconds: float
+    detect_seconds: float
+
+    def above(self, threshold: float) -> Detections:
+        """The detections of at least this score, with their masks."""
+        keep = (self.found.scores >= threshold).nonzero().flatten()
+        some = self.found[keep]
+        if self.masks is not None:
+            bits = [mask_api.decode(self.masks[i]) for i in keep.tolist()]
+            height, width = self.found.image_size
+            some.pred_masks = torch.from_numpy(np.array(bits, dtype=bool).reshape(-1, height, width))
+        return some
+
+
+def read_photo(path: str | Path) -> Photo:
+    """Read an uploaded file.
+
+    Raises:
+        UserError: too many bytes or pixels, too narrow, or no whole picture of FORMATS; the path is not named.
+    """
+    if Path(path).stat().st_size > MOST_BYTES:
+        raise UserError(f"This file is larger than {MOST_BYTES >> 20} MB.")
+    try:
+        with open_picture(path, FORMATS) as picture:
+            width, height = picture.size
+            _check_size(width, height)
+            array = to_array(picture, "RGB")
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, TooManyPixels) as error:
+        raise UserError(f"This picture has more than {MOST_PIXELS // 10**6} million pixels.") from error
+    except Exception as error:  # a broken file can fail anywhere in the decoders
+        raise UserError("This file is not a picture that can be read, or only a part of one.") from error
+    shrink = LONGEST_SIDE / max(width, height)
+    if shrink >= 1:
+        return Photo(array, 1.0)
+    picture = Image.fromarray(array)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), reducing_gap=3.0)
+    return Photo(np.asarray(picture), 1 / shrink)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise UserError(
+            f"This picture has {width:,} x {height:,} pixels, more than {MOST_PIXELS // 10**6} million altogether."
+        )
+    if min(width, height) * min(1.0, LONGEST_SIDE / max(width, height)) < SHORTEST_SIDE:
+        raise UserError(f"This picture is too small or too narrow: {width:,} x {height:,} pixels.")
+
+
+def read_texts(words: str, negatives: str = "") -> tuple[Words, tuple[str, ...]]:
+    """What stands in the two boxes of the page: words by commas or lines, "|" between synonyms.
+
+    Raises:
+        UserError: no word, one twice, or more than MOST_WORDS.
+    """
+    lines, others = _entries(words), _entries(negatives)
+    spellings = sum(line.count("|") + 1 for line in (*lines, *others))
+    if spellings > MOST_WORDS:
+        raise UserError(f"These are {spellings:,} words; at most {MOST_WORDS:,} can be looked for at once.")
+    if not any(line.strip("| ") for line in lines):
+        raise UserError("Type what to look for: at least one word.")
+    unwanted = (s.strip() for line in others for s in line.split("|"))
+    return parse_words(lines), tuple(dict.fromkeys(s for s in unwanted if s))
+
+
+def _entries(text: str) -> list[str]:
+    # half of a surrogate pair, which JSON can carry, is no text; no name needs control characters
+    lines = ("".join(c if c.isprintable() else " " for c in line) for line in re.split(r"[,\r\n]", text))
+    return [line.strip() for line in lines if line.strip()]
+
+
+def search(detector: OpenVocabularyDetector, photo: Photo, words: str, negatives: str = "") -> Findings:
+    """Everything the detector reports of these words.
+
+    Raises:
+        UserError: words that cannot be looked for.
+    """
+    asked, unwanted = read_texts(words, negatives)
+    start = time.perf_counter()
+    chosen = detector.with_vocabulary(asked.names, synonyms=asked.synonyms, negatives=unwanted)
+    encoded = time.perf_counter()
+    bgr = chosen.cfg.INPUT.FORMAT == "BGR"
+    found = chosen(np.ascontiguousarray(photo.array[:, :, ::-1]) if bgr else photo.array)
+    detected = time.perf_counter()
+    masks = None
+    if found.has("pred_masks"):
+        masks = tuple(mask_api.encode(np.asfortranarray(m, dtype=np.uint8)) for m in found.pred_masks.numpy())
+        found.remove("pred_masks")
+    return Findings(photo, found, masks, encoded - start, detected - encoded)
+
+
+def sentence(error: UserError) -> str:
+    """What a UserError says, for the page."""
+    text = str(error).removeprefix("vocabulary: ").removeprefix("negatives: ")
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def summary(findings: Findings, threshold: float) -> str:
+    """One line: how many, and the time it took."""
+    scores = findings.found.scores
+    shown = int((scores >= threshold).sum())
+    if shown:
+        text = f"{shown} found."
+    elif len(scores):
+        text = f"Nothing at {threshold:.2f} or more; the best score is {scores.max().item():.2f}."
+    else:
+        text = "Nothing found."
+    return f"{text} Words encoded in {findings.encode_seconds:.2f} s, detection {findings.detect_seconds:.2f} s."
+
+
+def drawing(findings: Findings, threshold: float) -> Image.Image:
+    """The picture with what was found in it, coloured by base and novel."""
+    some = findings.above(threshold)
+    with _drawing:
+        return draw(findings.photo.array, some, some.names, some.splits)
+
+
+def table(findings: Findings, threshold: float) -> str:
+    """The detections as an HTML table: name, score, base or novel, box in pixels of the file."""
+    some = findings.above(threshold)
+    boxes = (some.pred_boxes.tensor * findings.photo.pixels).round().int().tolist()
+    rows = [
+        _row(name, score, some.splits[c], box)
+        for name, score, c, box in zip(
+            some.labels(), some.scores.tolist(), some.pred_classes.tolist(), boxes, strict=True
+        )
+    ]
+    heads = "".join(f"<th>{head}</th>" for head in ("name", "score", "", "box (x1, y1, x2, y2)"))
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
+
+
+def _row(name: str, score: float, split: str, box: Sequence[int]) -> str:
+    bar = f'<span class="bar"><i style="width:{100 * score:.0f}%;background:{colour(split)}"></i></span>'
+    return (
+        f"<tr><td>{html.escape(name)}</td><td>{score:.2f} {bar}</td><td>{mark(split)}</td>"
+        f'<td class="box">{", ".join(map(str, box))}</td></tr>'
+    )
+
+
+def mark(split: str) -> str:
+    """A word in the colour of its boxes."""
+    return f'<span class="mark" style="--mark:{colour(split)}">{split}</span>' if split else ""
+
+
+def colour(split: str) -> str:
+    """CSS's, of :data:`vild.inference.drawing.COLOURS`."""
+    return "rgb({})".format(", ".join(str(round(255 * part)) for part in COLOURS[split]))
+
+
+def first_words(detector: OpenVocabularyDetector, each: int = 8) -> str:
+    """Some of the names of training to begin with, novel ones first."""
+    by_mark = {"novel": [], "base": [], "": []}
+    for name, split in zip(detector.trained.names, detector.trained.splits, strict=True):
+        by_mark[split].append(name)
+    return ", ".join(name for names in by_mark.values() for name in names[:each])

@@ -1,0 +1,179 @@
+"""The web page, in gradio: everything it does is in ``vild/apps/web.py``."""
+
+from __future__ import annotations
+
+import html
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from vild.apps import web
+from vild.apps.web_guard import Guard
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.utils.errors import UserError
+
+THRESHOLD = 0.5
+WAITING = 16  # calls; more are sent away
+SESSIONS = 64  # whose pictures are kept, up to 8 MB each
+STORED_SECONDS = 600
+
+INTRO = """<h1>Find anything</h1>
+<p>Type what to look for, in any words. {base} names had boxes in training; {novel} ones nobody annotated: the detector
+knows them from its teacher alone.</p>"""
+CSS = """
+.gradio-container { max-width: 1240px !important; }
+footer { display: none !important; }
+#intro h1 { font-size: 1.8rem; font-weight: 700; margin: 0 0 .2rem; }
+#intro p { margin: 0; line-height: 1.7; color: var(--body-text-color-subdued); }
+#intro, #note, #rows { padding: 0; }
+#note .html-container, #rows .html-container { padding: 0 .2rem; }
+#note { min-height: 1.5rem; color: var(--body-text-color-subdued); }
+#note .wrong { color: #dc2626; font-weight: 700; }
+.mark { display: inline-block; padding: 0 .6em; border-radius: 1em; font-size: .85em; line-height: 1.5;
+  border: 1px solid var(--mark); background: color-mix(in srgb, var(--mark) 18%, transparent); }
+#picture img, #result img { width: 100%; height: 100%; object-fit: contain; }
+#examples .gallery { gap: .4rem; }
+#examples .gallery-item, #examples .gallery-item .container { width: 3.6rem; height: 3.6rem; }
+#examples .gallery-item img { width: 100%; height: 100%; object-fit: cover; }
+#rows .prose { max-height: 26rem; overflow-y: auto; }
+#rows table { width: 100%; margin: 0; border: 0; border-collapse: collapse; font-size: .95rem; }
+#rows tr { border: 0; }
+#rows th { font-weight: 700; color: var(--body-text-color-subdued); }
+#rows th, #rows td { text-align: left; padding: .3rem .6rem; border: 0;
+  border-bottom: 1px solid var(--border-color-primary); }
+#rows .box { font-variant-numeric: tabular-nums; white-space: nowrap; }
+#rows .bar { display: inline-block; vertical-align: middle; width: 6rem; height: .45rem; margin-left: .5rem;
+  border-radius: 1rem; background: var(--border-color-primary); overflow: hidden; }
+#rows .bar i { display: block; height: 100%; }
+@media (max-width: 640px) { #rows .bar { display: none; } }
+"""
+
+
+def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) -> gr.Blocks:
+    """The page; ``examples`` are the only files of this machine it ever shows."""
+    photos = [_example(path) for path in examples]
+    intro = INTRO.format(base=web.mark("base"), novel=web.mark("novel"))
+
+    def wrong(error: UserError) -> str:
+        return f'<span class="wrong">{html.escape(web.sentence(error))}</span>'
+
+    def upload(payload):
+        """A visitor's picture; what comes is gradio's raw description of a file."""
+        try:
+            photo = web.read_photo(uploaded(payload))
+        except UserError as error:
+            return None, None, None, None, "", wrong(error)
+        return gr.skip(), photo, None, None, "", ""
+
+    def pick(index):
+        if not (isinstance(index, int) and 0 <= index < len(photos)):
+            return None, None, None, None, "", "There is no such example."
+        return photos[index].array, photos[index], None, None, "", ""
+
+    def find(photo, words, negatives, threshold):
+        try:
+            if photo is None:
+                raise UserError("Upload a picture, or pick an example.")
+            findings = web.search(detector, photo, words, negatives)
+        except UserError as error:
+            return None, None, "", wrong(error)
+        return findings, *show(findings, threshold)
+
+    def show(findings, threshold):
+        if findings is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        summary = html.escape(web.summary(findings, threshold))
+        return web.drawing(findings, threshold), web.table(findings, threshold), summary
+
+    with gr.Blocks(title="vild", analytics_enabled=False, delete_cache=(60, STORED_SECONDS)) as page:
+        photo, findings = gr.State(None), gr.State(None)
+        gr.HTML(intro, elem_id="intro")
+        with gr.Row():
+            with gr.Column(scale=5):
+                picture = gr.Image(label="Picture", sources=["upload", "clipboard"], height=300, buttons=[],
+                                   elem_id="picture", format="jpeg")  # fmt: skip
+                samples = None
+                if photos:
+                    samples = gr.Dataset(components=[gr.Image(visible=False, format="jpeg")], type="index",
+                                         samples=[[p.array] for p in photos], label="Examples",
+                                         samples_per_page=24, elem_id="examples")  # fmt: skip
+                words = gr.Textbox(web.first_words(detector), label="Words", lines=1, max_lines=6, elem_id="words",
+                                   info="Separated by commas, or a line each; synonyms with a bar: sofa | couch",
+                                   placeholder="umbrella, chess knight")  # fmt: skip
+                negatives = gr.Textbox(label="Not these", lines=1, max_lines=4, elem_id="negatives",
+                                       info="What could be taken for one of them, and is not to be shown")  # fmt: skip
+                button = gr.Button("Find", variant="primary", elem_id="find")
+            with gr.Column(scale=6):
+                result = gr.Image(label="Found", interactive=False, height=500, buttons=["download", "fullscreen"],
+                                  elem_id="result", format="jpeg")  # fmt: skip
+                threshold = gr.Slider(0, 1, THRESHOLD, step=0.01, label="Score threshold", elem_id="threshold")
+                note = gr.HTML(elem_id="note")
+                rows = gr.HTML(elem_id="rows")
+
+        shown = [result, rows, note]
+        private = {"api_visibility": "private"}
+        light = {"concurrency_id": "light", "concurrency_limit": 2, "show_progress": "hidden", **private}
+        search = {
+            "fn": find, "inputs": [photo, words, negatives, threshold], "outputs": [findings, *shown],
+            "concurrency_id": "search", "concurrency_limit": 1, "show_progress_on": [result], **private,
+        }  # fmt: skip
+        emptied = [picture, photo, findings, *shown]
+        # raw: gradio's own reading of a broken file ends in its paths
+        picture.upload(upload, picture, emptied, preprocess=False, **light)
+        picture.clear(lambda: (None, None, None, "", ""), None, emptied[1:], **light)
+        gr.on([button.click, words.submit, negatives.submit], **search)
+        threshold.change(show, [findings, threshold], shown, trigger_mode="always_last", **light)
+        if samples is not None:
+            samples.click(pick, samples, emptied, **light).success(**search)
+    return page.queue(api_open=False, max_size=WAITING)
+
+
+def _example(path: Path) -> web.Photo:
+    try:
+        return web.read_photo(path)
+    except UserError as error:
+        raise UserError(f"example {path}: {error}") from error
+
+
+def uploaded(payload: object) -> Path:
+    """The file of an upload, which must lie where gradio puts uploads."""
+    path = payload.get("path") if isinstance(payload, dict) else None
+    folder = Path(gr.utils.get_upload_folder()).resolve()
+    if not isinstance(path, str) or "\0" in path or not (found := Path(path).resolve()).is_relative_to(folder):
+        raise UserError("This is not an uploaded picture.")
+    if not found.is_file():
+        raise UserError("This picture is no longer here: upload it again.")
+    return found
+
+
+def serve(detector: OpenVocabularyDetector, examples: Sequence[Path], host: str, port: int) -> None:
+    """Serve the page until interrupted; uploads and drawings lie in a temporary folder meanwhile.
+
+    Raises:
+        UserError: the port is taken, the host is not this machine's, or an example is no picture.
+    """
+    with tempfile.TemporaryDirectory(prefix="vild-web-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build_page(detector, examples)
+        guard = Middleware(Guard, folder=Path(folder), most_bytes=web.MOST_BYTES)
+        try:
+            page.launch(
+                server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, inbrowser=False,
+                max_file_size=web.MOST_BYTES, state_session_capacity=SESSIONS, run_history=False, mcp_server=False,
+                enable_monitoring=False, ssr_mode=False, pwa=False, footer_links=[], max_threads=8,
+                app_kwargs={"middleware": [guard]}, css=CSS, theme=theme(),
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(f"--host {host} --port {port}: {error}") from error
+        print(f"the page: {page.local_url} (Ctrl-C ends it)", flush=True)
+        page.block_thread()
+
+
+def theme() -> gr.themes.Base:
+    font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))  # comes with gradio; its weight 600 lacks letters
+    fonts = (font, "system-ui", "sans-serif")
+    return gr.themes.Default(primary_hue="blue", neutral_hue="slate", radius_size="lg", font=fonts, font_mono=fonts)

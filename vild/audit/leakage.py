@@ -1,0 +1,156 @@
+"""Has a training set or a vocabulary seen novel annotations? What can be *measured* against the full annotations of
+the same pictures, and against the teacher.
+
+(For proposals see ``vild.audit.pasted_boxes``; what the tools wrote down about a file's origin is the other kind of
+evidence, ``vild.data.provenance``.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vild.audit.pasted_boxes import EXACT, Truth, measure_boxes, truth_by_picture
+from vild.data import datasets
+from vild.data.provenance import CLEAN, LEAK, UNKNOWN
+from vild.utils.errors import UserError
+from vild.vocabulary.prompts import clean_name
+from vild.vocabulary.vocabulary import Vocabulary
+
+SAME_TEXT = 0.99  # cosine; the same text gives 1 up to the precision of the teacher's arithmetic
+
+
+def find_entry(source: str, split: str = "") -> datasets.Entry:
+    """A data set's name, or an annotation file, which needs a split. ``split``: instead of the data set's own."""
+    if source in datasets.entries() or not Path(source).is_file():
+        entry = datasets.get_entry(source)
+        return replace(entry, split=split) if split else entry
+    if not split:
+        raise UserError(f"{source} is a file, not a data set's name: give --split")
+    return datasets.Entry(str(Path(source).resolve()), "", split)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a training must not have seen.
+
+    Attributes:
+        base, novel: names.
+        known: names of all categories, also of those that are neither.
+        truth: by picture, all annotated boxes; None without a full annotation file.
+    """
+
+    base: frozenset[str]
+    novel: frozenset[str]
+    known: frozenset[str]
+    truth: dict[int, Truth] | None
+
+    @classmethod
+    def read(cls, training: str, split: str, full: str | None) -> Benchmark:
+        """From data sets' names or annotation files; base and novel by ``split`` ("": that of ``training``)."""
+        source = full or training
+        entry = find_entry(source, split or find_entry(training).split)
+        classes = datasets.check_entry(source, entry)
+        if "novel" not in classes.splits:
+            raise UserError(f"split '{entry.split}' marks none of the names of {source} as novel: give --split")
+        document = datasets.read_entry(source, entry)
+        base, novel = (
+            frozenset(n for n, s in zip(classes.names, classes.splits, strict=True) if s == mark)
+            for mark in ("base", "novel")
+        )
+        truth = truth_by_picture(document, classes) if full else None
+        return cls(base, novel, frozenset(c["name"] for c in document["categories"]), truth)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a training is given, by picture: the name and box (xyxy) of each annotation; and, handed on or not, id and
+    name of the file's annotations of novel names."""
+
+    where: str
+    handed: dict[int, list[tuple[str, list[float]]]]
+    novel_in_file: list[tuple[int, str]]
+
+    @classmethod
+    def read(cls, source: str, split: str, novel: Collection[str]) -> TrainingSet:
+        """A data set as vild's loader reads it, or a file, of which everything counts as handed on."""
+        registered = source in datasets.entries()
+        entry = find_entry(source, "" if registered else split)
+        document = datasets.read_entry(source, entry)
+        names = {c["id"]: c["name"] for c in document["categories"]}
+        held = [(a["id"], names[a["category_id"]]) for a in document["annotations"] if names[a["category_id"]] in novel]
+        if registered:
+            own = datasets.get_classes(source).names
+            handed = {
+                r["image_id"]: [(own[a["category_id"]], _corners(a["bbox"])) for a in r["annotations"]]
+                for r in datasets.load_dicts(source)
+            }
+            return cls(f"{entry.json} (split {entry.split}, keep {entry.keep})", handed, held)
+        handed = {i["id"]: [] for i in document["images"]}
+        for a in document["annotations"]:
+            handed[a["image_id"]].append((names[a["category_id"]], _corners(a["bbox"])))
+        return cls(entry.json, handed, held)
+
+
+def _corners(bbox: list[float]) -> list[float]:
+    x, y, w, h = bbox
+    return [x, y, x + w, y + h]
+
+
+def judge_training_set(training: TrainingSet, benchmark: Benchmark) -> tuple[str, str]:
+    """Verdict and evidence: does an annotation of a novel name, or the box of one under another name, get through?"""
+    novel, truth = benchmark.novel, benchmark.truth
+    handed, in_file = training.handed, training.novel_in_file
+    evidence = f"{training.where} holds {len(in_file)} annotations of novel names"
+    through = [name for rows in handed.values() for name, _ in rows if name in novel]
+    if in_file:
+        evidence += f" (first: id {in_file[0][0]}, '{in_file[0][1]}')"
+    evidence += f"; {len(through)} of them reach training, with {sum(map(len, handed.values())) - len(through)} others"
+    hidden = 0
+    if truth is not None:
+        boxes = {i: torch.tensor([b for n, b in rows if n not in novel]).reshape(-1, 4) for i, rows in handed.items()}
+        measured = measure_boxes(boxes.items(), truth, edges=True)
+        hidden = int((measured.novel.distance <= EXACT).sum())
+        empty = [i for i, b in boxes.items() if len(b) == 0]
+        only = sum(len(truth[i].novel) > 0 for i in empty if i in truth)
+        evidence += (
+            f"; {hidden} boxes are those of novel objects under other names; of its {len(handed)} pictures "
+            f"{len(empty)} hold no base annotation, {only} of these a novel object (dropped both by "
+            f"DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
+        )
+    return (LEAK if through or hidden else CLEAN), evidence
+
+
+def judge_vocabulary(vocabulary: Vocabulary, expected: dict[str, Tensor], benchmark: Benchmark) -> tuple[str, str]:
+    """Verdict and evidence on a vocabulary: are its embeddings of novel names the teacher's of these very names?
+
+    A novel name may stand in a vocabulary; that is what a vocabulary is for. What must not stand there is an embedding
+    that was learned from pictures of the class. Where the base names do not agree with the teacher either, other
+    prompts (or tuned ones) were used, and this cannot tell.
+
+    Args:
+        expected: by prompt set, the teacher's embeddings [C, D] of the vocabulary's names.
+    """
+    best, agree = max(
+        ((p, (vocabulary.embeddings * e).sum(1)) for p, e in expected.items()), key=lambda pair: float(pair[1].median())
+    )
+    cosines = {}
+    for mark, names in (("novel", benchmark.novel), ("base", benchmark.base)):
+        names = {clean_name(n) for n in names}
+        rows = zip(vocabulary.names, agree.tolist(), strict=True)
+        cosines[mark] = {name: cosine for name, cosine in rows if clean_name(name) in names}
+    wrong = {mark: [n for n, c in row.items() if c < SAME_TEXT] for mark, row in cosines.items()}
+    evidence = f"not the teacher's embeddings of their names (prompts '{best}', cosine < {SAME_TEXT}): " + ", ".join(
+        f"{len(wrong[mark])} of {len(row)} {mark}"
+        + (f" (lowest {min(row.values()):.3f}, '{min(row, key=row.get)}')" if row else "")
+        for mark, row in cosines.items()
+    )
+    if not wrong["novel"]:
+        return CLEAN, evidence
+    if len(wrong["base"]) > len(cosines["base"]) / 2 or not cosines["base"]:
+        return UNKNOWN, f"{evidence}: made with other prompts or tuned"
+    return LEAK, evidence

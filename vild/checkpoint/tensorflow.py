@@ -1,0 +1,252 @@
+"""The variables of a released TensorFlow checkpoint to the weights of the detector beside.
+
+Where Detectron2's layers lack what the original has, it is folded into what they have, which changes no output: the
+bias of a convolution before a BatchNorm is subtracted from its mean; the BatchNorms behind the fully connected layers
+and the mask head's deconvolution go into their weights. (A fine-tuning goes on without these.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+from torch import Tensor
+
+from vild.data.classes import make_classes, read_split
+from vild.data.datasets import root
+from vild.modeling.released.rcnn import EPS
+from vild.utils.errors import UserError
+from vild.vocabulary.vocabulary import Vocabulary
+
+BLOCKS = {50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}  # bottlenecks of each stage, by depth
+LEVELS = (2, 3, 4, 5, 6)
+CHANNELS, HIDDEN, WIDTH, BINS, ANCHORS = 256, 1024, 512, 7, 3
+HEAD = "frcnn_layer_0/fast_rcnn_head"
+# What training leaves beside: the optimizer's memory and the count of steps
+SLOTS = re.compile(r"(^|/)(Momentum|ExponentialMovingAverage|Adam(_1)?|global_step)$")
+TO_XY = [1, 0, 3, 2]  # (dy, dx, dh, dw) to (dx, dy, dw, dh)
+
+
+class Variables:
+    """A checkpoint's variables, each taken once.
+
+    Args:
+        where: the file, for messages.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], where: str):
+        self.arrays, self.where = arrays, where
+        self.left = {name for name in arrays if not SLOTS.search(name)}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A variable of this shape as float32. UserError where it is missing or has another shape."""
+        if name not in self.arrays:
+            raise UserError(f"{self.where}: the variable '{name}' is missing")
+        array = np.asarray(self.arrays[name])
+        if array.shape != shape:
+            raise UserError(f"{self.where}: the variable '{name}' has the shape {list(array.shape)}, not {list(shape)}")
+        self.left.discard(name)
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+    def conv(self, name: str, side: int, before: int, after: int) -> Tensor:
+        """A convolution's kernel, [after, before, side, side]."""
+        return self.take(f"{name}/kernel", side, side, before, after).permute(3, 2, 0, 1)
+
+    def linear(self, name: str, before: int, after: int) -> Tensor:
+        """A fully connected layer's kernel, [after, before]."""
+        return self.take(f"{name}/kernel", before, after).T
+
+    def norm(self, name: str, width: int, bias: Tensor | float = 0.0) -> dict[str, Tensor]:
+        """A BatchNorm's state; ``bias``: of the convolution before it."""
+        gamma, beta, mean, variance = (
+            self.take(f"{name}/{leaf}", width) for leaf in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        return {"weight": gamma, "bias": beta, "running_mean": mean - bias, "running_var": variance}
+
+    def folded(self, name: str, width: int, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """A BatchNorm behind a layer as a factor on its outputs' weights and as their bias."""
+        norm = self.norm(name, width, bias)
+        factor = norm["weight"] / (norm["running_var"] + EPS).sqrt()
+        return factor, norm["bias"] - norm["running_mean"] * factor
+
+    def done(self) -> None:
+        """UserError where a variable was not asked for."""
+        if self.left:
+            more = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""
+            raise UserError(f"{self.where}: the variable '{min(self.left)}'{more} has no place in this detector")
+
+
+def convert(arrays: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, Tensor], Vocabulary, str, int]:
+    """Weights by Detectron2's names, the vocabulary, the variant ("vild" or "ensemble") and the ResNet's depth.
+
+    Raises:
+        UserError: a variable that is missing, too many, or of another shape.
+    """
+    variables = Variables(arrays, where)
+    depth = find_depth(arrays, where)
+    variant = "ensemble" if any("/distill_" in name or "/distill-" in name for name in arrays) else "vild"
+    state = {
+        **_prefixed("backbone.bottom_up.", resnet(variables, depth)),
+        **_prefixed("backbone.", fpn(variables)),
+        **_prefixed("proposal_generator.rpn_head.", rpn(variables)),
+        **_prefixed("roi_heads.", box_head(variables, variant)),
+        **_prefixed("roi_heads.mask_head.", mask_head(variables)),
+    }
+    vocabulary = lvis_vocabulary(variables)
+    variables.done()
+    state = {key: value.contiguous() for key, value in state.items()}
+    counters = {key[: -len("running_var")] + "num_batches_tracked" for key in state if key.endswith(".running_var")}
+    return state | {key: torch.tensor(0) for key in counters}, vocabulary, variant, depth
+
+
+def find_depth(names: Mapping[str, object], where: str) -> int:
+    """The ResNet's depth, from its variables' scope."""
+    found = {int(match[1]) for name in names if (match := re.match(r"resnet(\d+)/", name))}
+    if len(found) != 1 or not found <= set(BLOCKS):
+        depths = ", ".join(f"resnet{depth}" for depth in sorted(found)) or "none"
+        raise UserError(f"{where}: its variables are of {depths}, not of resnet50 or resnet152")
+    return found.pop()
+
+
+def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def _numbered(name: str, index: int) -> str:
+    """TensorFlow's name of the n-th layer without one of its own."""
+    return f"{name}_{index}" if index else name
+
+
+def resnet(variables: Variables, depth: int) -> dict[str, Tensor]:
+    """Layers are numbered as they were made: a stage's first block makes its shortcut before its three convolutions."""
+    layers = [("stem.conv1", 7, 3, 64)]
+    before = 64
+    for stage, blocks in enumerate(BLOCKS[depth], 2):
+        inner, after = 16 * 2**stage, 64 * 2**stage
+        for block in range(blocks):
+            where = f"res{stage}.{block}"
+            layers += [(f"{where}.shortcut", 1, before, after)] if block == 0 else []
+            layers += [(f"{where}.conv1", 1, before, inner), (f"{where}.conv2", 3, inner, inner)]
+            layers += [(f"{where}.conv3", 1, inner, after)]
+            before = after
+    state = {}
+    for index, (key, side, before, after) in enumerate(layers):
+        state[f"{key}.weight"] = variables.conv(f"resnet{depth}/{_numbered('conv2d', index)}", side, before, after)
+        norm = variables.norm(f"resnet{depth}/{_numbered('batch_normalization', index)}", after)
+        state |= _prefixed(f"{key}.norm.", norm)
+    return state
+
+
+def fpn(variables: Variables) -> dict[str, Tensor]:
+    state = {}
+    for level in LEVELS:
+        layers = [(f"fpn_lateral{level}", f"l{level}", 1, 64 * 2**level)]
+        layers += [(f"fpn_output{level}", f"post_hoc_d{level}", 3, CHANNELS)]
+        if level == 6:
+            layers = [("top_block.conv", "p6", 3, CHANNELS)]
+        for key, name, side, before in layers:
+            state[f"{key}.weight"] = variables.conv(f"fpn/{name}", side, before, CHANNELS)
+            state[f"{key}.bias"] = variables.take(f"fpn/{name}/bias", CHANNELS)
+        state |= _prefixed(f"norms.p{level}.", variables.norm(f"fpn/p{level}-bn", CHANNELS))
+    return state
+
+
+def rpn(variables: Variables) -> dict[str, Tensor]:
+    boxes = torch.arange(4 * ANCHORS).view(ANCHORS, 4)[:, TO_XY].flatten()
+    state = {
+        "objectness_logits.weight": variables.conv("rpn_head/rpn-class", 1, CHANNELS, ANCHORS),
+        "objectness_logits.bias": variables.take("rpn_head/rpn-class/bias", ANCHORS),
+        "anchor_deltas.weight": variables.conv("rpn_head/rpn-box", 1, CHANNELS, 4 * ANCHORS)[boxes],
+        "anchor_deltas.bias": variables.take("rpn_head/rpn-box/bias", 4 * ANCHORS)[boxes],
+    }
+    for n, end in enumerate(("", "-1")):
+        state[f"conv.conv{n}.weight"] = variables.conv(f"rpn_head/rpn{end}", 3, CHANNELS, CHANNELS)
+        state[f"conv.conv{n}.bias"] = variables.take(f"rpn_head/rpn{end}/bias", CHANNELS)
+        for index, level in enumerate(LEVELS):
+            state |= _prefixed(f"norms.{index}.{n}.", variables.norm(f"rpn_head/rpn-l{level}-bn{end}", CHANNELS))
+    return state
+
+
+def box_head(variables: Variables, variant: str) -> dict[str, Tensor]:
+    """Unnamed BatchNorms 0 to 5 are the main branch's, 6 to 11 the distilled one's."""
+    state = _prefixed("embedding.", branch(variables, "", 0))
+    if variant == "ensemble":
+        state |= _prefixed("image_embedding.", branch(variables, "distill", 6))
+    state["bbox_pred.weight"] = variables.linear(f"{HEAD}/box-predict", HIDDEN, 4)[TO_XY]
+    state["bbox_pred.bias"] = variables.take(f"{HEAD}/box-predict/bias", 4)[TO_XY]
+    state["classifier.background"] = variables.linear(f"{HEAD}/background-class-predict", WIDTH, 1)
+    return state
+
+
+def branch(variables: Variables, prefix: str, first_norm: int) -> dict[str, Tensor]:
+    """Four convolutions, two fully connected layers (the first over height, width, channel) and the projection."""
+    named = f"{prefix}_" if prefix else ""
+    state = {}
+    for n in range(4):
+        name = f"{HEAD}/{named}conv_{n}"
+        state[f"head.conv{n + 1}.weight"] = variables.conv(name, 3, CHANNELS, CHANNELS)
+        norm = f"{HEAD}/{_numbered('batch_normalization', first_norm + n)}"
+        norm = variables.norm(norm, CHANNELS, variables.take(f"{name}/bias", CHANNELS))
+        state |= _prefixed(f"head.conv{n + 1}.norm.", norm)
+    for n, before in enumerate((BINS * BINS * CHANNELS, HIDDEN)):
+        name = f"{HEAD}/{named}fc{n + 6}"
+        weight = variables.linear(name, before, HIDDEN)
+        if n == 0:
+            weight = weight.unflatten(1, (BINS * BINS, CHANNELS)).transpose(1, 2).flatten(1)
+        norm = f"{HEAD}/{_numbered('batch_normalization', first_norm + 4 + n)}"
+        factor, bias = variables.folded(norm, HIDDEN, variables.take(f"{name}/bias", HIDDEN))
+        state |= {f"head.fc{n + 1}.weight": weight * factor[:, None], f"head.fc{n + 1}.bias": bias}
+    name = f"{HEAD}/{prefix}-project-to-clip" if prefix else f"{HEAD}/project-to-clip"
+    projection = {"projection.weight": variables.linear(name, HIDDEN, WIDTH)}
+    return state | projection | {"projection.bias": variables.take(f"{name}/bias", WIDTH)}
+
+
+def mask_head(variables: Variables) -> dict[str, Tensor]:
+    state = {}
+    for n in range(4):
+        name = f"mask_head/mask-conv-l{n}"
+        state[f"mask_fcn{n + 1}.weight"] = variables.conv(name, 3, CHANNELS, CHANNELS)
+        bias = variables.take(f"{name}/bias", CHANNELS)
+        norm = variables.norm(f"mask_head/{_numbered('batch_normalization', n)}", CHANNELS, bias)
+        state |= _prefixed(f"mask_fcn{n + 1}.norm.", norm)
+    name = "mask_head/conv5-mask"
+    kernel = variables.take(f"{name}/kernel", 2, 2, CHANNELS, CHANNELS)  # height, width, after, before
+    bias = variables.take(f"{name}/bias", CHANNELS)
+    factor, bias = variables.folded("mask_head/batch_normalization_4", CHANNELS, bias)
+    state |= {"deconv.weight": kernel.permute(3, 2, 0, 1) * factor[:, None, None], "deconv.bias": bias}
+    state["predictor.weight"] = variables.conv("mask_head/mask_fcn_logits", 1, CHANNELS, 1)
+    state["predictor.bias"] = variables.take("mask_head/mask_fcn_logits/bias", 1)
+    return state
+
+
+def lvis_vocabulary(variables: Variables) -> Vocabulary:
+    """The text matrix [WIDTH, 1203] as a vocabulary: LVIS's names in the order of their ids, rare ones novel."""
+    classes = make_classes(LVIS_CATEGORIES, read_split("lvis_v1", root()))
+    text = variables.linear(f"{HEAD}/class-predict", WIDTH, len(classes.names))
+    return Vocabulary(classes.names, F.normalize(text, dim=1), classes.splits, classes.synonyms)
+
+
+def with_teacher(vocabulary: Vocabulary, teacher, every: int = 80) -> Vocabulary:
+    """The vocabulary as one of this teacher's.
+
+    Raises:
+        UserError: another width; or of a sample of the names, one in ``every``, the teacher's own embeddings are mostly
+            nearer to other names' than to theirs: it is another teacher, or the names are in another order.
+    """
+    where = f"--teacher {teacher.fingerprint['name']}"
+    if teacher.fingerprint["width"] != vocabulary.width:
+        raise UserError(f"{where}: its embeddings are {teacher.fingerprint['width']} wide, not {vocabulary.width}")
+    sample = list(range(0, len(vocabulary), every))
+    some = vocabulary.take(sample)
+    own = Vocabulary.from_names(teacher, some.names, synonyms=some.synonyms).embeddings
+    nearest = (own @ vocabulary.embeddings.T).argmax(1)
+    right = (nearest == torch.tensor(sample)).sum().item()
+    if right * 2 < len(sample):
+        found = f"{right} of {len(sample)} names"
+        raise UserError(f"{where}: it recognises {found} by the checkpoint's text embeddings, which are not its own")
+    return replace(vocabulary, fingerprint=teacher.fingerprint)

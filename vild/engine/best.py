@@ -1,0 +1,145 @@
+"""The best checkpoint on a chosen metric, and the end of a training that no longer gets better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+
+from vild.utils.errors import UserError
+from vild.utils.files import write_json
+from vild.utils.untrusted import parse_json, read_bytes, refused_as
+
+HISTORY = "best.json"  # in the output folder, see History
+BEST = "model_best"
+
+
+class StopEarly(Exception):
+    """Raised inside a training that has not become better for as long as it was given."""
+
+
+def evaluations_since_best(values: Sequence[float]) -> int:
+    """How many evaluations came after the (first) best one; NaN is worse than anything."""
+    ranked = [-math.inf if math.isnan(v) else v for v in values]
+    return len(ranked) - 1 - ranked.index(max(ranked))
+
+
+def check_patience(metric: str, patience: int) -> None:
+    """UserError for TEST.PATIENCE below 0, or without a TEST.BEST_METRIC to become better."""
+    if patience < 0:
+        raise UserError(f"TEST.PATIENCE: {patience} is below 0")
+    if patience and not metric:
+        raise UserError(f"TEST.PATIENCE is {patience}, but TEST.BEST_METRIC is empty: nothing says what is better")
+
+
+@dataclass
+class History:
+    """What was seen so far, which lies in a file beside the checkpoints.
+
+    Args:
+        metric: of the evaluations' results; higher is better.
+        history: (iteration, value) of every evaluation.
+        ended: the iteration after which patience ran out. It is written with the evaluation that decides it, so that a
+            run killed before its ``model_final.pth`` does not go on, and one that has ended does not begin again.
+    """
+
+    metric: str
+    history: list[tuple[int, float]] = field(default_factory=list)
+    ended: int | None = None
+
+    @classmethod
+    def load(cls, path: Path, metric: str, before: int) -> History:
+        """What the file says of the iterations below ``before``; nothing where there are none.
+
+        Raises:
+            UserError: it is of another metric, or no such file.
+        """
+        if not before or not path.exists():
+            return cls(metric)
+        with refused_as(f"--resume: {path} is not what TEST.BEST_METRIC writes; without it a new history begins"):
+            document = parse_json(read_bytes(path))
+            then, ended = document["metric"], document["ended"]
+            history = [(int(i), float(value)) for i, value in document["history"] if int(i) < before]
+            ended = ended if ended is not None and int(ended) < before else None
+        if then != metric:
+            raise UserError(
+                f"--resume: {path} is of TEST.BEST_METRIC '{then}', which is '{metric}' now; without the file a new "
+                "history begins"
+            )
+        return cls(metric, history, ended)
+
+
+class KeepBest(HookBase):
+    """Saves ``model_best.pth`` whenever an evaluation is better than all before it.
+
+    What was seen so far lies in a file, so that a resumed run decides as one that was never stopped.
+
+    Args:
+        metric: of the evaluation's results, "bbox/AP50_novel" say; higher is better.
+        patience: evaluations without a better one after which the training ends (0: it never does). The last one ends
+            nothing: a training that has come to its end keeps its last weights as ``model_final.pth``.
+        period: iterations between evaluations.
+    """
+
+    def __init__(self, metric: str, patience: int, period: int, folder: str):
+        if period <= 0:
+            raise UserError(f"TEST.BEST_METRIC is '{metric}', but TEST.EVAL_PERIOD is 0: nothing is evaluated")
+        self.metric, self.patience, self.period = metric, patience, period
+        self.path = Path(folder) / HISTORY
+        self.seen = History(metric)
+
+    def before_train(self):
+        start = self.trainer.start_iter
+        self.seen = comm.all_gather(History.load(self.path, self.metric, start))[0]  # all decide by the main process's
+        if self.seen.ended is not None:
+            raise StopEarly(f"it had ended after iteration {self.seen.ended}, says {self.path}")
+        if start and start % self.period == 0 and start < self.trainer.max_iter and not self._knows(start - 1):
+            # it was stopped between a checkpoint and the end of the evaluation that follows it
+            next(h for h in self.trainer._hooks if isinstance(h, hooks.EvalHook))._do_eval()
+            self._evaluated(start - 1)
+
+    def after_step(self):
+        done = self.trainer.iter + 1
+        if done % self.period == 0 and done < self.trainer.max_iter:
+            self._evaluated(self.trainer.iter)
+
+    def after_train(self):
+        end = self.trainer.max_iter
+        # a run that was stopped in its last evaluation is resumed at its end, and evaluated there
+        if max(1, self.trainer.start_iter) <= end <= self.trainer.iter + 1 and not self._knows(end - 1):
+            self._evaluated(end - 1)
+
+    def _knows(self, iteration: int) -> bool:
+        return iteration in dict(self.seen.history)
+
+    def _evaluated(self, iteration: int) -> None:
+        """Called by all ranks after an evaluation, whose results the main process has."""
+        stop = False
+        if comm.is_main_process():
+            latest = self.trainer.storage.latest()
+            if self.metric not in latest:
+                # with several test sets "<data set>/bbox/AP50"; a class's own are "bbox/AP-cat"
+                known = ", ".join(
+                    k for k in latest if ("bbox/" in k or "segm/" in k) and "-" not in k.rpartition("/")[2]
+                )
+                raise UserError(f"TEST.BEST_METRIC: '{self.metric}' is not one of {known}")
+            self.seen.history.append((iteration, latest[self.metric][0]))
+            since = evaluations_since_best([value for _, value in self.seen.history])
+            if since == 0:  # before the file, which says that it was done
+                self._save(iteration)
+            stop = 0 < self.patience <= since and iteration + 1 < self.trainer.max_iter
+            self.seen.ended = iteration if stop else None
+            write_json(self.path, asdict(self.seen))
+        if any(comm.all_gather(stop)):
+            raise StopEarly(f"no better {self.metric} in {self.patience} evaluations")
+
+    def _save(self, iteration: int) -> None:
+        """Before the first step and after the last one the trainer's own count, from which a resumed run goes on, is
+        one ahead."""
+        ahead, self.trainer.iter = self.trainer.iter, iteration
+        self.trainer.checkpointer.save(BEST, iteration=iteration)
+        self.trainer.iter = ahead

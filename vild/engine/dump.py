@@ -1,0 +1,63 @@
+"""One training step in a folder, to be computed again: ``python -m vild.engine.replay FOLDER`` prints its losses.
+
+``weights.pth`` is a checkpoint of the weights before the step, with the vocabulary (running statistics of a BatchNorm
+in training have seen the step already), ``config.yaml`` the config, ``step.pth`` the inputs of one rank, iteration and
+rank, ``step.json`` what people want to know of it. The store is not needed, a live teacher is. With SyncBN, whose
+statistics are of all ranks, the losses are those of this rank's pictures alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from torch import Tensor, nn
+
+from vild.checkpoint.checkpointer import VildCheckpointer, write_checkpoint
+from vild.utils.files import write_json, write_text
+
+FIELDS = ("file_name", "image_id", "height", "width", "image", "window", "instances", "distill")
+
+
+def pack(value):
+    """Detectron2's structures as plain values and tensors, which are loaded without running code."""
+    match value:
+        case Instances():
+            return {"Instances": list(value.image_size), "fields": {k: pack(v) for k, v in value.get_fields().items()}}
+        case Boxes():
+            return {"Boxes": value.tensor}
+        case BitMasks():
+            return {"BitMasks": value.tensor}
+        case PolygonMasks():
+            return {"PolygonMasks": [[torch.as_tensor(p) for p in polygons] for polygons in value.polygons]}
+    return value
+
+
+def unpack(value):
+    """What :func:`pack` was given."""
+    match value:
+        case {"Instances": size, "fields": fields}:
+            return Instances(tuple(size), **{k: unpack(v) for k, v in fields.items()})
+        case {"Boxes": tensor}:
+            return Boxes(tensor)
+        case {"BitMasks": tensor}:
+            return BitMasks(tensor)
+        case {"PolygonMasks": polygons}:
+            return PolygonMasks([[p.numpy() for p in of_one] for of_one in polygons])
+    return value
+
+
+def write_dump(
+    folder: Path, cfg, model: nn.Module, inputs: list[dict], losses: dict[str, Tensor], iteration: int, rank: int
+) -> None:
+    """Write a step. ``model``: with the weights before it; ``inputs``: what the model was given."""
+    checkpointer = VildCheckpointer(getattr(model, "module", model))
+    content = {key: part.state_dict() for key, part in checkpointer.checkpointables.items()}
+    write_checkpoint(folder / "weights.pth", {"model": checkpointer.model.state_dict(), **content})
+    packed = [{k: pack(x[k]) for k in FIELDS if k in x} for x in inputs]
+    write_checkpoint(folder / "step.pth", {"inputs": packed, "iteration": iteration, "rank": rank})
+    write_text(folder / "config.yaml", cfg.dump())
+    values = {name: str(value.item()) for name, value in losses.items()}  # JSON knows no NaN
+    pictures = [str(x["file_name"]) for x in inputs]
+    write_json(folder / "step.json", {"iteration": iteration, "rank": rank, "losses": values, "pictures": pictures})

@@ -1,0 +1,112 @@
+"""What ends a training before its time: a signal, after the step; a loss that is not finite, before the weights change.
+
+Once a step all ranks tell one another what they have seen, so that they end together and nobody waits for a rank that
+has left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from vild.engine.dump import write_dump
+from vild.utils import signals
+from vild.utils.errors import Failure
+from vild.utils.signals import Ended
+
+
+def not_finite(losses: dict[str, Tensor]) -> dict[str, float]:
+    """The losses that are NaN or infinite, by name."""
+    values = torch.stack([value.float() for value in losses.values()]).tolist()  # one wait for a GPU
+    return {name: value for name, value in zip(losses, values, strict=True) if not math.isfinite(value)}
+
+
+class _AfterBackward(HookBase):
+    """For the trainer inside Detectron2's trainer, which alone calls this."""
+
+    def __init__(self, function: Callable[[], None]):
+        self.after_backward = function
+
+
+class Guard(HookBase):
+    """To be registered last, as it ends the training after what belongs to the step.
+
+    Costs one exchange of a few bytes over gloo a step, as Detectron2 gathers the losses of all ranks; it waits for
+    nobody, as the gradients of all ranks have just been summed.
+
+    Args:
+        cfg: of the training, for the dump.
+    """
+
+    agreed = False  # that all ranks end after this step
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+        self._number: int | None = None
+        self._inputs: list[dict] = []
+        self._losses: dict[str, Tensor] = {}
+        self._handles: list = []
+
+    def before_train(self):
+        model = self.trainer.model
+        self._handles = [
+            model.register_forward_pre_hook(self._remember_inputs),
+            model.register_forward_hook(self._remember_losses),
+        ]
+        self.trainer._trainer.register_hooks([_AfterBackward(self._exchange)])
+
+    def after_train(self):
+        for handle in self._handles:
+            handle.remove()
+
+    def _remember_inputs(self, model: nn.Module, given: tuple) -> None:
+        if model.training:
+            (self._inputs,), self._losses = given, {}
+
+    def _remember_losses(self, model: nn.Module, given: tuple, losses: dict[str, Tensor]) -> None:
+        if model.training:
+            self._losses = {name: value.detach() for name, value in losses.items()}
+
+    def _exchange(self) -> None:
+        """Between the backward pass and the optimizer's step."""
+        bad = not_finite(self._losses)
+        everyone = comm.all_gather((signals.asked(), bool(bad)))
+        self._number = next((number for number, _ in everyone if number is not None), None)
+        if not any(is_bad for _, is_bad in everyone):
+            self._inputs, self._losses = [], {}
+            return
+        try:
+            if not bad:  # another rank tells
+                raise SystemExit(1)
+            raise self.failure(", ".join(f"{name} is {value}" for name, value in bad.items()))
+        finally:
+            comm.synchronize()  # the launcher ends all when one has left
+
+    def failure(self, what: str) -> Failure:
+        """Write the dump of the present step; the error that tells of it."""
+        iteration, rank = self.trainer.iter, comm.get_rank()
+        several = f"_rank{rank}" if comm.get_world_size() > 1 else ""
+        folder = Path(self.cfg.OUTPUT_DIR) / f"nan_{iteration:07d}{several}"
+        write_dump(folder, self.cfg, self.trainer.model, self._inputs, self._losses, iteration, rank)
+        pictures = ", ".join(str(x["file_name"]) for x in self._inputs)
+        return Failure(
+            f"step {iteration}: {what}; pictures {pictures}; compute it again: python -m vild.engine.replay {folder}"
+        )
+
+    def after_step(self):
+        # alone, a signal is known as soon as it came; ranks go by what they told one another in this step
+        number = signals.asked() if comm.get_world_size() == 1 else self._number
+        if number is not None:
+            self.agreed = True
+            raise Ended(number)
+
+
+def seed_step(seed: int, iteration: int, rank: int) -> None:
+    """Seed torch (RoI sampling draws from it) as every training step of the run does."""
+    torch.manual_seed((max(seed, 0) << 32) + (iteration << 8) + rank)

@@ -1,0 +1,153 @@
+"""Start a tool on every process: by Detectron2's launcher, or where torchrun or SLURM's srun has started them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from detectron2 import engine
+from detectron2.engine import defaults
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from vild.utils import signals
+from vild.utils.errors import UserError, first_to_tell, one_line_errors, tell_once
+from vild.utils.untrusted import refused_as
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all: rank of ``world``, and local rank of the ``local_world`` on its machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def place(environment: Mapping[str, str]) -> Place | None:
+    """What torchrun or srun says about this process; None where neither has started it.
+
+    srun says how many tasks its step has (a batch script of one task is not a step of many), torchrun everything.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return Place(*(int(environment[k]) for k in keys))
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
+        world = int(environment["SLURM_STEP_NUM_TASKS"])
+        if world % nodes:
+            raise UserError(f"srun: {world} tasks do not spread evenly over {nodes} nodes (--ntasks-per-node)")
+        if nodes > 1 and "MASTER_ADDR" not in environment:
+            raise UserError("srun: MASTER_ADDR is not set; export the name of the first node (scontrol show hostnames)")
+        return Place(int(environment["SLURM_PROCID"]), world, int(environment["SLURM_LOCALID"]), world // nodes)
+    return None
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Detectron2's flags, for tools that take no config."""
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, a GPU each where there are")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--dist-url", default="auto", help="tcp://ADDRESS:PORT of the first machine, if several work")
+
+
+def launch(main: Callable, args) -> None:
+    """Run ``main(args)`` on every process. ``args`` is of Detectron2's ``default_argument_parser``; its --num-gpus,
+    --num-machines, --machine-rank and --dist-url count unless torchrun or srun has started the processes. Without a
+    GPU, --num-gpus is the number of processes."""
+    here = _checked_place(args)
+    if here is None:
+        _launch_here(main, args)
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here.local_rank)
+    address = f"tcp://{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', 29500)}"
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        init_method="env://" if "TORCHELASTIC_RUN_ID" in os.environ else address,
+        rank=here.rank,
+        world_size=here.world,
+        timeout=DEFAULT_TIMEOUT,
+    )
+    comm.create_local_process_group(here.local_world)
+    comm.synchronize()
+    try:
+        main(args)
+    finally:
+        dist.destroy_process_group()
+
+
+@one_line_errors
+def _checked_place(args) -> Place | None:
+    """:func:`place` of this process, where its GPU exists; the flags of a launch, where they fit each other."""
+    with refused_as("torchrun or srun: the environment does not say which process this is"):
+        here = place(os.environ)
+    if here is None and args.num_gpus * args.num_machines > 1:
+        if args.num_machines > 1 and args.dist_url == "auto":
+            raise UserError("--dist-url auto: is for one machine; give tcp://ADDRESS:PORT of the first of several")
+        if not 0 <= args.machine_rank < args.num_machines:
+            raise UserError(f"--machine-rank {args.machine_rank}: counts from 0 to --num-machines - 1")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else None
+    wanted = here.local_world if here else args.num_gpus
+    if gpus is not None and wanted > gpus:
+        raise UserError(f"{'processes here' if here else '--num-gpus'} {wanted}: {gpus} GPUs can be seen here")
+    return here
+
+
+@contextmanager
+def ddp_without_gpu(device: str) -> Iterator[None]:
+    """In the block Detectron2 wraps models for ``device`` "cpu" as they must be: it gives DistributedDataParallel the
+    number of a device, which is refused where there is none."""
+    original = defaults.create_ddp_model
+    if device == "cpu":
+        defaults.create_ddp_model = functools.partial(original, device_ids=None)
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = original
+
+
+def _on_rank(main: Callable, args, marker: Path) -> None:
+    """``main`` as one process of several: what goes wrong is told by the first of them."""
+    tell_once(marker)
+    try:
+        main(args)
+    except Exception:
+        # Where another process has died, this is a broken connection, and the launcher ends us meanwhile, in silence.
+        time.sleep(2)
+        if first_to_tell():
+            print(f"process {comm.get_rank()} of {comm.get_world_size()}:", file=sys.stderr)
+            traceback.print_exc()
+        sys.exit(1)
+
+
+def _launch_here(main: Callable, args) -> None:
+    """By Detectron2's launcher. Of several processes the first that ended badly has told why; its exit status is
+    ours."""
+    settings = args.num_gpus, args.num_machines, args.machine_rank, args.dist_url
+    if args.num_gpus * args.num_machines <= 1:
+        engine.launch(main, *settings, (args,))
+        return
+    # which of the others it ends then is nobody's news
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    try:
+        with signals.passed_on(), tempfile.TemporaryDirectory() as folder:
+            engine.launch(_on_rank, *settings, (main, args, Path(folder) / "told"))
+    except ProcessExitedException as error:
+        if error.exit_code < 0:
+            print(f"error: {error.msg}; when memory is short, the system kills with SIGKILL", file=sys.stderr)
+        sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)

@@ -1,0 +1,138 @@
+"""What a run was made with: config, code, packages, data. Every checkpoint of a training carries its record, so that
+``--resume`` with another model is refused; every evaluation writes one beside its metrics, for the report."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Collection, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import detectron2
+import torch
+import yaml
+from detectron2.config import CfgNode
+
+import vild
+from vild.data import datasets
+from vild.utils.errors import UserError
+from vild.utils.files import hash_file
+
+RUN_FILE = "run.json"  # beside the metrics of an evaluation
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors",
+            "pycocotools", "hotcoco")  # fmt: skip
+
+# A resumed training must be the one that began: what it computes with (MODEL), what it draws, what its optimizer keeps
+FIXED = ("MODEL.", "SEED", "INPUT.FORMAT", "SOLVER.OPTIMIZER")
+# of these, what may change: where files lie and on what machine, what no training step looks at. (Vocabularies and
+# teachers are compared by their content where they are read; the maps' channels the trainer asks the teacher.)
+FREE = (
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "MODEL.VILD.VOCABULARY",
+    "MODEL.VILD.TEST_VOCABULARY",
+    "MODEL.VILD.STORE",
+    "MODEL.VILD.TEACHER.NAME",
+    "MODEL.VILD.TEACHER.PRETRAINED",
+    "MODEL.VILD.OLD_STUDENT.WEIGHTS",
+    "MODEL.VILD.ENSEMBLE_WEIGHT",
+    "MODEL.VILD.PRE_NMS_TOPK",
+    "MODEL.VILD.MAP_CHANNELS",
+)
+
+
+def run_record(cfg, data_sets: Collection[str]) -> dict:
+    """Plain values: the config as YAML, the code's version, packages, hashes of the annotation files."""
+    return {
+        "config": cfg.dump(),
+        "code": code_version(),
+        "packages": {name: _version(name) for name in PACKAGES}
+        | {"detectron2": detectron2.__version__, "python": platform.python_version()},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_gpu()}",
+        "data": {name: _hash(name) for name in data_sets},
+    }
+
+
+def code_version() -> str:
+    """ "0.1.0, commit 7814c9c1d2e3" (and " with changes"), or the version alone where this is no clone."""
+    try:
+        commit, changes = (_git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "-uno"))
+    except (OSError, subprocess.SubprocessError):
+        return vild.__version__
+    return f"{vild.__version__}, commit {commit}{' with changes' if changes else ''}"
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(vild.__file__).parent
+    top = Path(subprocess.check_output(["git", "rev-parse", "--show-toplevel"], cwd=folder, text=True,
+                                       stderr=subprocess.DEVNULL, timeout=10).strip())  # fmt: skip
+    if top != folder.parent:  # installed into somebody else's repository
+        raise OSError("no clone")
+    command = ["git", *arguments]
+    return subprocess.check_output(command, cwd=top, text=True, stderr=subprocess.DEVNULL, timeout=10).strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "-"
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def _hash(name: str) -> str:
+    return hash_file(datasets.root() / datasets.get_entry(name).json)
+
+
+def differing(then: dict, now: dict, default: dict) -> list[tuple[str, object, object]]:
+    """(key, value then, value now) of each key that a resumed training may not change. A key that was not there then
+    had the default's effect; one that is not there now has none."""
+    then, now, default = (dict(_flat(tree)) for tree in (then, now, default))
+    pairs = ((key, then.get(key, default.get(key)), value) for key, value in now.items())
+    return [(key, a, b) for key, a, b in pairs if _is_fixed(key) and _plain(a) != _plain(b)]
+
+
+def _is_fixed(key: str) -> bool:
+    return key.startswith(FIXED) and key not in FREE and not key.endswith("_TEST")
+
+
+def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _plain(value):
+    """YAML tells no tuple from a list; where files lie is free in the list of teachers too."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if k not in ("STORE", "VOCABULARY")}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def check_resumable(cfg, default: CfgNode) -> None:
+    """UserError if ``OUTPUT_DIR`` has a checkpoint of a training with another model, with what differs. (Checkpoints
+    without a record, of earlier versions, pass.)"""
+    folder = Path(cfg.OUTPUT_DIR)
+    tag = folder / "last_checkpoint"
+    path = folder / tag.read_text().strip() if tag.is_file() else None
+    if path is None or not path.is_file():
+        return
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")
+    except Exception as error:  # a broken file can fail anywhere in the unpickler
+        raise UserError(f"checkpoint {path} cannot be read ({type(error).__name__})") from error
+    if record is None:
+        return
+    found = differing(yaml.safe_load(record["config"]), yaml.safe_load(cfg.dump()), yaml.safe_load(default.dump()))
+    if found:
+        told = "; ".join(f"{key} was {then!r}, is {now!r}" for key, then, now in found)
+        raise UserError(
+            f"--resume: {path} is of a training with another config: {told}. To start a new one from its weights: "
+            f"MODEL.WEIGHTS {path}, another OUTPUT_DIR, no --resume"
+        )

@@ -1,0 +1,255 @@
+"""From a config to a trained and evaluated detector, with Detectron2's trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import weakref
+
+import torch
+from detectron2.engine import DefaultTrainer, HookBase, default_setup, hooks
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+
+from vild.checkpoint.checkpointer import VildCheckpointer
+from vild.config import default_config
+from vild.data import datasets
+from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
+from vild.data.provenance import training_record
+from vild.engine.best import BEST, KeepBest, StopEarly, check_patience
+from vild.engine.guards import Guard, seed_step
+from vild.engine.launch import ddp_without_gpu
+from vild.engine.run_record import RUN_FILE, check_resumable, run_record
+from vild.engine.sources import (
+    check_classes,
+    check_teaching,
+    is_proposal_network,
+    open_live_teacher,
+    open_store,
+    set_helpers,
+    with_map_channels,
+)
+from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
+from vild.utils import signals
+from vild.utils.errors import Failure, UserError
+from vild.utils.files import drop_partial_line, write_json
+from vild.utils.fingerprint import check_same_teacher, describe
+from vild.utils.signals import Ended
+from vild.vocabulary.vocabulary import Vocabulary
+
+logger = logging.getLogger("vild")
+
+
+def setup(cfg, args) -> None:
+    """Logger, output folder and data sets for Detectron2's command-line arguments.
+
+    Raises:
+        UserError: a training shall go on with another model, or begin where another one lies; nothing is written then.
+    """
+    if not args.eval_only:
+        if args.resume:
+            check_resumable(cfg, default_config())
+        elif os.path.exists(last := os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+            raise UserError(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR}: a training lies there ({last}): --resume goes on with it; "
+                "for a new one name another folder"
+            )
+        comm.synchronize()  # all have looked before one writes
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_no_user_errors)
+    default_setup(cfg, args)
+    if logger.level == logging.NOTSET:
+        from detectron2.utils.logger import setup_logger
+
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
+    datasets.register_all()
+
+
+def _no_user_errors(record: logging.LogRecord) -> bool:
+    """Detectron2 logs every exception with its traceback; what is foreseen is told in one line instead (an OSError
+    that is not has its traceback at the end), and an early end is none."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError | Failure | OSError | StopEarly))
+
+
+class SeedEveryStep(HookBase):
+    """Seed torch by the iteration, so that a resumed run draws the same."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_train(self):
+        iter(self.trainer._trainer._data_loader_iter)  # making the iterator draws a number: have it made by now
+
+    def before_step(self):
+        seed_step(self.seed, self.trainer.iter, comm.get_rank())
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer with vild's data, evaluators, optimizer and checkpoint.
+
+    ``--resume`` after a kill gives what an undisturbed run would have given: the data stream and every random
+    draw depend on (SEED, iteration) alone. (Not with ``DATALOADER.ASPECT_RATIO_GROUPING``, whose half-filled groups
+    are lost with the process.)
+    """
+
+    def __init__(self, cfg):
+        if not is_proposal_network(cfg):
+            for name in cfg.DATASETS.TRAIN:
+                check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
+        check_teaching(cfg)  # a mistake is told before stores are opened
+        check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
+        store = open_store(cfg)
+        record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
+        run = run_record(cfg, cfg.DATASETS.TRAIN)
+        live_teacher = open_live_teacher(cfg, store)
+        with ddp_without_gpu(cfg.MODEL.DEVICE):
+            super().__init__(with_map_channels(cfg, live_teacher))
+        record["starts"] += set_helpers(self.model, cfg, live_teacher)
+        self.checkpointer = VildCheckpointer(
+            self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record, beside={"run": run}
+        )
+        for hook in self._hooks:  # Detectron2 has bound the hook to its own checkpointer
+            if hasattr(hook, "checkpointer"):
+                hook.checkpointer = self.checkpointer
+        self.register_hooks([SeedEveryStep(cfg.SEED)])
+        if cfg.TEST.BEST_METRIC:
+            best = KeepBest(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
+            self.register_hooks([best])
+        self.whole = -1  # the last step of this process that was done, with its schedulers'
+        self.guard = Guard(self.cfg)
+        self.register_hooks([self.guard])
+
+    def train(self):
+        """As Detectron2's. A training that ends early leaves the best checkpoint as ``model_final.pth``, evaluated.
+
+        Asked by SIGTERM or SIGINT to end, it writes a checkpoint after the step (in an evaluation, at once).
+
+        Raises:
+            Ended: such a signal came.
+            WorkerDied: a process of the data loader was killed. The step before is kept.
+        """
+        with signals.held():
+            try:
+                return self._train()
+            except Ended as ended:
+                kept = self._keep()
+                if self.guard.agreed:  # the launcher ends the others when one has left
+                    comm.synchronize()
+                line = f"ended by {ended.signal.name}; {kept}" if comm.is_main_process() else ""
+                raise Ended(ended.signal, line) from None
+            except WorkerDied as error:
+                raise WorkerDied(f"{error}; {self._keep()}") from None
+
+    def _train(self):
+        every_step_is_done = self.start_iter == self.max_iter > 0
+        if every_step_is_done and not self.checkpointer.get_checkpoint_file().endswith("model_final.pth"):
+            # it was killed between the last step's checkpoint and this one
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+        try:
+            return super().train()
+        except StopEarly as reason:
+            logger.info("the training ends early: %s", reason)
+            self.checkpointer.load(os.path.join(self.cfg.OUTPUT_DIR, f"{BEST}.pth"), checkpointables=[])
+            self.iter = self.whole = self.max_iter - 1  # nothing is left to be done, by --resume neither
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+            return self.test(self.cfg, self.model)
+
+    def run_step(self):
+        try:
+            super().run_step()
+        except FloatingPointError as error:  # Detectron2's, of the RPN's boxes; those of losses the guard tells
+            raise self.guard.failure(str(error)) from error
+
+    def after_step(self):
+        self.whole = self.iter  # the hooks that may end the training come after those that belong to the step
+        super().after_step()
+
+    def after_train(self):
+        if sys.exc_info()[0] is not None:  # it has not come to its end: there is nothing to evaluate
+            self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook | KeepBest)]
+        super().after_train()
+
+    def _keep(self) -> str:
+        """Write what the last whole step has left, and say so. (That of the very last step is written already.)"""
+        if 0 <= self.whole < self.max_iter - 1:
+            self.iter = self.whole
+            with signals.unheard():
+                self.checkpointer.save(f"model_{self.whole:07d}", iteration=self.whole)
+        if not self.checkpointer.has_checkpoint():
+            return "no step was done"
+        return f"--resume goes on from {self.checkpointer.get_checkpoint_file()}"
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, self.start_iter))
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        # channels last is the faster layout for convolutions on a CPU
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
+
+    def build_writers(self):
+        drop_partial_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        return super().build_writers()
+
+    @classmethod
+    def build_train_loader(cls, cfg, start_iteration: int = 0):
+        return build_train_loader(cfg, open_store(cfg), start_iteration)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "AdamW":
+            raise UserError(f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor AdamW")
+        parameters = get_default_optimizer_params(model, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM)
+        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return adamw(parameters, cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        if is_proposal_network(cfg):
+            return ProposalRecallEvaluator(dataset_name, cfg.TEST.PROPOSALS_PER_IMAGE)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:
+            folder = os.path.join(folder, dataset_name)
+        return OpenVocabularyEvaluator(dataset_name, folder, masks=cfg.MODEL.MASK_ON)
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Evaluate on ``DATASETS.TEST`` with the test vocabulary; writes ``inference/vild_metrics.json``."""
+        bare = getattr(model, "module", model)
+        trained = getattr(bare, "vocabulary", None)
+        if trained is not None and cfg.MODEL.VILD.TEST_VOCABULARY:
+            other = Vocabulary.load(cfg.MODEL.VILD.TEST_VOCABULARY)
+            check_same_teacher(
+                other.fingerprint,
+                f"vocabulary {cfg.MODEL.VILD.TEST_VOCABULARY}",
+                trained.fingerprint,
+                "the detector",
+            )
+            bare.set_vocabulary(other)
+        try:
+            if trained is not None:
+                for name in cfg.DATASETS.TEST:
+                    check_classes(bare.vocabulary, name, marks=bare.roi_heads.fuses)
+                words = bare.vocabulary
+                teacher = describe(words.fingerprint)
+                logger.info("vocabulary: %d names, prompts '%s', teacher %s", len(words), words.prompts, teacher)
+            with signals.at_once():  # nothing is lost
+                results = super().test(cfg, model, evaluators)
+        finally:
+            if trained is not None:
+                bare.set_vocabulary(trained)
+        if comm.is_main_process() and cfg.DATASETS.TEST:
+            by_name = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
+            path = write_metrics(cfg.OUTPUT_DIR, by_name)
+            write_json(path.with_name(RUN_FILE), run_record(cfg, cfg.DATASETS.TEST))
+            logger.info("metrics written to %s", path)
+        return results

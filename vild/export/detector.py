@@ -1,0 +1,146 @@
+"""The detector as one graph whose vocabulary is an input: :class:`ExportedDetector`, for ONNX and ``torch.export``.
+
+Detectron2's control flow around the trained modules (anchors, proposals, level assignment) is restated here with
+tensors alone; every weight is used through the module that was trained.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from vild.export.boxes import clip, grid_anchors, nms_by_class, pool
+from vild.modeling import fusion
+from vild.modeling.rcnn import ViLDRCNN
+
+AXES = {"picture": {0: "height", 1: "width"}, "text": {0: "names"}, "shown": {}, "base": {0: "names"}}  # that vary
+LOWEST = torch.finfo(torch.float32).min
+ALL = 2**63 - 1
+
+
+class ExportedDetector(nn.Module):
+    """A trained :class:`ViLDRCNN` (on the CPU, in evaluation mode) for one picture, without a vocabulary of its own.
+
+    Inputs:
+        picture: uint8 [H, W, 3] in the config's ``INPUT.FORMAT``, resized.
+        text: unit float32 [C, D].
+        shown: int64 [], only the first so many classes are detected; the others take part in the softmax.
+        base: bool [C]; only the ensemble has this input.
+
+    Outputs, N detections by falling score: boxes float32 [N, 4] (xyxy, pixels of ``picture``), scores [N], classes
+    int64 [N], and mask probabilities [N, M, M] within the boxes where the detector has masks.
+    """
+
+    def __init__(self, model: ViLDRCNN):
+        super().__init__()
+        self.model = model
+
+    @property
+    def input_names(self) -> list[str]:
+        return ["picture", "text", "shown"] + ["base"] * (self.model.roi_heads.variant == "ensemble")
+
+    @property
+    def output_names(self) -> list[str]:
+        return ["boxes", "scores", "classes"] + ["masks"] * self.model.roi_heads.mask_on
+
+    @torch.no_grad()
+    def program(self) -> ExportedProgram:
+        """Traced, for pictures and vocabularies of any size."""
+        example = {
+            "picture": torch.zeros(320, 384, 3, dtype=torch.uint8),
+            "text": torch.zeros(5, self.model.vocabulary.width),
+            "shown": torch.tensor(ALL),
+            "base": torch.ones(5, dtype=torch.bool),
+        }
+        return torch.export.export(
+            self,
+            tuple(example[name] for name in self.input_names),
+            dynamic_shapes=tuple(dict.fromkeys(AXES[name], Dim.DYNAMIC) for name in self.input_names),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+    def forward(self, picture: Tensor, text: Tensor, shown: Tensor, base: Tensor | None = None) -> tuple[Tensor, ...]:
+        size = self._size(picture)
+        features = self.model.backbone(self._normalise(picture))
+        proposals = self._proposals(features, *size)
+        boxes, scores, classes = self._detections(features, proposals, size, text, shown, base)
+        heads, placed = self.model.roi_heads, self._placed(boxes, picture)
+        if not heads.mask_on:
+            return placed, scores, classes
+        pooled = self._pool(heads.mask_pooler, [features[f] for f in heads.mask_in_features], boxes)
+        return placed, scores, classes, heads.mask_head.layers(pooled)[:-1, 0].sigmoid()
+
+    def _size(self, picture: Tensor) -> tuple[int, int]:
+        """Height and width that boxes are clipped to."""
+        return picture.shape[0], picture.shape[1]
+
+    def _placed(self, boxes: Tensor, picture: Tensor) -> Tensor:
+        """The network's boxes in pixels of the picture."""
+        return boxes
+
+    def _clip(self, boxes: Tensor, height: int, width: int) -> Tensor:
+        return clip(boxes, height, width)
+
+    def _decoded(self, deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
+        """Boxes [R, 4] of the box head."""
+        return self._clip(self.model.roi_heads.box2box_transform.apply_deltas(deltas, proposals), *size)
+
+    def _pool(self, pooler: nn.Module, maps: list[Tensor], boxes: Tensor) -> Tensor:
+        return pool(pooler, maps, boxes)
+
+    def _normalise(self, picture: Tensor) -> Tensor:
+        """Float [1, 3, H', W'], padded right and below to a multiple of what the backbone needs."""
+        x = (picture.permute(2, 0, 1).float() - self.model.pixel_mean) / self.model.pixel_std
+        step = max(self.model.backbone.size_divisibility, 1)
+        height, width = x.shape[1:]
+        right, below = (width + step - 1) // step * step - width, (height + step - 1) // step * step - height
+        return F.pad(x, (0, right, 0, below))[None]
+
+    def _proposals(self, features: dict[str, Tensor], height: int, width: int) -> Tensor:
+        """The RPN's boxes [R, 4] by falling objectness, R at most RPN.POST_NMS_TOPK_TEST."""
+        rpn = self.model.proposal_generator
+        maps = [features[f] for f in rpn.in_features]
+        logits, deltas = rpn.rpn_head(maps)
+        boxes, scores, levels = [], [], []
+        for level, (x, logit, delta) in enumerate(zip(maps, logits, deltas, strict=True)):
+            anchors = grid_anchors(rpn.anchor_generator, level, x)
+            score = logit[0].permute(1, 2, 0).flatten()
+            delta = delta[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4)
+            score, best = self._rank(score).topk(torch.sym_min(score.shape[0], rpn.pre_nms_topk[False]))
+            boxes.append(self._clip(rpn.box2box_transform.apply_deltas(delta[best], anchors[best]), height, width))
+            scores.append(score)
+            levels.append(torch.full_like(best, level))
+        box, score, level = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
+        of_level = self._valid(box, score) & (level == torch.arange(len(maps))[:, None])
+        limit = rpn.post_nms_topk[False]
+        kept = nms_by_class(box, torch.where(of_level, score, -torch.inf), rpn.nms_thresh, LOWEST, limit)[:, 1]
+        return box[kept[score[kept].argsort(descending=True)[:limit]]]
+
+    def _rank(self, logits: Tensor) -> Tensor:
+        """What proposals are ranked by."""
+        return logits
+
+    def _valid(self, boxes: Tensor, score: Tensor) -> Tensor:
+        """bool [R]: the boxes that may become proposals."""
+        sides = boxes[:, 2:] - boxes[:, :2]
+        return (sides > self.model.proposal_generator.min_box_size).all(1) & score.isfinite()  # no side of NaN is
+
+    def _detections(self, features, proposals, size, text, shown, base) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``fusion.best_detections`` gives: boxes, scores and classes by falling score."""
+        heads = self.model.roi_heads
+        pooled = self._pool(heads.box_pooler, [features[f] for f in heads.box_in_features], proposals)
+        embeddings, deltas = heads._embed(pooled)
+        boxes = self._decoded(deltas[:-1], proposals, size)
+        matrix = heads.classifier.matrix(text)
+        logits = [heads.classifier._logits(head[:-1], matrix) for head in embeddings]
+        novel = None if base is None else ~base
+        scores = fusion.variant_scores(heads.variant, logits, novel, heads.ensemble_weight)
+        scores = scores.masked_fill(torch.arange(text.shape[0]) >= shown, -1)
+        least = F.pad(scores.flatten(), (0, heads.pre_nms_topk), value=-1.0).topk(heads.pre_nms_topk).values[-1]
+        scores = scores.masked_fill(scores < least, -1).T
+        found = nms_by_class(boxes, scores, heads.nms_threshold, heads.score_threshold, heads.per_image)
+        score = scores[found[:, 0], found[:, 1]]
+        order = score.argsort(descending=True)[: heads.per_image]
+        return boxes[found[order, 1]], score[order], found[order, 0]

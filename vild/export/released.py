@@ -1,0 +1,63 @@
+"""The released detector as one graph (see ``detector.py``). It resizes the image itself: ``picture`` and the boxes are
+those of the image as it was read."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vild.export.detector import ExportedDetector
+from vild.modeling.released.boxes import clip, upright
+
+
+class ExportedReleased(ExportedDetector):
+    """As :class:`ExportedDetector`; boxes are neither cut at the picture's edge nor left out where they are empty."""
+
+    def _size(self, picture: Tensor) -> tuple[int, int]:
+        return self.model.side, self.model.side
+
+    def _scaled(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """Height and width of the picture and of its part of the canvas, float32 [2] each (``scaled_size``)."""
+        size = torch.stack([picture.new_ones(n, dtype=torch.float32).sum() for n in picture.shape[:2]])
+        return size, (size * (self.model.side / size).min()).round().clamp(min=1)
+
+    def _normalise(self, picture: Tensor) -> Tensor:
+        """``onto_canvas`` where sizes are tensors: what lies beyond the picture is sampled at its edge, then 0."""
+        x = (picture.permute(2, 0, 1).float() - self.model.pixel_mean) / self.model.pixel_std
+        size, scaled = self._scaled(picture)
+        place = torch.arange(self.model.side, dtype=torch.float32)
+        for dim, axis in ((2, 1), (1, 0)):
+            last = size[axis] - 1
+            at = place * (size[axis] / scaled[axis])
+            low = torch.minimum(at.floor(), last)
+            high, share = torch.minimum(low + 1, last), at - low
+            inside = (place < scaled[axis]).float()
+            share, inside = (v[None, None, :] if dim == 2 else v[None, :, None] for v in (share, inside))
+            first = x.index_select(dim, low.long())
+            x = (first + (x.index_select(dim, high.long()) - first) * share) * inside
+        return x[None]
+
+    def _placed(self, boxes: Tensor, picture: Tensor) -> Tensor:
+        size, scaled = self._scaled(picture)
+        return boxes * (size / scaled).flip(0).repeat(2)
+
+    def _clip(self, boxes: Tensor, height: int, width: int) -> Tensor:
+        return clip(boxes, (height, width))
+
+    def _decoded(self, deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
+        return upright(super()._decoded(deltas, proposals, size))
+
+    def _pool(self, pooler: nn.Module, maps: list[Tensor], boxes: Tensor) -> Tensor:
+        return pooler.pool(maps, F.pad(boxes, (1, 0, 0, 1)))
+
+    def _proposals(self, features: dict[str, Tensor], height: int, width: int) -> Tensor:
+        """Always RPN.POST_NMS_TOPK_TEST of them, the missing ones [0, 0, 0, 0]."""
+        found, limit = super()._proposals(features, height, width), self.model.proposal_generator.post_nms_topk[False]
+        return F.pad(found, (0, 0, 0, limit))[:limit]
+
+    def _rank(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def _valid(self, boxes: Tensor, score: Tensor) -> Tensor:
+        return (boxes != 0).any(1)

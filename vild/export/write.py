@@ -1,0 +1,101 @@
+"""Write a detector as an ONNX file or a ``torch.export`` archive, with its manifest and the base names of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from vild.export.detector import ALL, AXES, ExportedDetector
+from vild.export.released import ExportedReleased
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.modeling.rcnn import ViLDRCNN
+from vild.modeling.released.rcnn import ReleasedRCNN
+from vild.utils.errors import UserError
+from vild.utils.files import write_json, written_whole
+
+
+def write_model(detector: OpenVocabularyDetector, path: str | Path) -> None:
+    """Write ``path`` (ONNX, or a ``torch.export`` archive if it ends in ``.pt2``) and, beside it, the manifest
+    ``NAME.json`` and ``context.safetensors``, the base names of training as a vocabulary.
+
+    ONNX's ``shown`` may be left out: all names are detected then. An archive wants ``import vild.export.boxes``
+    before it is loaded (for :func:`nms_by_class`), and pictures with sides longer than the stride of its coarsest
+    feature map.
+
+    Raises:
+        UserError: the packages that ONNX files are made with are not there.
+    """
+    path, wrapped = Path(path), wrap(detector.model)
+    program = wrapped.program()
+    with written_whole(path) as aside:
+        if path.suffix == ".pt2":
+            with open(aside, "wb") as file:
+                torch.export.save(program, file)
+        else:
+            aside.write_bytes(to_onnx(program, wrapped))
+    base = detector.trained.mask("base").nonzero()[:, 0].tolist()
+    if base:
+        detector.trained.take(base).save(path.with_name("context.safetensors"))
+    write_json(path.with_suffix(".json"), manifest(detector))
+
+
+def manifest(detector: OpenVocabularyDetector) -> dict:
+    """What a program must know to run the file: the teacher whose vocabularies fit, how a picture is prepared
+    (normalisation and padding are in the graph), and what the scores are."""
+    cfg, heads = detector.cfg, detector.model.roi_heads
+    return {
+        "variant": heads.variant,
+        "teacher": detector.trained.fingerprint,
+        "width": detector.trained.width,
+        "temperature": heads.classifier.temperature,
+        "score_threshold": heads.score_threshold,
+        "detections": heads.per_image,
+        "mask_side": 2 * heads.mask_pooler.output_size[0] if heads.mask_on else 0,
+        "picture": {
+            "format": cfg.INPUT.FORMAT,
+            "shortest_edge": cfg.INPUT.MIN_SIZE_TEST,  # 0: not resized
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "interpolation": "Pillow's bilinear",
+            "size_divisibility": max(detector.model.backbone.size_divisibility, 1),
+        },
+    }
+
+
+def wrap(model: ViLDRCNN) -> ExportedDetector:
+    """The model as it is exported."""
+    if isinstance(model, ReleasedRCNN):
+        return ExportedReleased(model)
+    return ExportedDetector(model)
+
+
+def to_onnx(program: ExportedProgram, wrapped: ExportedDetector) -> bytes:
+    """The bytes of an ONNX file."""
+    try:
+        import onnx_ir as ir
+        from onnxscript import opset18 as op
+    except ImportError as error:
+        raise UserError(f"ONNX: {error.name} is not installed; pip install -e '.[export]'") from error
+
+    def nms(boxes, scores, iou: float, threshold: float, limit: int):
+        limits = op.Constant(value_ints=[limit]), op.Constant(value_floats=[iou]), op.Constant(value_floats=[threshold])
+        found = op.NonMaxSuppression(op.Unsqueeze(boxes, [0]), op.Unsqueeze(scores, [0]), *limits)
+        return op.Slice(found, [1], [3], [1])
+
+    exported = torch.onnx.export(
+        program,
+        custom_translation_table={torch.ops.vild.nms_by_class.default: nms},
+        input_names=wrapped.input_names,
+        output_names=wrapped.output_names,
+        verbose=False,
+    )
+    graph = exported.model.graph
+    for value in graph.inputs:  # names in place of the tracer's symbols
+        value.shape = ir.Shape(AXES[value.name].get(i, n) for i, n in enumerate(value.shape))
+    for value in graph.outputs:
+        value.shape = ir.Shape(("detections", *value.shape[1:]))
+    shown = next(value for value in graph.inputs if value.name == "shown")
+    shown.const_value = ir.tensor(ALL, dtype=ir.DataType.INT64, name="shown")  # what it is when nobody says
+    graph.register_initializer(shown)
+    return exported.model_proto.SerializeToString()

@@ -1,0 +1,124 @@
+"""Train the built-in world's teacher: a small open_clip model on captioned pictures of single objects.
+
+It sees captions of every name, as CLIP did, and boxes of nothing. open_clip's own tokenizer and loss.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from vild.glyphs import drawing
+from vild.teacher.clip import save_local
+from vild.teacher.crops import crop_regions
+from vild.vocabulary.prompts import PROMPT_SETS, fill
+
+logger = logging.getLogger(__name__)
+
+MODEL_CFG = {
+    "embed_dim": 64,
+    "vision_cfg": {
+        "image_size": 48,
+        "timm_model_name": "test_resnet",  # a stock timm network of 0.4 M parameters
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+    },
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+}
+PREPROCESS_CFG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
+BACKGROUND_CAPTIONS = ("a photo of nothing.", "an empty background.", "clutter.", "a blurry background.")
+PICTURES_PER_NAME = 150
+GROUPS = 3  # groups a step; each holds every name once, so that no caption in it fits two pictures
+BACKGROUND_PER_GROUP = 3
+
+
+def build_model(width: int = MODEL_CFG["embed_dim"]) -> torch.nn.Module:
+    """The untrained model, from open_clip's own factory. ``width``: of its embeddings."""
+    open_clip.factory._MODEL_CONFIGS["vild-glyphs"] = {**MODEL_CFG, "embed_dim": width}
+    model = open_clip.create_model("vild-glyphs", pretrained=None, force_preprocess_cfg=PREPROCESS_CFG)
+    torch.nn.init.constant_(model.logit_scale, float(np.log(20)))
+    return model.to(memory_format=torch.channels_last)  # the faster layout on a CPU
+
+
+def _jitter(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A box as a proposal would have it: shifted and scaled a little, one or one and a half times as large."""
+    x0, y0, x1, y1 = box
+    w, h = x1 - x0, y1 - y0
+    cx, cy = (x0 + x1) / 2 + rng.uniform(-0.12, 0.12) * w, (y0 + y1) / 2 + rng.uniform(-0.12, 0.12) * h
+    scale = rng.choice([1.0, 1.5])
+    w, h = w * scale * rng.uniform(0.8, 1.25), h * scale * rng.uniform(0.8, 1.25)
+    return np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], np.float32)
+
+
+def _crops(pictures: list, rng: np.random.Generator) -> Tensor:
+    """Jittered, randomly mirrored crops [N, 3, S, S] of (picture, index, box) triples, cut as proposals are."""
+    size = (MODEL_CFG["vision_cfg"]["image_size"],) * 2
+    parts = []
+    for picture, _, box in pictures:
+        image = torch.from_numpy(picture).permute(2, 0, 1)
+        boxes = torch.from_numpy(_jitter(np.array(box), rng))[None]
+        crop = crop_regions(image, boxes, size, PREPROCESS_CFG["mean"], PREPROCESS_CFG["std"], scales=(1.0,))
+        parts.append(crop[0, 0].flip(-1) if rng.random() < 0.5 else crop[0, 0])
+    return torch.stack(parts).contiguous(memory_format=torch.channels_last)
+
+
+def train(
+    folder: Path,
+    steps: int = 400,
+    seed: int = 0,
+    learning_rate: float = 6e-3,
+    width: int = MODEL_CFG["embed_dim"],
+) -> None:
+    """Train and write an open_clip ``local-dir:`` folder. Deterministic for a seed (on one machine).
+
+    ``width``: of its embeddings; the towers are the same.
+    """
+    started = time.monotonic()
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, 11])
+    names = [g.name for g in drawing.table()]
+    count = len(names)
+    total = PICTURES_PER_NAME * count
+    pool = [drawing.captioned(seed, i) for i in tqdm(range(total), desc="captioned pictures")]
+    empty = [drawing.captioned(seed, total + i, background=True) for i in range(total // 12)]
+
+    model = build_model(width).train()
+    tokenizer = open_clip.SimpleTokenizer(context_length=MODEL_CFG["text_cfg"]["context_length"])
+    templates = PROMPT_SETS["vild"]
+    loss_fn = open_clip.ClipLoss()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.15)
+    progress = tqdm(range(steps), desc="teacher")
+    for _ in progress:
+        pictures, texts = [], []
+        for _ in range(GROUPS):
+            group = [pool[rng.integers(PICTURES_PER_NAME) * count + c] for c in range(count)]
+            pictures += group + [empty[rng.integers(len(empty))] for _ in range(BACKGROUND_PER_GROUP)]
+            for glyph in drawing.table():
+                word = str(rng.choice([glyph.name, glyph.name, *glyph.synonyms]))
+                texts.append(str(rng.choice(fill(templates, word))))
+            texts += [str(t) for t in rng.choice(BACKGROUND_CAPTIONS, BACKGROUND_PER_GROUP, replace=False)]
+        image_features = F.normalize(model.encode_image(_crops(pictures, rng)), dim=1)
+        text_features = F.normalize(model.encode_text(tokenizer(texts)), dim=1)
+        pairs = zip(image_features.chunk(GROUPS), text_features.chunk(GROUPS), strict=True)
+        scale = model.logit_scale.exp()
+        loss = sum(loss_fn(image, text, scale) for image, text in pairs) / GROUPS
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, float(np.log(100)))
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    save_local(model, {**MODEL_CFG, "embed_dim": width}, folder)
+    logger.info("teacher: %d steps, loss %.3f, %.0f s", steps, loss.item(), time.monotonic() - started)

@@ -1,0 +1,74 @@
+"""What a user asks for, as given on a command line or a page: words, a file of words, or a data set's names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vild.data import datasets
+from vild.utils.errors import UserError
+from vild.utils.untrusted import read_bytes, refused_as
+from vild.vocabulary.vocabulary import Vocabulary, first_twice
+
+
+@dataclass(frozen=True)
+class Words:
+    """Names to detect, and further spellings of each that mean the same (averaged, as synonyms of LVIS are)."""
+
+    names: tuple[str, ...]
+    synonyms: tuple[tuple[str, ...], ...]
+
+
+def parse_words(lines: Sequence[str]) -> Words:
+    """One class a line, "umbrella" or, with synonyms, "umbrella | parasol"; empty lines and those of "#" are left out.
+
+    Raises:
+        UserError: no name at all, or one that stands there twice.
+    """
+    groups = []
+    for line in lines:
+        spellings = [s.strip() for s in line.split("|") if s.strip()]
+        if spellings and not line.lstrip().startswith("#"):
+            groups.append(spellings)
+    if not groups:
+        raise UserError("vocabulary: it is empty; give at least one name")
+    names = [group[0] for group in groups]
+    if (twice := first_twice(names)) is not None:
+        raise UserError(f"vocabulary: the name '{twice}' stands in it twice")
+    return Words(tuple(names), tuple(tuple(group[1:]) for group in groups))
+
+
+def read_words(text: str) -> Words | Vocabulary:
+    """What ``--vocabulary`` says: "umbrella, chess knight | horse"; a file with a class a line; a vocabulary file
+    (``.safetensors``, taken as it is); or the name of a registered data set.
+
+    Raises:
+        UserError: the file cannot be read, or holds no words.
+    """
+    if os.path.isfile(text):
+        if text.endswith(".safetensors"):
+            return Vocabulary.load(text)
+        with refused_as(f"vocabulary: {text} is not a text file"):
+            lines = read_bytes(text).decode().splitlines()
+        return parse_words(lines)
+    if text.endswith((".txt", ".safetensors")):
+        raise UserError(f"vocabulary: {text} does not exist")
+    if text in datasets.entries():
+        classes = datasets.get_classes(text)
+        return Words(classes.names, classes.synonyms)
+    return parse_words(text.split(","))
+
+
+def parse_thresholds(pairs: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """ "kite=0.3" each, to scores by name; UserError for another form or a name that is not asked for."""
+    found = {}
+    for pair in pairs:
+        name, _, value = pair.rpartition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            raise UserError(f"threshold '{pair}': write it as NAME=SCORE, for example kite=0.3") from None
+        if name.strip() not in names:
+            raise UserError(f"threshold '{pair}': '{name.strip()}' is not in the vocabulary")
+    return found

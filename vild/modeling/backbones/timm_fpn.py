@@ -1,0 +1,106 @@
+"""Any convolutional classifier of timm as a student's backbone (open_clip brings timm)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import timm
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone import FPN
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from timm.layers import BatchNormAct2d, GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from vild.utils.errors import UserError
+
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+class TimmFeatures(Backbone):
+    """A timm model without its head: pictures [N, C, H, W] to some of ``res2`` to ``res5``, named as a ResNet's by
+    stride. What lies behind the last of them is left out.
+
+    Its weights are random; those that timm publishes come through MODEL.WEIGHTS (``vild/checkpoint/timm_weights.py``).
+
+    Args:
+        norm: what its BatchNorms become: see :func:`with_norm`.
+    """
+
+    def __init__(self, name: str, in_channels: int, norm: str, features: Sequence[str] = tuple(STRIDES)):
+        super().__init__()
+        if not timm.is_model(name):
+            raise UserError(f"MODEL.VILD.TIMM_BACKBONE: timm has no model '{name}'")
+        self.name = name
+        with torch.device("meta"):
+            known = timm.create_model(name, features_only=True).feature_info
+        strides = known.reduction()
+        if not {STRIDES[f] for f in features} <= set(strides):
+            raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' has features of strides {strides}, not 4, 8, 16, 32")
+        published = timm.get_pretrained_cfg(name)
+        if published is not None and published.fixed_input_size:  # a Swin's windows, say
+            raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' takes pictures of one size alone")
+        stages = [known.out_indices[strides.index(STRIDES[f])] for f in features]
+        body = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=stages)
+        if hasattr(body, "blocks"):  # the EfficientNet family keeps, and runs, all of its stages
+            body.blocks = body.blocks[: int(body.feature_info.module_name()[-1].split(".")[1]) + 1]
+        self.channels = dict(zip(features, body.feature_info.channels(), strict=True))
+        self.body = with_norm(body, norm)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.channels, self.body(x), strict=True))
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {f: ShapeSpec(channels=c, stride=STRIDES[f]) for f, c in self.channels.items()}
+
+
+def with_norm(body: nn.Module, norm: str) -> nn.Module:
+    """A timm model whose BatchNorms stay ("BN") or become synchronised ("SyncBN"), constant ("FrozenBN": for weights
+    that were trained with BatchNorm) or GroupNorms ("GN": from scratch, or for weights trained so). Their weights are
+    kept; other norms (ConvNeXt's LayerNorms) stay as they are."""
+    changes = {
+        "BN": lambda body: body,
+        "SyncBN": convert_sync_batchnorm,
+        "FrozenBN": freeze_batch_norm_2d,
+        "GN": _group_norms,
+    }
+    if norm not in changes:
+        raise UserError(f"MODEL.RESNETS.NORM: '{norm}' is not one of {', '.join(changes)} (a timm backbone)")
+    return changes[norm](body)
+
+
+def _group_norms(module: nn.Module) -> nn.Module:
+    if not isinstance(module, nn.BatchNorm2d):
+        for name, child in module.named_children():
+            setattr(module, name, _group_norms(child))
+        return module
+    channels = module.num_features
+    # 32 groups (Wu and He 2018), of 8 channels at least: with fewer, a narrow layer's means are hardly of a group
+    groups = next(g for g in range(max(1, min(32, channels // 8)), 0, -1) if channels % g == 0)
+    if isinstance(module, BatchNormAct2d):
+        norm = GroupNormAct(channels, groups)
+        norm.drop, norm.act = module.drop, module.act
+    else:
+        norm = nn.GroupNorm(groups, channels)
+    norm.load_state_dict({"weight": module.weight, "bias": module.bias})
+    return norm
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg, input_shape):
+    """FPN over FPN.IN_FEATURES of MODEL.VILD.TIMM_BACKBONE, and one level more pooled from its last; the backbone's
+    BatchNorms as RESNETS.NORM says."""
+    features = cfg.MODEL.FPN.IN_FEATURES
+    if not features or not set(features) <= set(STRIDES):
+        raise UserError(f"MODEL.FPN.IN_FEATURES: {list(features)} are not some of {', '.join(STRIDES)}")
+    top_block = LastLevelMaxPool()
+    top_block.in_feature = features[-1].replace("res", "p")  # its default fits four stages
+    return FPN(
+        bottom_up=TimmFeatures(cfg.MODEL.VILD.TIMM_BACKBONE, input_shape.channels, cfg.MODEL.RESNETS.NORM, features),
+        in_features=features,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

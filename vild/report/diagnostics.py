@@ -1,0 +1,137 @@
+"""Gauges that explain a number: how good is the teacher, and how close has the student come to it?"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes
+from torch import Tensor
+from torchvision.ops import box_convert
+from tqdm import tqdm
+
+from vild.data import datasets
+from vild.data.classes import Classes
+from vild.data.proposals import Proposals
+from vild.evaluation.evaluator import RESULTS_FILE, ProposalRecallEvaluator, evaluate_results, ground_truth_boxes
+from vild.evaluation.results import ResultsWriter
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.modeling.fusion import best_detections
+from vild.modeling.losses import cosine_logits
+from vild.teacher.clip import Teacher
+from vild.utils.images import read_picture
+from vild.vocabulary.vocabulary import Vocabulary
+
+
+def _rgb(record: dict) -> Tensor:
+    return torch.from_numpy(read_picture(record["file_name"], "RGB").copy()).permute(2, 0, 1)
+
+
+def by_group(values: list[tuple[int, float]], classes: Classes) -> dict[str, float | None]:
+    """Means of (class, value) pairs over base and novel and, where they are known, rare, common and frequent classes;
+    None for a group without a pair."""
+    groups = dict.fromkeys(("base", "novel"), classes.splits)
+    if any(classes.frequencies):
+        groups |= dict.fromkeys("rcf", classes.frequencies)
+    result = {}
+    for group, marks in groups.items():
+        chosen = [v for c, v in values if marks[c] == group]
+        result[group] = float(np.mean(chosen)) if chosen else None
+    return result
+
+
+def embed_ground_truth(teacher: Teacher, name: str) -> dict[int, Tensor]:
+    """image_id to the teacher's embeddings [G, D] of the data set's ground-truth boxes."""
+    truth, records = ground_truth_boxes(name), datasets.load_dicts(name)
+    return {
+        r["image_id"]: teacher.encode_regions(_rgb(r), truth[r["image_id"]][0]).cpu()
+        for r in tqdm(records, desc="teacher on ground truth")
+    }
+
+
+def teacher_accuracy(embeddings: dict[int, Tensor], vocabulary: Vocabulary, name: str) -> dict:
+    """Percent of ground-truth crops that the teacher names right, all names offered: {group: percent}."""
+    values = []
+    for image_id, (_, classes) in ground_truth_boxes(name).items():
+        best = (embeddings[image_id] @ vocabulary.embeddings.T).argmax(1).tolist()
+        values += [(c, 100.0 * (c == b)) for c, b in zip(classes, best, strict=True)]
+    return by_group(values, datasets.get_classes(name))
+
+
+@torch.inference_mode()
+def student_cosine(detector: OpenVocabularyDetector, embeddings: dict[int, Tensor], name: str) -> dict:
+    """Mean cosine between student and teacher on ground-truth boxes: {group: cosine}."""
+    truth, values = ground_truth_boxes(name), []
+    model = detector.model
+    for record in tqdm(datasets.load_dicts(name), desc="student on ground truth"):
+        boxes, classes = truth[record["image_id"]]
+        if not classes:
+            continue
+        picture = read_picture(record["file_name"], detector.cfg.INPUT.FORMAT)
+        inputs = T.AugInput(picture)
+        moved = detector.resize(inputs).apply_box(boxes.numpy())
+        image = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
+        student = model.roi_heads.region_embeddings(features, [Boxes(torch.from_numpy(moved).float().to(model.device))])
+        cosine = F.cosine_similarity(student.cpu(), embeddings[record["image_id"]])
+        values += zip(classes, cosine.tolist(), strict=True)
+    return by_group(values, datasets.get_classes(name))
+
+
+def clip_on_crops(
+    teacher: Teacher,
+    vocabulary: Vocabulary,
+    name: str,
+    proposals: Proposals,
+    temperature: float = 0.01,
+    nms_threshold: float = 0.5,
+    per_image: int = 100,
+) -> tuple[dict, float]:
+    """The baseline that runs the teacher on every proposal (paper, section 3.2).
+
+    A detection's score is the geometric mean of its softmax score and its proposal's score.
+
+    Returns:
+        metrics as of an evaluator, and seconds a picture.
+    """
+    classes, writer = datasets.get_classes(name), ResultsWriter()
+    text = vocabulary.embeddings.to(teacher.device)
+    records, start = datasets.load_dicts(name), time.perf_counter()
+    for record in tqdm(records, desc="CLIP on crops"):
+        boxes, objectness = proposals.get(record["image_id"], (torch.zeros(0, 4), torch.zeros(0)))
+        embeddings = teacher.encode_regions(_rgb(record), boxes)
+        named = cosine_logits(embeddings, text, temperature).softmax(1).cpu()
+        scores = (named * objectness[:, None]).sqrt()
+        kept, score, found, _ = best_detections(boxes, scores, 0.0, nms_threshold, per_image)
+        rows = zip(box_convert(kept, "xyxy", "xywh").tolist(), score.tolist(), found.tolist(), strict=True)
+        writer.add(
+            [{"image_id": record["image_id"], "category_id": classes.ids[c], "bbox": b, "score": s} for b, s, c in rows]
+        )
+    seconds = (time.perf_counter() - start) / max(1, len(records))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / RESULTS_FILE
+        writer.finish(path)
+        return evaluate_results(name, path, ("bbox",)).metrics, seconds
+
+
+def detector_seconds(detector: OpenVocabularyDetector, name: str, pictures: int = 50) -> float:
+    """Seconds a picture that the detector takes, reading included, over the first few of a data set."""
+    records = datasets.load_dicts(name)[:pictures]
+    detector(read_picture(records[0]["file_name"], detector.cfg.INPUT.FORMAT))  # the first call is slower
+    start = time.perf_counter()
+    for record in records:
+        detector(read_picture(record["file_name"], detector.cfg.INPUT.FORMAT))
+    return (time.perf_counter() - start) / len(records)
+
+
+def proposal_recall(name: str, proposals: Proposals, per_image: int) -> dict[str, float]:
+    """AR@100, 300, 1000 and recall at IoU 0.5 of a proposal file, for base and novel."""
+    evaluator = ProposalRecallEvaluator(name, per_image)
+    for record in datasets.load_dicts(name):
+        evaluator.add(record["image_id"], proposals.get(record["image_id"], (torch.zeros(0, 4),))[0])
+    return evaluator.evaluate()["proposals"]

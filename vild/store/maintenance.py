@@ -1,0 +1,141 @@
+"""What a store holds, whether it is whole, and how it becomes whole again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vild.store.manifest import hash_ids, read_manifest, unfinished, write_manifest
+from vild.store.shards import Head, MappedShard, broken, check_sum, hash_shard, minimum_size, read_head
+from vild.utils.errors import UserError
+from vild.utils.fingerprint import describe
+
+UNIT_TOLERANCE = 1e-3  # of a row's length; rounding to float16 makes it 5e-4 at most
+ROWS = 8192  # looked at together
+
+
+def shard_paths(folder: Path, manifest: dict) -> list[Path]:
+    """The shards a finished store lists, or those that an unfinished one has so far."""
+    if manifest["complete"]:
+        return [folder / shard["file"] for shard in manifest["shards"]]
+    return sorted(folder.glob("shard-*.safetensors"))
+
+
+def summarise(folder: Path) -> str:
+    """A few lines: teacher, dtype, pictures, regions, bytes beside the arithmetic minimum, regions a picture."""
+    manifest = read_manifest(folder)
+    plan, paths = manifest["plan"], shard_paths(folder, manifest)
+    heads = [read_head(path, plan["dtype"]) for path in paths]
+    counts = np.concatenate([np.zeros(0, np.int64), *(np.diff(head.offsets) for head in heads)])
+    regions, size = int(counts.sum()), sum(head.size for head in heads)
+    minimum = minimum_size(regions, plan["fingerprint"].get("width", 0), plan["dtype"])
+    share = f", {100 * (size / minimum - 1):.2f} % over its embeddings alone" if minimum else ""
+    done = "complete" if manifest["complete"] else f"unfinished, {len(counts):,} of {plan['images']:,} pictures"
+    lines = [
+        f"store {folder}: {done}",
+        f"teacher     {describe(plan['fingerprint'])}",
+        f"embeddings  {plan['dtype']}",
+        f"pictures    {len(counts):,} in {len(paths)} shards",
+        f"regions     {regions:,}",
+        f"bytes       {size:,}{share}",
+    ]
+    for dropped in plan["dropped"] if isinstance(plan.get("dropped"), list) else [plan.get("dropped")]:
+        if dropped:  # of a merged store, each part's
+            lines.append("dropped     " + ", ".join(f"{n:,} by {rule}" for rule, n in dropped.items()))
+    if unreadable := manifest.get("unreadable"):
+        lines.append(f"unreadable  {len(unreadable):,} pictures have no regions: image_id {unreadable[0]}, ...")
+    return "\n".join(lines + list(histogram(counts)))
+
+
+def histogram(counts: np.ndarray, bars: int = 8) -> Iterator[str]:
+    """Regions a picture, as lines of text; pictures without any are a line of their own."""
+    if not len(counts):
+        return
+    step = max(1, -(-int(counts.max()) // bars))
+    groups = -(-counts // step)  # 0; 1 to step; step + 1 to 2 step; ...
+    for group, pictures in enumerate(np.bincount(groups).tolist()):
+        low, high = (group - 1) * step + 1, group * step
+        span = "0" if group == 0 else f"{low}" if low == high else f"{low}-{high}"
+        yield f"{span:>9} regions: {pictures:,} pictures {'#' * round(40 * pictures / len(counts))}".rstrip()
+
+
+def verify(folder: Path) -> Iterator[tuple[Path | None, str]]:
+    """What is wrong with a store: (the broken shard or None, a line). Reads every byte; yields nothing if it is whole.
+
+    A shard must have the manifest's checksum (an unfinished store has none yet), finite embeddings of unit length and
+    finite boxes whose corners are in order; a finished store, the pictures that it was begun for.
+    """
+    manifest = read_manifest(folder)
+    plan, paths = manifest["plan"], shard_paths(folder, manifest)
+    listed = {shard["file"]: shard for shard in manifest["shards"]}
+    heads = []
+    for path in paths:
+        try:
+            head = read_head(path, plan["dtype"])
+            if expected := listed.get(path.name, {}).get("sha256"):
+                check_sum(path, hash_shard(path), expected)
+            if reason := check_rows(head):
+                raise broken(path, reason)
+            heads.append(head)
+        except UserError as error:
+            yield path, str(error)
+    if manifest["complete"] and len(heads) == len(paths):
+        ids = [i for head in heads for i in head.image_ids.tolist()]
+        if hash_ids(ids) != plan["image_ids_sha"]:
+            yield None, f"store {folder}: its shards do not hold the pictures it was begun for, or not in their order"
+
+
+def check_rows(head: Head) -> str | None:
+    """The first thing wrong with a shard's numbers, with its image_id; None if all is well."""
+    shard, total = MappedShard(head), int(head.offsets[-1])
+    for start in range(0, total, ROWS):
+        stop = min(start + ROWS, total)
+        boxes, rows, scales, scores = shard.rows(start, stop)
+        lengths = torch.linalg.vector_norm(rows.float(), dim=1) * (1 if scales is None else scales)
+        for what, good in (
+            ("a box that is not finite", boxes.isfinite().all(1)),
+            ("a box whose corners are not in order", (boxes[:, 2:] >= boxes[:, :2]).all(1)),
+            ("a score that is not finite", scores.isfinite()),
+            ("an embedding that is not of unit length", (lengths - 1).abs() <= UNIT_TOLERANCE),  # false for NaN, too
+        ):
+            if not good.all():
+                row = start + int((~good).nonzero()[0])
+                picture = head.image_ids[np.searchsorted(head.offsets, row, "right") - 1]
+                return f"image_id {picture} has {what}"
+    return None
+
+
+def repair(folder: Path) -> list[str]:
+    """Remove broken shards and mark the store unfinished, so that the command that built it computes only those.
+
+    Returns:
+        a line for each shard that was broken.
+
+    Raises:
+        UserError: what is wrong cannot be built again: the store is a merged one, or it holds other pictures.
+    """
+    manifest, found = read_manifest(folder), list(verify(folder))
+    if not found:
+        return []
+    if "merged" in manifest["plan"]:
+        parts = ", ".join(manifest["plan"]["merged"])
+        raise UserError(f"{found[0][1].partition(';')[0]}; it was merged from {parts}: repair those, merge again")
+    if lines := [line for path, line in found if path is None]:
+        raise UserError(f"{lines[0]}; build it anew")
+    for path, _ in found:  # first: as long as the checksums are there, a broken shard is known as one
+        path.unlink(missing_ok=True)
+    write_manifest(folder, unfinished(manifest["plan"], manifest.get("provenance")))
+    return [line for _, line in found]
+
+
+def coverage(folder: Path, image_ids: Sequence[int]) -> tuple[list[int], int]:
+    """How much of a data set a store has: the pictures that are missing, and how many it has without any region."""
+    manifest = read_manifest(folder)
+    counts: dict[int, int] = {}
+    for path in shard_paths(folder, manifest):
+        head = read_head(path, manifest["plan"]["dtype"])
+        counts |= zip(head.image_ids.tolist(), np.diff(head.offsets).tolist(), strict=True)
+    return sorted(set(image_ids) - counts.keys()), sum(counts.get(i) == 0 for i in image_ids)

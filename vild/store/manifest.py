@@ -1,0 +1,72 @@
+"""A store's manifest: its plan (what must be equal for a run to go on), where its proposals are from, and, once it is
+complete, every shard with its number of regions and its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vild.store.shards import DTYPES
+from vild.utils.errors import UserError
+from vild.utils.files import write_json
+from vild.utils.fingerprint import check_fingerprint
+from vild.utils.untrusted import parse_json, read_bytes, refused_as
+
+MANIFEST = "manifest.json"
+_SHARD = re.compile(r"shard-\d{5,}\.safetensors", re.ASCII)  # a file of the folder: a repair removes what is broken
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    """Whole or not at all."""
+    write_json(folder / MANIFEST, manifest)
+
+
+def read_manifest(folder: Path) -> dict:
+    """A store's manifest, of a finished or unfinished one; UserError if there is none that can be read."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"store {folder}: {path} does not exist; tools/build_teacher_store.py makes a store")
+    with refused_as(f"store {folder}: {MANIFEST} is not a store's"):
+        manifest = parse_json(read_bytes(path))
+        _check(manifest)
+    return manifest
+
+
+def _check(manifest: dict) -> None:
+    """ValueError, KeyError or TypeError unless a manifest is of the form in which they are written."""
+    plan, shards = manifest["plan"], manifest["shards"]
+    if plan["dtype"] not in DTYPES or not isinstance(shards, list) or not isinstance(manifest["complete"], bool):
+        raise ValueError(f"dtype {plan['dtype']}, complete {manifest['complete']}, shards {shards}"[:200])
+    check_fingerprint(plan["fingerprint"])
+    if type(plan["images"]) is not int or not isinstance(plan["image_ids_sha"], str):
+        raise ValueError("its plan does not say how many pictures, or which")
+    dropped = plan.get("dropped")
+    for part in dropped if isinstance(dropped, list) else [dropped]:  # of a merged store, each part's
+        if part is not None and not all(type(n) is int for n in part.values()):
+            raise ValueError("its plan's dropped are no numbers")
+    for shard in shards:
+        if not isinstance(shard["file"], str) or not _SHARD.fullmatch(shard["file"]):
+            raise ValueError(f"a shard is called {shard['file']}"[:200])
+        if type(shard["regions"]) is not int or not isinstance(shard["sha256"], str):
+            raise ValueError(f"{shard['file']}: {shard}"[:200])
+    if len({shard["file"] for shard in shards}) < len(shards):
+        raise ValueError("a shard is listed twice")
+    unreadable = manifest.get("unreadable", [])
+    if not isinstance(unreadable, list) or not all(type(i) is int for i in unreadable):
+        raise ValueError("unreadable is no list of image ids")
+    if not isinstance(manifest.get("provenance"), dict | None):
+        raise ValueError("its provenance is not a record")
+
+
+def unfinished(plan: dict, provenance: dict | None) -> dict:
+    """The manifest of a store that is still being written."""
+    return {"plan": plan, "provenance": provenance, "complete": False, "shards": []}
+
+
+def hash_ids(image_ids: Sequence[int]) -> str:
+    """Which pictures, and in which order (16 hex digits)."""
+    return hashlib.sha256(np.asarray(image_ids, np.int64).tobytes()).hexdigest()[:16]

@@ -1,0 +1,94 @@
+"""Several stores of one teacher become one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vild.store.manifest import hash_ids, read_manifest, write_manifest
+from vild.store.shards import broken
+from vild.store.store import EmbeddingStore
+from vild.utils.errors import UserError
+from vild.utils.files import cannot_write
+from vild.utils.fingerprint import describe, same_regions
+
+# what may differ between parts: which pictures, and which of their proposals; all else is the embeddings' meaning
+OF_A_PART = {"pictures", "proposals", "max_per_image", "nms", "min_size", "dropped", "images", "image_ids_sha",
+             "shard_pictures"}  # fmt: skip
+
+
+def merge(folders: Sequence[Path], output: Path) -> dict:
+    """Copy the shards of finished stores into one; returns its manifest.
+
+    Where parts differ in what they may, the plan has the list of their values; the provenance is {"merged": [each]}.
+
+    Raises:
+        UserError: a part is unfinished or broken, ``output`` exists, or two parts are of other teachers, crop rules or
+            dtypes, or share a picture.
+    """
+    if output.exists():
+        raise UserError(f"store {output}: it exists; merge into a new folder")
+    parts = [EmbeddingStore(folder) for folder in folders]
+    for n, part in enumerate(parts):
+        for other in parts[:n]:
+            check_mergeable(other, part)
+    plans, manifests = [part.plan for part in parts], [read_manifest(folder) for folder in folders]
+    plan = {key: value for key, value in plans[0].items() if key not in OF_A_PART}
+    for key in sorted({key for p in plans for key in p} & OF_A_PART):
+        values = [v for p in plans for v in (p[key] if "merged" in p and isinstance(p[key], list) else [p.get(key)])]
+        plan[key] = values[0] if all(v == values[0] for v in values) else values
+    ids = [i for part in parts for i in part.ids_in_file_order()]
+    plan |= {"images": len(ids), "image_ids_sha": hash_ids(ids), "merged": [str(folder) for folder in folders]}
+
+    aside, shards = output.with_name(output.name + ".partial"), []
+    origins = [part.provenance for part in parts]
+    whole = {"plan": plan, "provenance": {"merged": origins} if any(origins) else None, "complete": True}
+    shutil.rmtree(aside, ignore_errors=True)  # of a merge that was killed
+    try:
+        with cannot_write(output):
+            aside.mkdir(parents=True)
+            for folder, manifest in zip(folders, manifests, strict=True):
+                for shard in manifest["shards"]:
+                    name = f"shard-{len(shards):05d}.safetensors"
+                    if copy(folder / shard["file"], aside / name) != shard["sha256"]:
+                        raise broken(folder / shard["file"], "its checksum is not the manifest's")
+                    shards.append({**shard, "file": name})
+            whole |= {"regions": sum(shard["regions"] for shard in shards), "shards": shards}
+            if unreadable := [i for manifest in manifests for i in manifest.get("unreadable", [])]:
+                whole["unreadable"] = unreadable
+            write_manifest(aside, whole)
+            os.rename(aside, output)
+    except UserError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return whole
+
+
+def check_mergeable(a: EmbeddingStore, b: EmbeddingStore) -> None:
+    """UserError unless two stores mean the same by a row and have no picture in common."""
+    if not same_regions(a.fingerprint, b.fingerprint):
+        of = f"{describe(a.fingerprint)}, store {b.folder} of {describe(b.fingerprint)}"
+        raise UserError(f"store {a.folder} is of teacher {of}: they cannot be merged")
+    for key in sorted((a.plan.keys() | b.plan.keys()) - OF_A_PART - {"fingerprint", "merged"}):
+        if a.plan.get(key) != b.plan.get(key):
+            values = f"{a.plan.get(key)}, store {b.folder} has {b.plan.get(key)}"
+            raise UserError(f"store {a.folder} has {key} = {values}: they cannot be merged")
+    if len(both := np.intersect1d(a.image_ids, b.image_ids)):
+        raise UserError(f"store {a.folder} and store {b.folder} both have image_id {both[0]}: they cannot be merged")
+
+
+def copy(source: Path, target: Path) -> str:
+    """Copy a file; SHA-256 of what was copied."""
+    digest = hashlib.sha256()
+    with open(source, "rb", buffering=0) as file, open(target, "wb") as out:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            out.write(piece)
+        out.flush()
+        os.fsync(out.fileno())
+    return digest.hexdigest()

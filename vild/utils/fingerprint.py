@@ -1,0 +1,57 @@
+"""A teacher's fingerprint as it comes back from a file: the form that :class:`vild.teacher.clip.Teacher` gives it."""
+
+from __future__ import annotations
+
+from vild.utils.errors import UserError
+
+
+def check_fingerprint(fingerprint: object, width: int | None = None) -> None:
+    """ValueError unless it is {} (unknown) or one of a teacher's; ``width``: of the embeddings it stands beside."""
+    if not isinstance(fingerprint, dict):
+        raise ValueError(f"the fingerprint is {type(fingerprint).__name__}, not an object")
+    if not fingerprint:
+        return
+    for key in ("name", "pretrained", "weights"):
+        if not isinstance(fingerprint.get(key), str):
+            raise ValueError(f"the fingerprint's {key} is no text")
+    if type(fingerprint.get("width")) is not int or width not in (None, fingerprint["width"]):
+        raise ValueError(f"the fingerprint's width is {str(fingerprint.get('width'))[:40]}, the embeddings' {width}")
+    preprocess = fingerprint.get("preprocess", {})
+    if not isinstance(preprocess, dict) or not isinstance(preprocess.get("crop", ""), str):
+        raise ValueError("the fingerprint's preprocess is not a teacher's")
+
+
+def same_teacher(a: dict, b: dict) -> bool:
+    """Do two fingerprints stand for one embedding space? Where the weights lie does not matter, nor how regions are
+    cropped: texts know of no crop, so one vocabulary serves them all."""
+    return _without_crop(a) == _without_crop(b)
+
+
+def same_regions(a: dict, b: dict) -> bool:
+    """Do two fingerprints give a region the same embedding? As ``same_teacher``, and cropped alike."""
+    return same_teacher(a, b) and crop_of(a) == crop_of(b)
+
+
+def _without_crop(fingerprint: dict) -> tuple:
+    preprocess = {k: v for k, v in fingerprint.get("preprocess", {}).items() if k != "crop"}
+    return fingerprint.get("weights"), fingerprint.get("width"), preprocess
+
+
+def crop_of(fingerprint: dict) -> str:
+    """The crop mode of a fingerprint (see ``crops.place``)."""
+    return fingerprint.get("preprocess", {}).get("crop", "squash")
+
+
+def check_same_teacher(a: dict, where_a: str, b: dict, where_b: str) -> None:
+    """UserError that names both sides unless the fingerprints agree (two unknown ones do)."""
+    if not same_teacher(a, b):
+        raise UserError(f"{where_a} is of teacher {describe(a)}, but {where_b} is of teacher {describe(b)}")
+
+
+def describe(fingerprint: dict) -> str:
+    """A fingerprint in a few words."""
+    if not fingerprint:
+        return "unknown (imported)"
+    name = " ".join(filter(None, (fingerprint["name"], fingerprint["pretrained"])))
+    other = "" if crop_of(fingerprint) == "squash" else f", {crop_of(fingerprint)} crops"
+    return f"{name} (width {fingerprint['width']}, weights {fingerprint['weights']}{other})"
