@@ -12,7 +12,7 @@ from vild.data.annotations import check_annotations
 from vild.data.voc import read_voc
 from vild.utils.errors import UserError, one_line_errors
 
-PUBLISHED = (4_952, 12_032)  # pictures, objects that are not difficult; as others report them
+PUBLISHED = (4_952, 12_032)  # images, objects that are not difficult; as others report them
 
 
 @one_line_errors
@@ -24,7 +24,7 @@ def main():
     document = read_voc(path.parent, "test")
     check_annotations(document, path.parent)
     found = len(document["images"]), sum(not a["iscrowd"] for a in document["annotations"])
-    print(f"found {found[0]:,} pictures and {found[1]:,} objects, published {PUBLISHED[0]:,} and {PUBLISHED[1]:,}")
+    print(f"found {found[0]:,} images and {found[1]:,} objects, published {PUBLISHED[0]:,} and {PUBLISHED[1]:,}")
     if found != PUBLISHED and not args.unofficial:
         raise UserError(f"{path.parent}: not the published test set (--unofficial takes other files)")
     prepare.write_json(path, document)

@@ -25,7 +25,7 @@ from vild.modeling import build_model as build_detector
 from vild.store.store import Regions, StoreWriter
 from vild.teacher.clip import Teacher, save_local
 from vild.utils.files import hash_file
-from vild.utils.images import read_picture
+from vild.utils.images import read_image
 from vild.vocabulary.vocabulary import Vocabulary
 
 REPOSITORY = Path(__file__).parent.parent
@@ -80,7 +80,7 @@ def vocabulary_file(vocabulary, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def proposals_file(world, tmp_path_factory) -> Path:
-    """Ten boxes a picture: ground truth (base and novel alike), shaken, and random ones."""
+    """Ten boxes an image: ground truth (base and novel alike), shaken, and random ones."""
     path = tmp_path_factory.mktemp("proposals") / "proposals.safetensors"
     rng, proposals = np.random.default_rng(0), {}
     for image_id, (boxes, _) in ground_truth_boxes("glyphs_train_all").items():
@@ -101,12 +101,12 @@ def store_folder(world, teacher, proposals_file, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     proposals = load_proposals(proposals_file)
     files = {r["image_id"]: r["file_name"] for r in datasets.load_dicts("glyphs_train")}
-    writer = StoreWriter(folder, store_plan(teacher, proposals_file), sorted(files), shard_pictures=16)
+    writer = StoreWriter(folder, store_plan(teacher, proposals_file), sorted(files), shard_images=16)
 
     def regions(image_id: int) -> Regions:
-        picture = torch.from_numpy(read_picture(files[image_id], "RGB").copy()).permute(2, 0, 1)
+        image = torch.from_numpy(read_image(files[image_id], "RGB").copy()).permute(2, 0, 1)
         boxes, scores = proposals[image_id]
-        return Regions(boxes, teacher.encode_regions(picture, boxes), scores)
+        return Regions(boxes, teacher.encode_regions(image, boxes), scores)
 
     for index, _ in writer.missing():
         writer.write_shard(index, regions)

@@ -27,16 +27,16 @@ from vild.store.maintenance import repair, verify
 from vild.store.merge import merge
 from vild.store.store import EmbeddingStore, Regions, StoreWriter
 from vild.utils.errors import UserError, one_line_errors
-from vild.utils.files import write_json, write_picture, write_tensors, written_whole
+from vild.utils.files import write_image, write_json, write_tensors, written_whole
 from vild.utils.lock import only_writer
 from vild.vocabulary.vocabulary import Vocabulary
 
 FORK = multiprocessing.get_context("fork")
 PLAN = {"fingerprint": {"name": "t", "pretrained": "", "weights": "00", "width": 64}, "proposals": "p"}
-PICTURES = list(range(40))
+IMAGES = list(range(40))
 NOISE = torch.rand(3, 250, 250, generator=torch.Generator().manual_seed(0))
 
-PICTURE = Image.fromarray((NOISE * 255).byte().permute(1, 2, 0).numpy())
+IMAGE = Image.fromarray((NOISE * 255).byte().permute(1, 2, 0).numpy())
 
 
 def regions(image_id: int) -> Regions:
@@ -47,7 +47,7 @@ def regions(image_id: int) -> Regions:
 
 def build(folder: Path) -> None:
     """A store of 240 kB in 20 shards."""
-    writer = StoreWriter(folder, PLAN, PICTURES, 2)
+    writer = StoreWriter(folder, PLAN, IMAGES, 2)
     for index, _ in writer.missing():
         writer.write_shard(index, regions)
     writer.finish()
@@ -87,7 +87,7 @@ WRITERS = {
     "vocabulary": lambda folder: Vocabulary(["a", "b"], torch.eye(2, 40_000), ["", ""]).save(folder / "v.safetensors"),
     "labels": lambda folder: label(folder / "labels.json"),
     "results": lambda folder: results(folder / "results.json"),
-    "picture": lambda folder: write_picture(folder / "x.png", PICTURE),
+    "picture": lambda folder: write_image(folder / "x.png", IMAGE),
     "world": lambda folder: write_world(folder / "glyphs", sets=("val",), workers=1, fraction=0.1),
 }  # fmt: skip
 
@@ -153,7 +153,7 @@ def test_a_read_only_disk(disk, kind):
 
 
 def test_a_disk_that_becomes_read_only_on_the_way(disk):
-    writer = StoreWriter(disk / "store", PLAN, PICTURES, 2)
+    writer = StoreWriter(disk / "store", PLAN, IMAGES, 2)
     writer.write_shard(0, regions)
     before = content(disk)
     remount(disk, "ro")
@@ -199,7 +199,7 @@ def test_a_replaced_file_stays_when_the_new_one_cannot_be_written(tmp_path):
 
 
 def test_a_store_that_vanishes_is_not_begun_anew_in_its_place(tmp_path):
-    writer = StoreWriter(tmp_path / "store", PLAN, PICTURES, 2)
+    writer = StoreWriter(tmp_path / "store", PLAN, IMAGES, 2)
     writer.write_shard(0, regions)
     (tmp_path / "store").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=rf"store {tmp_path}/store: manifest.json has gone while"):
@@ -284,7 +284,7 @@ def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
     build(tmp_path / "whole")
     now = iter(range(2_000_000_000, 0, -86_400))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
-    writer = StoreWriter(tmp_path / "store", PLAN, PICTURES, 2)
+    writer = StoreWriter(tmp_path / "store", PLAN, IMAGES, 2)
     for index, _ in list(writer.missing())[:7]:
         writer.write_shard(index, regions)
         os.utime(writer.shard_path(index), (next(now), next(now)))
@@ -320,7 +320,7 @@ def test_the_store_builder_on_a_full_disk(disk, world, proposals_file, teacher_f
     remount(disk, "size=40k")  # the store would have 60 kB
     done = subprocess.run(
         [sys.executable, REPOSITORY / "tools" / "build_teacher_store.py", "--dataset", "glyphs_train", "--proposals",
-         proposals_file, "--teacher", f"local-dir:{teacher_folder}", "--shard-pictures", "8", "--num-workers", "0",
+         proposals_file, "--teacher", f"local-dir:{teacher_folder}", "--shard-images", "8", "--num-workers", "0",
          "--output", disk / "deep" / "store"],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip

@@ -36,7 +36,7 @@ def weights(vocabulary_file, store_folder, teacher_folder, tmp_path_factory):
 
 def test_store_from_proposals_goes_on_and_refuses_another_teacher(world, proposals_file, teacher_folder, tmp_path):
     arguments = ["--dataset", "glyphs_train", "--proposals", proposals_file, "--output", tmp_path / "store",
-                 "--shard-pictures", 16, "--max-per-image", 3]  # fmt: skip
+                 "--shard-images", 16, "--max-per-image", 3]  # fmt: skip
     done = tool("build_teacher_store.py", *arguments, "--teacher", f"local-dir:{teacher_folder}")
     assert done.returncode == 0, done.stderr
     assert "as float16; a sample of 1 took" in done.stdout
@@ -51,7 +51,7 @@ def test_store_from_proposals_goes_on_and_refuses_another_teacher(world, proposa
     assert tool("build_teacher_store.py", *arguments, "--teacher", f"local-dir:{teacher_folder}").returncode == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
     done = tool("inspect_store.py", tmp_path / "store", "--verify", "--coverage", "glyphs_train")
-    assert done.returncode == 0 and "'glyphs_train': 40 pictures, 0 missing, 0 without a region" in done.stdout
+    assert done.returncode == 0 and "'glyphs_train': 40 images, 0 missing, 0 without a region" in done.stdout
     done = tool("build_teacher_store.py", *arguments, "--teacher", "RN50-quickgelu", "--pretrained", "random")
     assert done.returncode == 2 and "it was begun with fingerprint" in done.stderr
 
@@ -87,7 +87,7 @@ def test_a_data_set_of_ones_own_joins_by_one_command(world):
 
 def test_a_builder_killed_after_its_first_shard_ends_in_the_same_bytes(world, proposals_file, teacher_folder, tmp_path):
     arguments = ["--dataset", "glyphs_train", "--proposals", proposals_file, "--teacher", f"local-dir:{teacher_folder}",
-                 "--shard-pictures", 4, "--dtype", "int8", "--nms", 0.5, "--min-size", 20]  # fmt: skip
+                 "--shard-images", 4, "--dtype", "int8", "--nms", 0.5, "--min-size", 20]  # fmt: skip
     assert tool("build_teacher_store.py", *arguments, "--output", tmp_path / "whole").returncode == 0
     arguments += ["--output", tmp_path / "killed"]
     process = subprocess.Popen([sys.executable, REPOSITORY / "tools/build_teacher_store.py", *map(str, arguments)])

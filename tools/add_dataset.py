@@ -19,7 +19,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True)
     parser.add_argument("--json", required=True, help="annotation file, LVIS or COCO form, below the root")
-    parser.add_argument("--images", required=True, help="picture folder, below the root")
+    parser.add_argument("--images", required=True, help="image folder, below the root")
     parser.add_argument(
         "--split", required=True, help='"lvis", "coco_48_17", ..., or a file {"base": [...], "novel": [...]}'
     )

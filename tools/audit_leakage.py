@@ -111,7 +111,7 @@ def findings(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="the training data set; or a file, of which all is read")
-    parser.add_argument("--full", help="data set or file with ALL annotations of the same pictures, to measure against")
+    parser.add_argument("--full", help="data set or file with ALL annotations of the same images, to measure against")
     parser.add_argument("--split", default="", help="which names are novel (default: as --dataset has it)")
     parser.add_argument("--proposals")
     parser.add_argument("--store")

@@ -19,12 +19,12 @@ from vild.data import datasets
 from vild.data.proposals import load_proposals, read_provenance, select_proposals
 from vild.data.unreadable import CHOICES
 from vild.engine.launch import add_launch_arguments, launch
-from vild.store.build import Encoder, encode_pictures, load_pictures, write_shards
 from vild.store.estimate import describe_work
 from vild.store.shards import DTYPES
 from vild.store.store import StoreWriter
 from vild.teacher.clip import PRECISIONS, Teacher
 from vild.teacher.crops import MODES, SCALES
+from vild.teacher.region_pass import Encoder, encode_images, load_images, write_shards
 from vild.utils.errors import UserError, one_line_errors
 from vild.utils.files import hash_file
 from vild.utils.lock import only_writer
@@ -42,24 +42,24 @@ def parse() -> argparse.Namespace:
         help="squash: aspect ratio lost, as in the paper; center: CLIP's own, the ends of long boxes cut off; "
         "pad: kept whole, with bars of the mean colour",
     )  # fmt: skip
-    parser.add_argument("--max-per-image", type=int, default=300, help="best proposals of a picture (paper: 300)")
+    parser.add_argument("--max-per-image", type=int, default=300, help="best proposals of an image (paper: 300)")
     parser.add_argument("--nms", type=float, metavar="IOU", help="first drop boxes that overlap a better one more")
     parser.add_argument("--min-size", type=float, metavar="PIXELS", help="first drop boxes with a shorter side")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="int8 takes half the space")
-    parser.add_argument("--shard-pictures", type=int, default=200)
+    parser.add_argument("--shard-images", type=int, default=200)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the teacher's image tower")
     parser.add_argument("--compile", action="store_true", help="compile it (pays over millions of crops on a GPU)")
     parser.add_argument("--batch-size", type=int, default=2048 if gpu else 128, help="crops; halved when memory ends")
-    parser.add_argument("--num-workers", type=int, default=8 if gpu else 1, help="processes that decode pictures")
+    parser.add_argument("--num-workers", type=int, default=8 if gpu else 1, help="processes that decode images")
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument(
         "--unreadable", choices=CHOICES, default="refuse",
-        help="a picture that cannot be read ends the run, or is left without regions (the manifest lists them)",
+        help="an image that cannot be read ends the run, or is left without regions (the manifest lists them)",
     )  # fmt: skip
     parser.add_argument("--output", required=True)
     add_launch_arguments(parser)
     args = parser.parse_args()
-    for key, least in (("max_per_image", 1), ("shard_pictures", 1), ("batch_size", 1), ("num_workers", 0)):
+    for key, least in (("max_per_image", 1), ("shard_images", 1), ("batch_size", 1), ("num_workers", 0)):
         if getattr(args, key) < least:
             parser.error(f"--{key.replace('_', '-')} {getattr(args, key)}: at least {least}")
     return args
@@ -79,7 +79,7 @@ def build(args):
     proposals, dropped = select_proposals(proposals, args.max_per_image, args.min_size, args.nms)
     teacher = Teacher(args.teacher, args.pretrained, args.device, args.crop, args.precision, args.compile)
     plan = {
-        "pictures": datasets.pictures_hash(args.dataset),
+        "pictures": datasets.images_hash(args.dataset),
         "fingerprint": teacher.fingerprint,
         "scales": list(SCALES),
         "proposals": hash_file(args.proposals),
@@ -91,7 +91,7 @@ def build(args):
     }
     datasets.forget()
     origin = read_provenance(args.proposals)
-    rest = (sorted(files), args.shard_pictures, origin, args.dtype)
+    rest = (sorted(files), args.shard_images, origin, args.dtype)
     if comm.is_main_process():
         StoreWriter(args.output, plan, *rest)
     comm.synchronize()  # the manifest is there, and of this plan
@@ -104,7 +104,7 @@ def build(args):
     counts = {i: len(boxes) for i, (boxes, _) in regions.items()}
 
     def compute(ids):
-        return list(encode_pictures(encoder, load_pictures(files, ids, 0, gpu, skip), [regions[i][0] for i in ids]))
+        return list(encode_images(encoder, load_images(files, ids, 0, gpu, skip), [regions[i][0] for i in ids]))
 
     missing = list(writer.missing())
     comm.synchronize()  # nobody writes before all have seen what is missing
@@ -115,17 +115,17 @@ def build(args):
         print(work + (f", for {world} processes together" if world > 1 else ""), flush=True)
     shards = missing[comm.get_rank() :: comm.get_world_size()]
     ids = [i for _, some in shards for i in some]
-    pictures = load_pictures(files, ids, args.num_workers, gpu, skip)
-    with tqdm(total=len(ids), desc="store", unit="picture", disable=not comm.is_main_process()) as progress:
-        for count in write_shards(writer, shards, encoder, pictures, regions):
+    images = load_images(files, ids, args.num_workers, gpu, skip)
+    with tqdm(total=len(ids), desc="store", unit="image", disable=not comm.is_main_process()) as progress:
+        for count in write_shards(writer, shards, encoder, images, regions):
             progress.update(count)
     comm.synchronize()
     if comm.is_main_process():
         manifest = writer.finish(counts)
-        print(f"{manifest['regions']} regions of {len(files)} pictures: {args.output}")
+        print(f"{manifest['regions']} regions of {len(files)} images: {args.output}")
         if lost := manifest.get("unreadable"):
             shown = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
-            print(f"WARNING: {len(lost)} pictures CANNOT BE READ and have no regions: image_id {shown}")
+            print(f"WARNING: {len(lost)} images CANNOT BE READ and have no regions: image_id {shown}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Check a data set before a day is spent on it: its annotation file, and every picture decoded and measured.
+"""Check a data set before a day is spent on it: its annotation file, and every image decoded and measured.
 
     tools/check_dataset.py --dataset lvis_v1_train_norare [--num-workers 16] [--output report.json]
 
-Ends with status 1 if a picture cannot be read or is of another size than the annotation file says. Training and
-evaluation refuse such pictures by themselves, or leave them out and count them (INPUT.UNREADABLE skip).
+Ends with status 1 if an image cannot be read or is of another size than the annotation file says. Training and
+evaluation refuse such images by themselves, or leave them out and count them (INPUT.UNREADABLE skip).
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> int:
     args = parser.parse_args()
     datasets.register_all()
     records = datasets.load_dicts(args.dataset)
-    progress = tqdm(scan(records, args.num_workers), total=len(records), desc="pictures", unit="picture")
+    progress = tqdm(scan(records, args.num_workers), total=len(records), desc="images", unit="image")
     faults = [fault for fault in progress if fault]
     report = as_report(args.dataset, records, faults)
     if args.output:
@@ -43,7 +43,7 @@ def main() -> int:
         if len(faults) > SHOWN:
             print(f"... and {len(faults) - SHOWN:,} more (--output FILE lists them)")
     print(
-        f"{args.dataset}: {report['pictures']:,} pictures, {report['annotations']:,} annotations; "
+        f"{args.dataset}: {report['pictures']:,} images, {report['annotations']:,} annotations; "
         f"{report['unreadable']:,} unreadable, {report['another_size']:,} of another size"
     )
     return 1 if faults else 0

@@ -6,7 +6,7 @@
     tools/evaluate.py --protocol split --split mine.json --gt mine_val.json --results R.json --output out
 
 lvis: LVIS's federated rules, novel = rare; AP-fixed in columns of its own. coco: all classes of the file alike.
-coco-48-17: the 48 base and 17 novel names, on the pictures that hold one of them. split: base and novel by --split,
+coco-48-17: the 48 base and 17 novel names, on the images that hold one of them. split: base and novel by --split,
 LVIS's rules where the ground truth is in LVIS's form. Writes OUTPUT/vild_metrics.json, per_class.json and table.md.
 """
 
@@ -60,7 +60,7 @@ def main():
         categories |= {c["id"] for c in COCO_CATEGORIES}  # results of all 80 names against a file of 65
     found = read_results(args.results, truth.sizes, categories, "segm" in args.iou_type)
     if args.protocol == "coco-48-17":
-        truth = truth.only_annotated_pictures()
+        truth = truth.only_annotated_images()
     result = evaluate(truth, found, tuple(args.iou_type), fixed=truth.protocol == "lvis")
     name = Path(args.gt).stem
     page = f"{evaluator.heading(name, truth, result)}\n\n{evaluator.as_table(result.metrics)}\n"

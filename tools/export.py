@@ -4,7 +4,7 @@
     tools/export.py --config-file configs/Glyphs/vild.yaml --output out/model.onnx \\
         --opts MODEL.WEIGHTS output/quickstart/vild/model_final.pth
 
-``NAME.onnx`` (or ``NAME.pt2``, of torch.export) takes a picture and a text matrix [names, width]; beside it lie
+``NAME.onnx`` (or ``NAME.pt2``, of torch.export) takes an image and a text matrix [names, width]; beside it lie
 ``NAME.json``, what one must know to run it, and ``context.safetensors``, the base names of training. tools/run_onnx.py
 runs it without PyTorch. Any other --output is a folder that OpenVocabularyDetector.from_folder loads: config, weights,
 vocabulary and teacher.

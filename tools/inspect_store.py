@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What an embedding store holds; whether it is whole; repair, merge and coverage.
 
-tools/inspect_store.py output/store                             # teacher, sizes, regions a picture
+tools/inspect_store.py output/store                             # teacher, sizes, regions an image
 tools/inspect_store.py output/store --verify                    # reads every byte; exit status 1 if one is broken
 tools/inspect_store.py output/store --repair                    # removes what is broken: build again, only that
-tools/inspect_store.py output/store --coverage lvis_v1_train    # which pictures of a data set are missing
+tools/inspect_store.py output/store --coverage lvis_v1_train    # which images of a data set are missing
 tools/inspect_store.py --merge output/a output/b --output output/ab
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
     if args.coverage:
         ids = [record["image_id"] for record in datasets.load_dicts(args.coverage)]
         missing, empty = maintenance.coverage(args.store, ids)
-        print(f"'{args.coverage}': {len(ids):,} pictures, {len(missing):,} missing, {empty:,} without a region")
+        print(f"'{args.coverage}': {len(ids):,} images, {len(missing):,} missing, {empty:,} without a region")
         if missing:
             print("missing: " + ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else ""))
 

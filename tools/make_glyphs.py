@@ -6,7 +6,7 @@ import argparse
 from vild.data import datasets
 from vild.glyphs.world import SETS, contact_sheet, write_world
 from vild.utils.errors import one_line_errors
-from vild.utils.files import write_picture
+from vild.utils.files import write_image
 
 
 @one_line_errors
@@ -19,7 +19,7 @@ def main():
     args = parser.parse_args()
     root = datasets.root() / "glyphs"
     write_world(root, args.seed, tuple(args.sets), args.workers, args.fraction)
-    write_picture(root / "contact_sheet.png", contact_sheet(args.seed))
+    write_image(root / "contact_sheet.png", contact_sheet(args.seed))
     print(f"the built-in world is in {root}; look at {root / 'contact_sheet.png'}")
 
 

@@ -42,7 +42,7 @@ def make(args):
     model = build_model(cfg).eval()
     provenance = {
         "data_set": args.dataset,
-        "pictures": datasets.pictures_hash(args.dataset),
+        "pictures": datasets.images_hash(args.dataset),
         "network": VildCheckpointer(model).load_recorded(cfg.MODEL.WEIGHTS),
     }
 
@@ -63,7 +63,7 @@ def make(args):
                 proposals[given["image_id"]] = boxes[keep], scores[keep]
     save_proposals(args.output, proposals, provenance)
     total = sum(len(boxes) for boxes, _ in proposals.values())
-    print(f"{total} proposals of {len(proposals)} pictures: {args.output}")
+    print(f"{total} proposals of {len(proposals)} images: {args.output}")
     for why in unreadable.values():
         print(f"NO PROPOSALS: {why}")
 

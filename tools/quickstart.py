@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The whole method on the built-in world, on a CPU, with a report: world, teacher, proposals, store, training,
-evaluation, pictures. Run again, it goes on from what is there."""
+evaluation, images. Run again, it goes on from what is there."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ COLUMNS = [
     "segm/AP50_base",
 ]
 TEXT = """ViLD and ViLD-text, trained for equally many iterations on the same scenes: {base} base names annotated,
-{novel} novel names drawn in them but never annotated. Evaluated on {pictures} scenes with all {all} names offered.
+{novel} novel names drawn in them but never annotated. Evaluated on {images} scenes with all {all} names offered.
 ViLD has met the novel objects only as unnamed proposals whose teacher embedding it imitates."""
 
 
@@ -61,12 +61,12 @@ def main():
         base=splits.count("base"),
         novel=splits.count("novel"),
         all=len(splits),
-        pictures=len(datasets.load_dicts("glyphs_val")),
+        images=len(datasets.load_dicts("glyphs_val")),
     )
-    picture = comparison(detectors, "glyphs_val", count=4, threshold=0.5)
-    page = write_report(args.output, document, COLUMNS, text, picture)
+    image = comparison(detectors, "glyphs_val", count=4, threshold=0.5)
+    page = write_report(args.output, document, COLUMNS, text, image)
     print(table({k: document[k] for k in ("ViLD", "ViLD-text")}, COLUMNS))
-    print(f"the report: {page}, its picture: {args.output / 'report.png'}")
+    print(f"the report: {page}, its image: {args.output / 'report.png'}")
 
 
 if __name__ == "__main__":

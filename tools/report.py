@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Report of an evaluated run: its numbers beside the published ones, its cost, diagnostics, per-class AP,
-pictures.
+images.
 
     tools/report.py --run output/lvis/ensemble [--gauges output/lvis/ensemble/gauges.json]
 
 Reads RUN/inference as tools/train_net.py writes it, and what tools/gauges.py wrote; writes report.md, report.html and
-pictures into OUTPUT (RUN/report).
+images into OUTPUT (RUN/report).
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--output", type=Path, help="default: RUN/report")
     args = parser.parse_args()
     metrics, folder = read_run(args.run), args.output or args.run / "report"
-    # what can fail before the pictures, the first files that are written
+    # what can fail before the images, the first files that are written
     explained = gauge_blocks(args.gauges) if args.gauges else []
     rest = [
         *unreadable_blocks(args.run, "were left out of the training"),

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Find the names of a vocabulary in pictures with an exported detector: onnxruntime, numpy and Pillow, no PyTorch.
+"""Find the names of a vocabulary in images with an exported detector: onnxruntime, numpy and Pillow, no PyTorch.
 
     tools/run_onnx.py --model out/model.onnx --vocabulary V.safetensors --input a.jpg b.jpg --output R.json \\
         [--context out/context.safetensors] [--threshold 0.3] [--top-k 10]
 
-R.json is a list with a record a picture: its file_name, height, width and detections (name, split, score, box as xyxy
+R.json is a list with a record an image: its file_name, height, width and detections (name, split, score, box as xyxy
 in pixels and, where the detector has masks, the mask as COCO's compressed run lengths), by falling score.
 
 A vocabulary is taken as it is, alone in the softmax. With --context (the base names of training) the others of these
@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-MOST_PIXELS = 89_478_485  # of a picture, as in vild/utils/images.py
+MOST_PIXELS = 89_478_485  # of an image, as in vild/utils/images.py
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
 MOST_JSON = 1 << 24  # bytes of a manifest or a vocabulary's header, as in vild/utils/untrusted.py
 
@@ -37,11 +37,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--vocabulary", required=True, type=Path, help=".safetensors, of the detector's teacher")
-    parser.add_argument("--input", required=True, nargs="+", help="pictures")
+    parser.add_argument("--input", required=True, nargs="+", help="images")
     parser.add_argument("--output", required=True, type=Path, help="a JSON file")
     parser.add_argument("--context", type=Path, help="names that take part in the softmax and are not reported")
     parser.add_argument("--threshold", type=float, default=0.0, help="report only scores above it")
-    parser.add_argument("--top-k", type=int, help="report at most so many a picture")
+    parser.add_argument("--top-k", type=int, help="report at most so many an image")
     args = parser.parse_args()
     try:
         run(args)
@@ -63,8 +63,8 @@ def run(args) -> None:
     for done, file_name in enumerate(args.input):
         if sys.stderr.isatty():
             left = (time.monotonic() - start) / max(done, 1) * (len(args.input) - done)
-            print(f"\r{done} of {len(args.input)} pictures, {left:.0f} s left ", end="", file=sys.stderr)
-        array = read_picture(file_name, manifest["picture"]["format"])
+            print(f"\r{done} of {len(args.input)} images, {left:.0f} s left ", end="", file=sys.stderr)
+        array = read_image(file_name, manifest["picture"]["format"])
         detections = detect(session, resize(array, manifest["picture"]), array.shape[:2], feed, words)
         detections = [d for d in detections if d["score"] > args.threshold][: args.top_k]
         records.append(
@@ -89,11 +89,11 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def detect(session, picture: np.ndarray, size: tuple[int, int], feed: dict, words: dict) -> list[dict]:
-    """The detections in a picture that was resized, in pixels of its original ``size``, height and width."""
-    boxes, scores, classes, *masks = session.run(None, {**feed, "picture": picture})
+def detect(session, image: np.ndarray, size: tuple[int, int], feed: dict, words: dict) -> list[dict]:
+    """The detections in an image that was resized, in pixels of its original ``size``, height and width."""
+    boxes, scores, classes, *masks = session.run(None, {**feed, "picture": image})
     whole = np.float32([size[1], size[0]] * 2)
-    boxes = (boxes * (whole / np.float32([picture.shape[1], picture.shape[0]] * 2))).clip(0, whole)
+    boxes = (boxes * (whole / np.float32([image.shape[1], image.shape[0]] * 2))).clip(0, whole)
     detections = []
     for i in (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[0]:
         name, split = words["names"][classes[i]], words["splits"][classes[i]]
@@ -172,23 +172,23 @@ def spellings(words: dict, index: int) -> set[str]:
     return {n.replace("_", " ").replace("/", " or ").lower().strip().removesuffix(".") for n in names}
 
 
-def read_picture(file_name: str, image_format: str) -> np.ndarray:
+def read_image(file_name: str, image_format: str) -> np.ndarray:
     """uint8 [H, W, 3], as vild/utils/images.py reads it: upright, first frame, 16 bits to 8, any colour space."""
     try:
         Image.init()  # a build of Pillow may lack some
-        with Image.open(file_name, formats=[f for f in FILE_FORMATS if f in Image.OPEN]) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise Mistake(f"{picture.width} x {picture.height} pixels, more than the limit of {MOST_PIXELS}")
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith("I") or picture.mode == "F":
-                values = np.asarray(picture)
+        with Image.open(file_name, formats=[f for f in FILE_FORMATS if f in Image.OPEN]) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Mistake(f"{image.width} x {image.height} pixels, more than the limit of {MOST_PIXELS}")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I") or image.mode == "F":
+                values = np.asarray(image)
                 if not 0 <= values.min() <= values.max() < 2**16:
                     raise Mistake(f"grey values from {values.min()} to {values.max()}; at most 16 bits are read")
-                is_16_bit = picture.mode.startswith("I;16") or values.max() > 255
-                picture = Image.fromarray((values / 257 if is_16_bit else values).round().astype(np.uint8))
-            array = np.asarray(picture.convert("RGB"))
+                is_16_bit = image.mode.startswith("I;16") or values.max() > 255
+                image = Image.fromarray((values / 257 if is_16_bit else values).round().astype(np.uint8))
+            array = np.asarray(image.convert("RGB"))
     except Exception as error:  # a broken file can fail anywhere in the decoders
-        raise Mistake(f"picture {file_name} cannot be read: {first_line(error)}") from error
+        raise Mistake(f"image {file_name} cannot be read: {first_line(error)}") from error
     return array if image_format == "RGB" else np.ascontiguousarray(array[:, :, ::-1])
 
 

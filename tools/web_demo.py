@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A page to find words in pictures with: http://127.0.0.1:7860 unless told otherwise. Needs the extra web, no network.
+"""A page to find words in images with: http://127.0.0.1:7860 unless told otherwise. Needs the extra web, no network.
 
     tools/web_demo.py --config-file configs/Glyphs/vild.yaml --opts \\
         MODEL.WEIGHTS output/quickstart/vild/model_final.pth MODEL.VILD.TEACHER.NAME local-dir:output/quickstart/teacher
@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: this one alone)")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(
-        "--examples", type=Path, help=f"folder of pictures, of which the first {MOST_EXAMPLES} can be picked"
+        "--examples", type=Path, help=f"folder of images, of which the first {MOST_EXAMPLES} can be picked"
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE ...")
     args = parser.parse_args()
@@ -52,7 +52,7 @@ def main():
 
 
 def examples_of(folder: Path | None) -> list[Path]:
-    """The first pictures of a folder; of none, those of the built-in world where it is."""
+    """The first images of a folder; of none, those of the built-in world where it is."""
     world = datasets.root() / "glyphs" / "val"
     if folder is None and not world.is_dir():
         return []
@@ -60,7 +60,7 @@ def examples_of(folder: Path | None) -> list[Path]:
         raise UserError(f"--examples: {folder} is no folder")
     files = sorted(p for p in (folder or world).iterdir() if p.suffix.lower() in SUFFIXES)
     if folder is not None and not files:
-        raise UserError(f"--examples: {folder} holds no picture ({', '.join(SUFFIXES)})")
+        raise UserError(f"--examples: {folder} holds no image ({', '.join(SUFFIXES)})")
     return files[:MOST_EXAMPLES]
 
 

@@ -25,11 +25,11 @@ def add_vild_config(cfg: CfgNode) -> None:
     # Where the distilled regions and their targets come from (every variant but "text"):
     #   "store"    the paper's: made beforehand, the cheapest step, the same regions in every epoch
     #   "teacher"  nothing to make beforehand: the best proposals of the current RPN, cropped from the augmented
-    #              picture as the detector sees it; costs the teacher 2 x DISTILL_PER_IMAGE crops a picture and step,
+    #              image as the detector sees it; costs the teacher 2 x DISTILL_PER_IMAGE crops an image and step,
     #              and is about objects only once the RPN is (start from a proposal network's weights)
-    #   "mixed"    from the store; where it has nothing of a picture, as "teacher"
+    #   "mixed"    from the store; where it has nothing of an image, as "teacher"
     vild.DISTILL_FROM = "store"
-    # The teacher's store of the training pictures ("store" and "mixed")
+    # The teacher's store of the training images ("store" and "mixed")
     vild.STORE = ""
     # The teacher itself, for the demo's words and for "teacher" and "mixed": an open_clip name and tag or file, or
     # local-dir:FOLDER
@@ -54,7 +54,7 @@ def add_vild_config(cfg: CfgNode) -> None:
     #   soft_targets (TEMPERATURE 1, OVER "base")         its distribution over words: OVER "base" names, "background"
     #   hard_targets (CONFIDENCE 0, OVER "base")          (these and the background), or FILE, a vocabulary file of
     #                                                     other words; or its best word, where it is that sure
-    #   distances, angles                                 how a picture's regions lie to each other
+    #   distances, angles                                 how an image's regions lie to each other
     #   contrast (TEMPERATURE 0.07)                       which of the batch's embeddings is its own
     #   tokens, attention, picture_tokens                 its feature maps; DISTILL_FROM "teacher" alone has them
     # A number may be a schedule, {"FROM": 1, "TO": 0, "SHAPE": "linear", "cosine" or "step", "BETWEEN": [0.2, 0.8] of
@@ -67,9 +67,9 @@ def add_vild_config(cfg: CfgNode) -> None:
     # Channels of the teacher's feature maps, for the adapters of "tokens" and "picture_tokens": the trainer asks the
     # teacher. 0: no adapter, as in a detector that is not in training
     vild.MAP_CHANNELS = 0
-    # Distilled regions a picture and step: drawn from those in the store, or the best of the RPN's
+    # Distilled regions an image and step: drawn from those in the store, or the best of the RPN's
     vild.DISTILL_PER_IMAGE = 300
-    # A distilled region leaves when less of its area than this lies in what augmentation left of the picture
+    # A distilled region leaves when less of its area than this lies in what augmentation left of the image
     vild.MIN_VISIBLE = 0.5
     # Ensemble: p_text^w p_image^(1-w) on base names, exponents swapped on novel ones (paper, eq. 5)
     vild.ENSEMBLE_WEIGHT = 2.0 / 3.0
@@ -91,12 +91,12 @@ def add_vild_config(cfg: CfgNode) -> None:
     # never; the last evaluation ends nothing). best.json beside them has all values
     cfg.TEST.BEST_METRIC = ""
     cfg.TEST.PATIENCE = 0
-    # Regions kept by tools/make_proposals.py for distillation: at most 300 a picture (paper, section 3.3)
+    # Regions kept by tools/make_proposals.py for distillation: at most 300 an image (paper, section 3.3)
     cfg.TEST.PROPOSALS_PER_IMAGE = 300
     # Large-scale jitter: resize by a random factor of SIZE, then a random SIZE x SIZE crop (or padding);
     # replaces the resize and crop keys of Detectron2 in training
     cfg.INPUT.LARGE_SCALE_JITTER = CfgNode({"ENABLED": False, "SIZE": 1024, "MIN": 0.1, "MAX": 2.0})
-    # A picture that cannot be read, or in training is of another size than its annotations say: "refuse" ends the run
+    # An image that cannot be read, or in training is of another size than its annotations say: "refuse" ends the run
     # with its name; "skip" trains on another in its place, evaluates it as one without detections, and counts it
     cfg.INPUT.UNREADABLE = "refuse"
     # Of first weights, data stream and every draw, on all ranks and in all workers (Detectron2's -1 draws first weights

@@ -1,4 +1,4 @@
-"""tools/demo.py: pictures, folders, videos and a camera in; drawn, and as JSON, out; every mistake one line."""
+"""tools/demo.py: images, folders, videos and a camera in; drawn, and as JSON, out; every mistake one line."""
 
 import importlib.util
 import json
@@ -17,10 +17,10 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from tests.conftest import REPOSITORY
-from tests.utils.test_images import bad_pictures
+from tests.utils.test_images import bad_images
 from vild.apps import video
-from vild.apps.demo import annotate_pictures, annotate_video, picture_targets
-from vild.apps.inputs import PictureFile, find_pictures
+from vild.apps.demo import annotate_images, annotate_video, image_targets
+from vild.apps.inputs import ImageFile, find_images
 from vild.apps.video import Frames, VideoWriter, open_video
 from vild.inference.detections import Detections
 from vild.inference.drawing import draw
@@ -60,7 +60,7 @@ def demo(world, checkpoint_file, teacher_folder, capsys):
 
 
 @pytest.fixture
-def pictures(world):
+def images(world):
     return sorted((world / "glyphs" / "val").glob("*.jpg"))
 
 
@@ -79,9 +79,9 @@ def make_video(path, count=300, height=96, width=128, rate=Fraction(30000, 1001)
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for n in range(count):
-            picture = np.full((height, width, 3), 90, np.uint8)
-            picture[30:60, n % 90 : n % 90 + 30] = (250, 200, 20)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((height, width, 3), 90, np.uint8)
+            image[30:60, n % 90 : n % 90 + 30] = (250, 200, 20)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
 
 
@@ -93,17 +93,17 @@ def turn_quarter(path) -> None:
     path.write_bytes(before + bytes.fromhex(turned) + after)
 
 
-def test_pictures_and_folders(demo, pictures, tmp_path):
+def test_images_and_folders(demo, images, tmp_path):
     folder = tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
-    shutil.copy(pictures[0], folder / "deep" / "b.JPG")
-    Image.open(pictures[1]).convert("CMYK").save(folder / "a.jpg")
-    (folder / "._a.jpg").write_bytes(b"not a picture")
-    (folder / "notes.txt").write_text("not a picture")
+    shutil.copy(images[0], folder / "deep" / "b.JPG")
+    Image.open(images[1]).convert("CMYK").save(folder / "a.jpg")
+    (folder / "._a.jpg").write_bytes(b"not an image")
+    (folder / "notes.txt").write_text("not an image")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
-    output = folder / "out"  # a second run does not take the first one's results for pictures
+    output = folder / "out"  # a second run does not take the first one's results for images
     for _ in range(2):
         status, stdout, stderr = demo(
             "--input", tmp_path / "turned.jpg", folder, "--vocabulary", "umbrella, chess knight", "--output", output,
@@ -120,11 +120,11 @@ def test_pictures_and_folders(demo, pictures, tmp_path):
     assert mask_api.decode(document["detections"][0]["mask"]).shape == (128, 128)
 
 
-def test_a_name_that_is_no_text_is_escaped(detector, pictures, tmp_path, capsys):
+def test_a_name_that_is_no_text_is_escaped(detector, images, tmp_path, capsys):
     path = Path(os.fsdecode(bytes(tmp_path / "photo") + b"\xff.jpg"))
-    shutil.copy(pictures[0], path)
-    (target,) = picture_targets([PictureFile(path, path.name)], tmp_path / "out", one_file=False)
-    assert annotate_pictures(detector, [PictureFile(path, path.name)], [target]) == []
+    shutil.copy(images[0], path)
+    (target,) = image_targets([ImageFile(path, path.name)], tmp_path / "out", one_file=False)
+    assert annotate_images(detector, [ImageFile(path, path.name)], [target]) == []
     assert "photo\\udcff.jpg: " in capsys.readouterr().out
     assert json.loads(target.with_suffix(".json").read_text())["file_name"] == path.name
 
@@ -135,19 +135,19 @@ def test_what_a_tool_prints_is_escaped_too(capsys):
 
 
 @pytest.mark.parametrize(("size", "drawn"), [((100, 200), (480, 960)), ((3, 3000), (3, 3000)), ((3, 300), (19, 1920))])
-def test_small_pictures_are_enlarged_within_bounds(detector, size, drawn):
+def test_small_images_are_enlarged_within_bounds(detector, size, drawn):
     nothing = detector(np.zeros((100, 100, 3), np.uint8))[:0]
     assert draw(np.zeros((*size, 3), np.uint8), nothing, ["sun"]).size == drawn[::-1]
 
 
-def test_one_picture_to_one_file(demo, detector, pictures, tmp_path):
+def test_one_image_to_one_file(demo, detector, images, tmp_path):
     detector.save(tmp_path / "folder")
     out = tmp_path / "new" / "drawn.png"
     main = load_tool("demo")
-    model = ["--model", str(tmp_path / "folder"), "--cpu", "--input", str(pictures[0]), "--output", str(out)]
+    model = ["--model", str(tmp_path / "folder"), "--cpu", "--input", str(images[0]), "--output", str(out)]
     assert main([*model, "--confidence-threshold", "0"]) == 0
     found = json.loads(out.with_suffix(".json").read_text())["detections"]
-    expected = detector(pictures[0], threshold=0.0).to_dict()["detections"]
+    expected = detector(images[0], threshold=0.0).to_dict()["detections"]
     assert Image.open(out).format == "PNG" and found == expected and found
     # a word is reported above its own threshold, the others above the common one
     name, limit = found[0]["name"], found[0]["score"]
@@ -157,22 +157,22 @@ def test_one_picture_to_one_file(demo, detector, pictures, tmp_path):
         main([*model, "--opts", "MODEL.WEIGHTS", "x"])
 
 
-def test_of_several_pictures_the_broken_ones_come_last(demo, pictures, tmp_path):
-    broken = bad_pictures(np.zeros((40, 60, 3), np.uint8), tmp_path)
+def test_of_several_images_the_broken_ones_come_last(demo, images, tmp_path):
+    broken = bad_images(np.zeros((40, 60, 3), np.uint8), tmp_path)
     Image.new("RGB", (5000, 1)).save(tmp_path / "thin.png")
-    files = [broken["text"], pictures[0], broken["huge"], tmp_path / "thin.png"]
+    files = [broken["text"], images[0], broken["huge"], tmp_path / "thin.png"]
     status, stdout, stderr = demo("--input", *files, "--output", tmp_path / "out")
     assert status == 1 and len(stdout.splitlines()) == 1 and "Traceback" not in stderr
     tail = stderr.strip().splitlines()[-4:]
-    assert tail[0] == "3 of 4 pictures cannot be read:" and "text.jpg" in tail[1] and "huge.jpg" in tail[2]
-    assert "thin.png: picture: 5000 x 1 is too thin" in tail[3]
+    assert tail[0] == "3 of 4 images cannot be read:" and "text.jpg" in tail[1] and "huge.jpg" in tail[2]
+    assert "thin.png: image: 5000 x 1 is too thin" in tail[3]
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 @pytest.mark.parametrize("which", ["text", "empty", "truncated", "huge"])
-def test_a_broken_picture_is_one_line(demo, tmp_path, which):
-    path = bad_pictures(np.zeros((40, 60, 3), np.uint8), tmp_path)[which]
-    assert f"picture {path} cannot be read" in error_of(demo("--input", path, "--output", tmp_path / "out"))
+def test_a_broken_image_is_one_line(demo, tmp_path, which):
+    path = bad_images(np.zeros((40, 60, 3), np.uint8), tmp_path)[which]
+    assert f"image {path} cannot be read" in error_of(demo("--input", path, "--output", tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -185,19 +185,19 @@ def test_a_broken_picture_is_one_line(demo, tmp_path, which):
         ({"--threshold-of": "kite"}, "threshold 'kite': write it as NAME=SCORE"),
         ({"--confidence-threshold": "50"}, "threshold 50.0: scores are between 0 and 1"),
         ({"--input": "nowhere"}, "--input nowhere: does not exist"),
-        ({"--input": "FOLDER"}, "the folder holds no picture"),
+        ({"--input": "FOLDER"}, "the folder holds no image"),
         ({"--output": "FOLDER/file.txt/out"}, "cannot be written"),
         ({"teacher": "ViT-B-33"}, "teacher 'ViT-B-33': open_clip has no model of this name"),
         ({"teacher": "RN50-quickgelu"}, "is of teacher RN50-quickgelu random .*width 1024.* is of teacher .*width 64"),
         ({"weights": "none.pth"}, "none.pth does not exist"),
     ],
 )
-def test_a_mistake_is_one_line(demo, pictures, tmp_path, arguments, message):
+def test_a_mistake_is_one_line(demo, images, tmp_path, arguments, message):
     (tmp_path / "file.txt").write_text("no folder")
     opts = []
     for key, name in (("teacher", "MODEL.VILD.TEACHER.NAME"), ("weights", "MODEL.WEIGHTS")):
         opts += [name, arguments[key]] if key in arguments else []
-    given = {"--input": pictures[0], "--output": tmp_path / "out"}
+    given = {"--input": images[0], "--output": tmp_path / "out"}
     given |= {"--vocabulary": f"in no cache {len(message)}"} if opts else {}
     given |= {k: v.replace("FOLDER", str(tmp_path)) for k, v in arguments.items() if k.startswith("--")}
     line = error_of(demo(*(x for pair in given.items() for x in pair), opts=opts))
@@ -207,7 +207,7 @@ def test_a_mistake_is_one_line(demo, pictures, tmp_path, arguments, message):
 
 def test_results_never_meet_each_other_or_an_input(tmp_path):
     def names(*files, output="out", one=False):
-        return [t.as_posix() for t in picture_targets([PictureFile(tmp_path / f, f) for f in files],
+        return [t.as_posix() for t in image_targets([ImageFile(tmp_path / f, f) for f in files],
                                                       tmp_path / output, one)]  # fmt: skip
 
     out = (tmp_path / "out").as_posix()
@@ -227,7 +227,7 @@ def test_folders_are_walked_in_order(tmp_path):
     for name in ("b/2.jpg", "b/10.PNG", "a.webp", "b/.hidden/3.jpg", "out/4.jpg", "c.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_pictures([tmp_path, tmp_path / "c.txt"], leave_out=tmp_path / "out")
+    found = find_images([tmp_path, tmp_path / "c.txt"], leave_out=tmp_path / "out")
     assert [p.name for p in found] == ["a.webp", "b/10.PNG", "b/2.jpg", "c.txt"]
     assert all(p.path.is_file() for p in found)
 
@@ -263,10 +263,10 @@ def test_a_video_of_300_frames(demo, one_thread, tmp_path, monkeypatch):
     assert all(r["height"] == 96 and r["width"] == 128 for r in records)
 
 
-def cheap_draw(picture, found, names, min_side):
+def cheap_draw(image, found, names, min_side):
     """What ``draw`` gives, without the time that drawing takes."""
     assert isinstance(found, Detections) and min_side == 0
-    return Image.fromarray(np.ascontiguousarray(picture))
+    return Image.fromarray(np.ascontiguousarray(image))
 
 
 def test_frames_are_drawn_at_their_own_size(detector, tmp_path):
@@ -282,10 +282,10 @@ def test_frames_are_drawn_at_their_own_size(detector, tmp_path):
 
 def pass_through(source, target) -> list[np.ndarray]:
     with open_video(source) as frames, VideoWriter(target, frames) as writer:
-        for ticks, picture in frames.stream:
-            writer.add(ticks, picture)
+        for ticks, image in frames.stream:
+            writer.add(ticks, image)
     with open_video(target) as frames:
-        return [picture for _, picture in frames.stream]
+        return [image for _, image in frames.stream]
 
 
 def test_odd_sizes_other_codecs_and_turned_videos(tmp_path):

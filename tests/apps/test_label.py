@@ -14,7 +14,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from tests.apps.test_demo import error_of, load_tool, runner
-from tests.utils.test_images import bad_pictures
+from tests.utils.test_images import bad_images
 from vild.apps.label import PartialLabels
 from vild.data import datasets
 from vild.inference.predictor import OpenVocabularyDetector
@@ -30,16 +30,16 @@ def label(world, checkpoint_file, teacher_folder, capsys):
 
 @pytest.fixture
 def folder(world, tmp_path):
-    """Four pictures, one of them on its side, and a file that is none."""
+    """Four images, one of them on its side, and a file that is none."""
     folder = tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
     for n, path in enumerate(sorted((world / "glyphs" / "val").glob("*.jpg"))[:3]):
         shutil.copy(path, folder / "deep" / f"{n}.jpg")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
-    picture = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(folder / "turned.jpg", exif=exif)
-    shutil.copy(bad_pictures(picture, tmp_path)["truncated"], folder / "broken.jpg")
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(image).save(folder / "turned.jpg", exif=exif)
+    shutil.copy(bad_images(image, tmp_path)["truncated"], folder / "broken.jpg")
     return folder
 
 
@@ -48,8 +48,8 @@ def test_a_folder_becomes_a_coco_file(label, folder, detector, vocabulary, tmp_p
     words.save(tmp_path / "words.safetensors")
     arguments = ["--input", folder, "--vocabulary", tmp_path / "words.safetensors", "--output", output]
     status, stdout, stderr = label(*arguments, "--threshold", 0.01)
-    assert status == 0 and "4 pictures labelled with 3 words" in stdout
-    assert "1 of 5 pictures cannot be read:" in stderr and "broken.jpg" in stderr.strip().splitlines()[-1]
+    assert status == 0 and "4 images labelled with 3 words" in stdout
+    assert "1 of 5 images cannot be read:" in stderr and "broken.jpg" in stderr.strip().splitlines()[-1]
     assert [p.name for p in output.parent.iterdir()] == ["labels.json"]
     with redirect_stdout(StringIO()):
         coco = COCO(str(output))
@@ -83,34 +83,34 @@ def test_a_folder_becomes_a_coco_file(label, folder, detector, vocabulary, tmp_p
 def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
     """A data set of these labels could not be read."""
     (tmp_path / "photos").mkdir()
-    picture = next((world / "glyphs" / "val").glob("*.jpg"))
+    image = next((world / "glyphs" / "val").glob("*.jpg"))
     for name in (b"\xff.jpg", b"1:2.jpg", b"good.jpg"):
-        shutil.copy(picture, os.fsdecode(bytes(tmp_path / "photos") + b"/" + name))
+        shutil.copy(image, os.fsdecode(bytes(tmp_path / "photos") + b"/" + name))
     output = tmp_path / "labels.json"
     status, _, stderr = label("--input", tmp_path / "photos", "--vocabulary", "sun", "--output", output)
-    assert status == 0 and "picture 1:2.jpg: labels cannot hold such a name" in stderr and "\\udcff.jpg" in stderr
+    assert status == 0 and "image 1:2.jpg: labels cannot hold such a name" in stderr and "\\udcff.jpg" in stderr
     document = json.loads(output.read_bytes())
     assert [i["file_name"] for i in document["images"]] == ["good.jpg"]
     assert [b["file_name"] for b in document["info"]["broken"]] == ["1:2.jpg", "\\udcff.jpg"]
 
 
-@pytest.mark.parametrize("pictures", [0, 1, 3])
-def test_a_killed_run_ends_in_the_same_bytes(label, folder, tmp_path, monkeypatch, pictures):
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_a_killed_run_ends_in_the_same_bytes(label, folder, tmp_path, monkeypatch, images):
     arguments = ["--input", folder, "--vocabulary", WORDS, "--threshold", 0.01]
     assert label(*arguments, "--output", tmp_path / "whole.json")[0] == 0
     read, seen = OpenVocabularyDetector._input, []
 
-    def killed(self, picture):
-        if len(seen) == pictures:
+    def killed(self, image):
+        if len(seen) == images:
             raise KeyboardInterrupt
-        seen.append(picture)
-        return read(self, picture)
+        seen.append(image)
+        return read(self, image)
 
     output, aside = tmp_path / "killed.json", tmp_path / "killed.json.partial"
     with monkeypatch.context() as patch:
         patch.setattr(OpenVocabularyDetector, "_input", killed)
         assert label(*arguments, "--output", output)[0] == 128 + signal.SIGINT
-    assert not output.exists() and len(aside.read_text().splitlines()) == 1 + pictures
+    assert not output.exists() and len(aside.read_text().splitlines()) == 1 + images
     with open(aside, "a") as file:
         file.write('{"file_name": "turned.jpg", "hei')  # a line that was being written
     monkeypatch.setattr(OpenVocabularyDetector, "_input", lambda self, p: (seen.append(p), read(self, p))[1])
@@ -157,9 +157,9 @@ def test_mistakes_are_one_line(label, folder, tmp_path):
 
 
 def test_nothing_found_and_nothing_readable(detector, tmp_path):
-    picture = np.zeros((20, 30, 3), np.uint8)
+    image = np.zeros((20, 30, 3), np.uint8)
     with PartialLabels(tmp_path / "labels.json", {"plan": 1}) as labels:
-        labels.add("a.jpg", detector(picture)[:0])
+        labels.add("a.jpg", detector(image)[:0])
         labels.add_broken("b.jpg", "why")
         assert labels.finish(["b.jpg", "a.jpg"], ["sun"], {}) == ["why"]
     document = json.loads((tmp_path / "labels.json").read_text())

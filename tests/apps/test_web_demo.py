@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from tests.conftest import REPOSITORY
-from tests.utils.test_images import bad_pictures
+from tests.utils.test_images import bad_images
 from vild.apps import web
 from vild.inference.drawing import draw
 from vild.utils.errors import UserError
 
-SENTENCES = {"text": "not a picture", "empty": "not a picture", "truncated": "not a picture", "huge": "million pixels"}
+SENTENCES = {"text": "not an image", "empty": "not an image", "truncated": "not an image", "huge": "million pixels"}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def photo(ramp) -> web.Photo:
 
 @pytest.mark.parametrize("which", SENTENCES)
 def test_bad_uploads_are_a_sentence_without_a_path(ramp, tmp_path, which):
-    path = bad_pictures(ramp, tmp_path)[which]
+    path = bad_images(ramp, tmp_path)[which]
     with pytest.raises(UserError, match=SENTENCES[which]) as caught:
         web.read_photo(path)
     assert str(tmp_path) not in str(caught.value) and "\n" not in str(caught.value)
@@ -59,11 +59,11 @@ def test_limits_of_an_upload(ramp, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="too narrow"):
         web.read_photo(tmp_path / "narrow.png")
     (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\n")
-    with pytest.raises(UserError, match="not a picture"):  # Pillow would start Ghostscript
+    with pytest.raises(UserError, match="not an image"):  # Pillow would start Ghostscript
         web.read_photo(tmp_path / "a.eps")
 
 
-def test_large_pictures_are_searched_smaller(tmp_path):
+def test_large_images_are_searched_smaller(tmp_path):
     Image.new("RGB", (3200, 2000)).save(tmp_path / "a.png")
     photo = web.read_photo(tmp_path / "a.png")
     assert photo.array.shape == (1000, 1600, 3) and photo.pixels == 2
@@ -110,7 +110,7 @@ def test_boxes_of_the_table_are_in_pixels_of_the_file(detector, photo):
     assert ", ".join(map(str, box)) in web.table(twice, 0.0)
 
 
-def test_names_are_text_on_the_page_and_in_the_picture(detector, photo):
+def test_names_are_text_on_the_page_and_in_the_image(detector, photo):
     findings = web.search(detector, photo, r"<b>a</b>, a $\frac{$ b")
     shown = web.table(findings, 0.0)
     assert "<b>" not in shown and "&lt;b&gt;a&lt;/b&gt;" in shown
@@ -210,7 +210,7 @@ def result(page) -> str:
 
 
 def upload(page, path) -> None:
-    page.locator("#picture input[type=file]").set_input_files(path)
+    page.locator("#image input[type=file]").set_input_files(path)
 
 
 def threshold(page, value: float) -> None:
@@ -225,10 +225,10 @@ def test_upload_words_threshold_and_a_broken_file(page, ramp, tmp_path):
 
     note, rows = page.locator("#note"), page.locator("#rows tbody tr")
     page.locator("#find").click()
-    expect(note).to_contain_text("Upload a picture, or pick an example.", timeout=30_000)
+    expect(note).to_contain_text("Upload an image, or pick an example.", timeout=30_000)
     Image.fromarray(ramp).save(tmp_path / "a.png")
     upload(page, tmp_path / "a.png")
-    expect(page.locator("#picture img")).to_be_visible(timeout=30_000)
+    expect(page.locator("#image img")).to_be_visible(timeout=30_000)
     expect(note).to_have_text("", timeout=30_000)
     page.locator("#words textarea").fill("umbrella")
     threshold(page, 0)
@@ -252,8 +252,8 @@ def test_upload_words_threshold_and_a_broken_file(page, ramp, tmp_path):
     page.locator("#words textarea").fill("kite, kite")
     page.locator("#find").click()
     expect(note).to_have_text("The name 'kite' stands in it twice.", timeout=30_000)
-    upload(page, bad_pictures(ramp, tmp_path)["text"])
-    expect(note).to_contain_text("not a picture that can be read", timeout=30_000)
+    upload(page, bad_images(ramp, tmp_path)["text"])
+    expect(note).to_contain_text("not an image that can be read", timeout=30_000)
     expect(rows).to_have_count(0)
 
 
@@ -263,18 +263,18 @@ def test_an_example_is_searched_at_once(page):
     threshold(page, 0)
     page.locator("#examples button.gallery-item").first.click()
     expect(page.locator("#rows tbody tr").first).to_be_visible(timeout=60_000)
-    expect(page.locator("#picture img")).to_be_visible()
+    expect(page.locator("#image img")).to_be_visible()
 
 
 # ---- the page without a browser, as a stranger would call it
 
 
 def test_a_mistake_on_the_command_line_is_one_line(server, tmp_path, world, checkpoint_file, teacher_folder):
-    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    (tmp_path / "a.jpg").write_bytes(b"no image")
     opts = ["--opts", "MODEL.WEIGHTS", checkpoint_file, "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}"]
     config = ["--config-file", REPOSITORY / "configs/Glyphs/vild.yaml"]
     for arguments, reason in [
-        ([*config, "--examples", tmp_path, *opts], "a.jpg: This file is not a picture"),
+        ([*config, "--examples", tmp_path, *opts], "a.jpg: This file is not an image"),
         ([*config, "--port", server, *opts], f"--port {server}"),
     ]:
         command = [sys.executable, REPOSITORY / "tools/web_demo.py", *arguments]

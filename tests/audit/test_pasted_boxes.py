@@ -14,7 +14,7 @@ def noisy(truth: dict[int, Truth], sigma: float, seed: int = 0) -> dict[int, tor
 
 
 def with_clutter(found, rows=7):
-    """Some more boxes a picture, so that their number says nothing."""
+    """Some more boxes an image, so that their number says nothing."""
     clutter = torch.rand(rows, 4, generator=torch.Generator().manual_seed(1)) * 20 + torch.tensor([0, 0, 30, 30])
     return {i: torch.cat([b, clutter + i % 3]) for i, b in found.items()}
 
@@ -69,7 +69,7 @@ def test_rounded_boxes_meet_by_chance_and_are_judged_by_it():
 
 
 def test_edges_and_counts(benchmark):
-    """A box at the picture's edges is met by clipping; as many boxes as objects everywhere is no accident."""
+    """A box at the image's edges is met by clipping; as many boxes as objects everywhere is no accident."""
     whole = torch.tensor([[0.0, 0.0, 128.0, 128.0]])
     truth = {i: Truth(torch.zeros(0, 4).double(), whole.double(), 128, 128) for i in range(9)}
     verdict, evidence = judge_boxes(measure_boxes([(i, whole.repeat(3, 1)) for i in truth], truth))
@@ -78,7 +78,7 @@ def test_edges_and_counts(benchmark):
     verdict, evidence = judge_boxes(measure_boxes(shaken.items(), benchmark.truth))
     assert verdict == "LEAK" and evidence.startswith("0 of ")
     one = {i: Truth(t.base[:0], t.novel[:1], 128, 128) for i, t in benchmark.truth.items() if len(t.novel)}
-    best = [(i, shaken[i][:1]) for i in one]  # a file of the best box of each picture, which shows one object each
+    best = [(i, shaken[i][:1]) for i in one]  # a file of the best box of each image, which shows one object each
     assert judge_boxes(measure_boxes(best, one))[0] == "clean"
     assert judge_boxes(measure_boxes([(10**6, whole)], benchmark.truth))[0] == "cannot tell"
     assert judge_boxes(measure_boxes([(i, torch.zeros(0, 4)) for i in benchmark.truth], benchmark.truth))[0] == "clean"

@@ -28,6 +28,6 @@ def test_a_pixel_off_by_three_levels_is_seen():
     torch.testing.assert_close(crops.difference(a, b), torch.tensor([[0.0, 2.0], [0.01, 3.0]]))
 
 
-def test_a_folder_without_pictures_is_named(tmp_path):
+def test_a_folder_without_images_is_named(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
-        list(crops.read_pictures(tmp_path))
+        list(crops.read_images(tmp_path))

@@ -27,7 +27,7 @@ def metrics(folder):
 
 
 def coco_val():
-    """Novel (17: cat, 5: airplane), base (1, 3) and other (10, 11) names; pictures 5 and 6 hold others alone."""
+    """Novel (17: cat, 5: airplane), base (1, 3) and other (10, 11) names; images 5 and 6 hold others alone."""
     return coco_document({1: [1, 3, 17], 2: [17], 3: [5, 10], 4: [1], 5: [10], 6: [11, 10]}, "val")
 
 
@@ -37,14 +37,14 @@ def test_ground_truth_as_results_scores_100(tmp_path):
     done = tool("evaluate.py", "--protocol", "coco-48-17", "--gt", truth, "--results", results,
                 "--output", tmp_path / "o")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "65-way; 48 base (2 with ground truth), 17 novel (2 with ground truth); 4 pictures" in done.stdout
+    assert "65-way; 48 base (2 with ground truth), 17 novel (2 with ground truth); 4 images" in done.stdout
     assert all(metrics(tmp_path / "o")[f"gt/bbox/AP50_{g}"] == pytest.approx(100) for g in ("novel", "base", "all"))
     rows = json.loads((tmp_path / "o" / "per_class.json").read_text())["classes"]
     assert len(rows) == 65 and {r["name"] for r in rows if r["boxes"]} == {"person", "car", "cat", "airplane"}
 
 
 def test_the_files_that_go_round_give_the_same_numbers(tmp_path):
-    """Official file, the circulating 65-name file of the same pictures, and its 80-name kin."""
+    """Official file, the circulating 65-name file of the same images, and its 80-name kin."""
     document = coco_val()
     marked = json.loads((REPOSITORY / "vild/data/splits/coco_48_17.json").read_text())
     names = {*marked["base"], *marked["novel"]}
@@ -135,15 +135,15 @@ def lvis_of_ones_own(folder, part, count, classes=251, seed=0):
     (folder / "images" / part).mkdir(parents=True)
     images, annotations = [], []
     for image_id in range(1, count + 1):
-        picture = Image.new("RGB", (128, 128), "grey")
+        image = Image.new("RGB", (128, 128), "grey")
         present = sorted({min(int(rng.exponential(80)), classes - 1) + 1 for _ in range(3)})
         for place, c in enumerate(present):
             x, y, size = 4 + 40 * place, int(rng.integers(2, 80)), int(rng.integers(20, 36))
             corners = [x, y, x + size, y, x + size, y + size, x, y + size]
-            ImageDraw.Draw(picture).polygon(corners, fill=(c % 7 * 40, c // 7 % 7 * 40, c // 49 * 40))
+            ImageDraw.Draw(image).polygon(corners, fill=(c % 7 * 40, c // 7 % 7 * 40, c // 49 * 40))
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": c, "area": size**2,
                                 "bbox": [x, y, size, size], "segmentation": [corners]})  # fmt: skip
-        picture.save(folder / "images" / part / f"{image_id}.jpg")
+        image.save(folder / "images" / part / f"{image_id}.jpg")
         images.append({"id": image_id, "height": 128, "width": 128, "file_name": f"{part}/{image_id}.jpg",
                        "neg_category_ids": [c for c in range(1, 252, 50) if c not in present],
                        "not_exhaustive_category_ids": present[:1]})  # fmt: skip
@@ -191,7 +191,7 @@ def test_lvis_form_of_ones_own_goes_from_files_to_numbers(teacher_folder, tmp_pa
 
 
 def test_benchmark_of_the_evaluation(tmp_path):
-    done = tool("benchmark.py", "evaluation", "--pictures", 4, "--reference-pictures", 3, "--masks",
+    done = tool("benchmark.py", "evaluation", "--images", 4, "--reference-images", 3, "--masks",
                 "--json", tmp_path / "rows.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     coco, lvis, *alone = json.loads((tmp_path / "rows.json").read_text())

@@ -19,7 +19,7 @@ from torch import nn
 from tests.checkpoint import released_checkpoint as reference
 from tests.conftest import REPOSITORY
 from tests.data.official import lvis_document
-from tests.modeling.test_lvis_models import pictures
+from tests.modeling.test_lvis_models import images
 from tests.modeling.test_released import agrees
 from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record, save_weights, write_weights
 from vild.checkpoint.tensorflow import Variables, convert, lvis_vocabulary, resnet, with_teacher
@@ -86,7 +86,7 @@ def thin_cfg(cfg, weights, tmp_path_factory):
 
 
 @pytest.fixture
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)
 
 
@@ -245,44 +245,44 @@ def test_the_mask_head(arrays, detector):
 # the detector
 
 
-def test_the_converted_detector_detects(detector, picture):
-    found = detector(picture)
+def test_the_converted_detector_detects(detector, image):
+    found = detector(image)
     assert len(found) == 20 and len(detector.names) == 1203 and found.pred_masks.any() and found.scores.isfinite().all()
 
 
-def test_any_picture_any_words(thin_cfg, picture, tmp_path):
+def test_any_image_any_words(thin_cfg, image, tmp_path):
     detector = OpenVocabularyDetector(thin_cfg)
-    found = detector(picture)
+    found = detector(image)
     assert found.image_size == (90, 150) and len(found) == 20 and found.pred_masks.shape == (20, 90, 150)
     assert detector.names[0] == "aerosol_can" and found.pred_masks.any()
     rows = torch.nn.functional.normalize(torch.randn(4, 512, generator=torch.Generator().manual_seed(0)), dim=1)
     four = Vocabulary(("a", "b", "c", "d"), rows, ("base", "novel", "novel", "base"))
-    others = detector.with_vocabulary(four)(picture)
+    others = detector.with_vocabulary(four)(image)
     assert set(others.labels()) <= {*"abcd"} and len(others)
     detector.save(tmp_path / "folder", teacher=False)
-    again = OpenVocabularyDetector.from_folder(tmp_path / "folder", "cpu")(picture)
+    again = OpenVocabularyDetector.from_folder(tmp_path / "folder", "cpu")(image)
     assert torch.equal(again.pred_boxes.tensor, found.pred_boxes.tensor) and torch.equal(again.scores, found.scores)
-    sizes = [picture, picture[:40, :60], picture]
+    sizes = [image, image[:40, :60], image]
     together = detector(sizes)
     assert [len(x) for x in together] == [20] * 3 and torch.allclose(together[2].scores, found.scores, atol=1e-5)
 
 
-def test_boxes_go_from_the_canvas_to_the_picture():
+def test_boxes_go_from_the_canvas_to_the_image():
     boxes = torch.tensor([[0.0, 0, 127, 127], [12.8, 6.4, 12.8, 64]])
     found = Instances((128, 128), pred_boxes=Boxes(boxes), scores=torch.ones(2))
     inputs = [{"image": torch.zeros(3, 50, 100), "height": 200, "width": 400}]
     result = ReleasedRCNN._postprocess([found], inputs, [(128, 128)])[0]["instances"]
     assert result.image_size == (200, 400)
-    expected = [[0, 0, 396.875, 396.875], [40, 20, 40, 200]]  # the picture took 64 rows of the canvas
+    expected = [[0, 0, 396.875, 396.875], [40, 20, 40, 200]]  # the image took 64 rows of the canvas
     assert torch.allclose(result.pred_boxes.tensor, torch.tensor(expected))
 
 
-def test_evaluated_on_lvis(thin_cfg, picture, tmp_path, monkeypatch):
+def test_evaluated_on_lvis(thin_cfg, image, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     (tmp_path / "lvis").mkdir()
     (tmp_path / "lvis/lvis_v1_val.json").write_text(json.dumps(lvis_document({1: [3, 800]}, "val")))
     (tmp_path / "coco/val2017").mkdir(parents=True)
-    Image.fromarray(picture[:60, :80]).save(tmp_path / "coco/val2017/000000000001.jpg")
+    Image.fromarray(image[:60, :80]).save(tmp_path / "coco/val2017/000000000001.jpg")
     datasets.register_all()
     cfg = thin_cfg.clone()
     cfg.defrost()
@@ -298,7 +298,7 @@ def test_evaluated_on_lvis(thin_cfg, picture, tmp_path, monkeypatch):
 def test_it_can_be_trained_on(thin_cfg):
     model = build_model(thin_cfg).train()
     VildCheckpointer(model).load(thin_cfg.MODEL.WEIGHTS)
-    inputs = pictures()
+    inputs = images()
     with EventStorage():
         losses = model(inputs)
     assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_text", "loss_l1", "loss_box_reg", "loss_mask"}
@@ -382,13 +382,13 @@ def test_a_file_that_tensorflow_wrote(tmp_path):
         convert_tf_checkpoint.read_checkpoint(tmp_path)
 
 
-def test_exported(thin_cfg, picture, tmp_path):
-    """The graph resizes the picture itself; nothing but its last bits is another."""
+def test_exported(thin_cfg, image, tmp_path):
+    """The graph resizes the image itself; nothing but its last bits is another."""
     onnxruntime, detector = pytest.importorskip("onnxruntime"), OpenVocabularyDetector(thin_cfg)
     write_model(detector, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     vocabulary = detector.trained
-    for array in (picture, picture[:, :40], picture[:9, :7]):
+    for array in (image, image[:, :40], image[:9, :7]):
         feed = {"picture": array, "text": vocabulary.embeddings.numpy(), "base": vocabulary.mask("base").numpy()}
         boxes, scores, classes, masks = session.run(None, feed)
         found = detector(array)

@@ -1,4 +1,4 @@
-"""Small annotation files in the official forms: all categories under their official names and ids, few pictures."""
+"""Small annotation files in the official forms: all categories under their official names and ids, few images."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def url(part: str, image_id: int) -> str:
     return f"http://images.cocodataset.org/{part}2017/{image_id:012}.jpg"
 
 
-def lvis_document(pictures: dict[int, list[int]], part: str = "train", val2017: tuple[int, ...] = ()) -> dict:
-    """LVIS v1's form: ``pictures`` gives each image id its annotations' category ids."""
+def lvis_document(images: dict[int, list[int]], part: str = "train", val2017: tuple[int, ...] = ()) -> dict:
+    """LVIS v1's form: ``images`` gives each image id its annotations' category ids."""
     return {
         "info": {"version": "v1"},
         "images": [
@@ -35,33 +35,32 @@ def lvis_document(pictures: dict[int, list[int]], part: str = "train", val2017: 
                 "id": i, "height": 60, "width": 80, "coco_url": url("val" if i in val2017 else part, i),
                 "neg_category_ids": [1], "not_exhaustive_category_ids": [],
             }
-            for i in pictures
+            for i in images
         ],
         "categories": [
             {"id": c["id"], "name": c["name"], "frequency": c["frequency"], "synonyms": c["synonyms"]}
             for c in LVIS_CATEGORIES
         ],
-        "annotations": _annotations(pictures),
+        "annotations": _annotations(images),
     }  # fmt: skip
 
 
-def coco_document(pictures: dict[int, list[int]], part: str) -> dict:
-    """COCO 2017's form; pictures carry file name and URL; the last annotation of the file is a crowd."""
-    annotations = _annotations(pictures)
+def coco_document(images: dict[int, list[int]], part: str) -> dict:
+    """COCO 2017's form; images carry file name and URL; the last annotation of the file is a crowd."""
+    annotations = _annotations(images)
     annotations[-1].update(iscrowd=1, segmentation={"size": [60, 80], "counts": [100, 4700]})
     return {
         "info": {"year": 2017},
         "images": [
-            {"id": i, "height": 60, "width": 80, "file_name": f"{i:012}.jpg", "coco_url": url(part, i)}
-            for i in pictures
+            {"id": i, "height": 60, "width": 80, "file_name": f"{i:012}.jpg", "coco_url": url(part, i)} for i in images
         ],
         "categories": [{"id": i, "name": n, "supercategory": "x"} for i, n in COCO_NAMES.items()],
         "annotations": [{"iscrowd": 0, **a} for a in annotations],
     }
 
 
-def _annotations(pictures: dict[int, list[int]]) -> list[dict]:
-    pairs = [(i, c) for i, categories in pictures.items() for c in categories]
+def _annotations(images: dict[int, list[int]]) -> list[dict]:
+    pairs = [(i, c) for i, categories in images.items() for c in categories]
     return [annotation(n, i, c) for n, (i, c) in enumerate(pairs, 1)]
 
 

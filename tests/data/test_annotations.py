@@ -72,8 +72,8 @@ MALFORMED = {
     "same annotation": (put(*SECOND, "id", 1), "annotations[1] has the id 1 of annotations[0]"),
     "same category": (put("categories", 1, "id", 3), "categories[1] has the id 3 of categories[0]"),
     "same name": (put("categories", 1, "name", "cat"), 'categories[1] has the name "cat" of categories[0]'),
-    "unknown picture": (put(*FIRST, "image_id", 5), "annotations[0] (id 1): image_id 5 is not the id of a picture"),
-    "text picture": (put(*FIRST, "image_id", "7"), 'annotations[0] (id 1): image_id is "7"; it must be an integer'),
+    "unknown image": (put(*FIRST, "image_id", 5), "annotations[0] (id 1): image_id 5 is not the id of an image"),
+    "text image": (put(*FIRST, "image_id", "7"), 'annotations[0] (id 1): image_id is "7"; it must be an integer'),
     "unknown category": (put(*SECOND, "category_id", 5), "annotations[1] (id 2): category_id 5 is not the id"),
     "no category": (drop(*SECOND, "category_id"), "annotations[1] (id 2): category_id is missing"),
     "list category": (put(*SECOND, "category_id", [4]), "category_id is [4]; it must be an integer"),
@@ -84,9 +84,9 @@ MALFORMED = {
     "negative width": (put(*SECOND, "bbox", [1, 2, -3, 4]), "bbox is [1, 2, -3, 4]: negative width or height"),
     "nan": (put(*SECOND, "bbox", [math.nan, 2, 3, 4]), "bbox is [NaN, 2, 3, 4]: not finite"),
     "infinite": (put(*SECOND, "bbox", [1, 2, 3, math.inf]), "bbox is [1, 2, 3, Infinity]: not finite"),
-    "outside right": (put(*SECOND, "bbox", [80, 2, 3, 4]), "wholly outside its picture of 80 x 60"),
-    "outside left": (put(*SECOND, "bbox", [-5, 2, 5, 4]), "wholly outside its picture of 80 x 60"),
-    "outside below": (put(*SECOND, "bbox", [5, 61, 5, 4]), "wholly outside its picture of 80 x 60"),
+    "outside right": (put(*SECOND, "bbox", [80, 2, 3, 4]), "wholly outside its image of 80 x 60"),
+    "outside left": (put(*SECOND, "bbox", [-5, 2, 5, 4]), "wholly outside its image of 80 x 60"),
+    "outside below": (put(*SECOND, "bbox", [5, 61, 5, 4]), "wholly outside its image of 80 x 60"),
     "crowd": (put(*SECOND, "iscrowd", "no"), 'iscrowd is "no"; it must be 0 or 1'),
     "area": (put(*SECOND, "area", "big"), 'area is "big"; it must be a finite number'),
     "flat polygon": (put(*SECOND, "segmentation", [1, 2, 3, 4, 5, 6]), "segmentation is [1, 2, 3, 4, 5, 6]; it must"),
@@ -112,7 +112,7 @@ def test_what_official_files_hold_passes():
     right = document()
     check_annotations(right, "x")
     for box in ([-5, -5, 20, 20], [70.5, 50, 40, 40], [3, 4, 0, 5], [3, 4, 5, 0.0], [0, 0, 80, 60]):
-        right["annotations"][0]["bbox"] = box  # sticking out (Objects365), without width (COCO), the whole picture
+        right["annotations"][0]["bbox"] = box  # sticking out (Objects365), without width (COCO), the whole image
         check_annotations(right, "x")
     for segmentation in (None, [], [[1, 2, 3, 4]], {"size": [60, 80], "counts": "Pf4"}):
         right["annotations"][0]["segmentation"] = segmentation
@@ -142,7 +142,7 @@ def test_a_cut_off_file_is_told_in_one_line(tmp_path, content):
         check_annotations([], "x")
 
 
-@pytest.mark.parametrize("name", ["unknown picture", "nan", None])
+@pytest.mark.parametrize("name", ["unknown image", "nan", None])
 def test_a_tool_ends_with_one_line_and_status_2(tmp_path, monkeypatch, name):
     """A malformed file (None: one cut off) through the command line; nothing is written."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))

@@ -26,9 +26,9 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture
 def lvis(root):
     rare, frequent = (next(i for i, f in official.LVIS_FREQUENCIES.items() if f == mark) for mark in "rf")
-    pictures = {11: [frequent, rare], 12: [rare], 13: [frequent]}
+    images = {11: [frequent, rare], 12: [rare], 13: [frequent]}
     for name in ("train", "train_norare", "val", "minival"):
-        document = official.lvis_document(pictures, val2017=(12,))
+        document = official.lvis_document(images, val2017=(12,))
         if name == "train_norare":
             document["annotations"] = [a for a in document["annotations"] if a["category_id"] == frequent]
         official.write(root / f"lvis/lvis_v1_{name}.json", document)
@@ -88,7 +88,7 @@ def test_lvis_by_name(root, lvis):
     assert set(datasets.get_classes("lvis_v1_train").splits) == {"base"}  # the oracle's
 
 
-def test_pictures_with_a_file_name_inserted_are_found(root, lvis):
+def test_images_with_a_file_name_inserted_are_found(root, lvis):
     """A minival file that goes round names the files without their folder."""
     path = root / "lvis/lvis_v1_minival.json"
     document = json.loads(path.read_text())
@@ -99,7 +99,7 @@ def test_pictures_with_a_file_name_inserted_are_found(root, lvis):
 
 
 def coco_files(root):
-    """Official-form zero-shot files: a base, a novel picture and one with both and a name of neither kind."""
+    """Official-form zero-shot files: a base, a novel image and one with both and a name of neither kind."""
     whole = official.coco_document({21: [BASE], 22: [NOVEL], 23: [BASE, NOVEL, OFFERED, BASE]}, "val")
     split = read_split("coco_48_17", SPLIT_DIR)
     sets = {"seen_2": ("base",), "unseen_2": ("novel",), "all_2": ("base", "novel")}

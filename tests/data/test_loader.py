@@ -96,36 +96,36 @@ def test_a_users_own_data_set(world, tmp_path, monkeypatch):
     assert [a["category_id"] for a in record["annotations"]] == [0]
 
 
-def test_a_store_of_other_pictures_is_refused(make_cfg, store_folder, tmp_path):
+def test_a_store_of_other_images_is_refused(make_cfg, store_folder, tmp_path):
     store = EmbeddingStore(store_folder)
     records = datasets.load_dicts("glyphs_train")
     check_store(store, ("glyphs_train",), records)
     with pytest.raises(UserError, match="image_id 4000 is not in it"):
         check_store(store, ("glyphs_train",), [*records, {"image_id": 4000}])
-    store.plan["pictures"] = datasets.pictures_hash("glyphs_train_all")  # the same pictures
+    store.plan["pictures"] = datasets.images_hash("glyphs_train_all")  # the same images
     check_store(store, ("glyphs_train",), records)
-    store.plan["pictures"] = ["another", datasets.pictures_hash("glyphs_train")]  # merged
+    store.plan["pictures"] = ["another", datasets.images_hash("glyphs_train")]  # merged
     check_store(store, ("glyphs_train",), records)
-    with pytest.raises(UserError, match="other pictures"):
+    with pytest.raises(UserError, match="other images"):
         check_store(store, ("glyphs_train", "glyphs_val"), records)
-    store.plan["pictures"] = datasets.pictures_hash("glyphs_val")
-    with pytest.raises(UserError, match="made from other pictures"):
+    store.plan["pictures"] = datasets.images_hash("glyphs_val")
+    with pytest.raises(UserError, match="made from other images"):
         check_store(store, ("glyphs_train",), records)
 
 
-def test_a_store_may_lack_pictures_where_a_teacher_is_at_work(store_folder, world, caplog):
+def test_a_store_may_lack_images_where_a_teacher_is_at_work(store_folder, world, caplog):
     store, records = EmbeddingStore(store_folder), datasets.load_dicts("glyphs_train")
     with caplog.at_level("INFO", "vild"):
         check_store(store, ("glyphs_train",), [*records, {"image_id": 4000}], mixed=True)
-    assert f"has {len(records)} of {len(records) + 1} pictures" in caplog.text
-    store.plan["pictures"] = datasets.pictures_hash("glyphs_val")  # their ids would mean other pictures
-    with pytest.raises(UserError, match="made from other pictures"):
+    assert f"has {len(records)} of {len(records) + 1} images" in caplog.text
+    store.plan["pictures"] = datasets.images_hash("glyphs_val")  # their ids would mean other images
+    with pytest.raises(UserError, match="made from other images"):
         check_store(store, ("glyphs_train",), records, mixed=True)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_two_pictures_under_one_id_have_no_store(store_folder, world, mixed):
-    """As two data sets of one training may number theirs alike; the same picture twice is no harm."""
+def test_two_images_under_one_id_have_no_store(store_folder, world, mixed):
+    """As two data sets of one training may number theirs alike; the same image twice is no harm."""
     store, records = EmbeddingStore(store_folder), datasets.load_dicts("glyphs_train")
     check_store(store, ("glyphs_train",), [*records, records[0]], mixed)
     other = {**records[0], "file_name": "b.jpg"}

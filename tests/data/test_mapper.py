@@ -10,7 +10,7 @@ from vild.data.mapper import ViLDMapper, transform_regions
 from vild.engine.sources import open_store
 from vild.store.store import EmbeddingStore
 from vild.utils.errors import UserError
-from vild.utils.images import read_picture
+from vild.utils.images import read_image
 
 AUGMENTATIONS = {
     "flip": [T.RandomFlip(prob=1.0)],
@@ -27,10 +27,10 @@ class ColourTeacher:
     """A stand-in for CLIP that, like it, does not mind flips and scale, but minds what is in the crop: the unit
     histogram of hue directions in a crop, so that a misplaced box shows at once."""
 
-    def encode_regions(self, picture, boxes):
+    def encode_regions(self, image, boxes):
         rows = []
         for x0, y0, x1, y1 in boxes.round().long().tolist():
-            crop = picture[:, max(y0, 0) : y1, max(x0, 0) : x1].float().flatten(1)
+            crop = image[:, max(y0, 0) : y1, max(x0, 0) : x1].float().flatten(1)
             centred = crop - crop.mean(0, keepdim=True)
             votes = torch.stack([(w @ centred).relu() for w in self.directions()]).mean(1)
             rows.append(torch.nn.functional.normalize(votes, dim=0))
@@ -44,7 +44,7 @@ class ColourTeacher:
 
 
 def mosaic():
-    """A picture of tiles in different hues, no two alike: left is not right, top is not bottom."""
+    """An image of tiles in different hues, no two alike: left is not right, top is not bottom."""
     hues = torch.arange(16).reshape(4, 4) * (2 * torch.pi / 16)
     colour = torch.stack([128 + 110 * torch.cos(hues - shift) for shift in (0.0, 2.094, 4.189)])
     return colour.round().to(torch.uint8).repeat_interleave(32, 1).repeat_interleave(32, 2)
@@ -57,12 +57,12 @@ def tiles():
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_a_moved_box_holds_the_same_thing(name):
-    teacher, picture, boxes = ColourTeacher(), mosaic(), tiles()
-    before = teacher.encode_regions(picture, boxes)
+    teacher, image, boxes = ColourTeacher(), mosaic(), tiles()
+    before = teacher.encode_regions(image, boxes)
     count = 0
     for seed in range(8):
         np.random.seed(seed)
-        inputs = T.AugInput(picture.permute(1, 2, 0).numpy())
+        inputs = T.AugInput(image.permute(1, 2, 0).numpy())
         transforms = T.AugmentationList(AUGMENTATIONS[name])(inputs)
         size = inputs.image.shape[:2]
         moved, rows = transform_regions(boxes, transforms, size, min_visible=0.5)
@@ -82,12 +82,12 @@ def test_a_moved_box_holds_the_same_thing(name):
 def test_the_teacher_sees_the_same_thing_in_a_moved_box(name, teacher):
     """The same with a real open_clip model and the real crops, 1x and 1.5x. Its weights are random, so that all its
     embeddings lie close together: beside the cosine, each must be nearest to its own original among all tiles."""
-    picture, boxes = mosaic(), tiles()
-    before = teacher.encode_regions(picture, boxes)
+    image, boxes = mosaic(), tiles()
+    before = teacher.encode_regions(image, boxes)
     nearest, count = 0, 0
     for seed in range(4):
         np.random.seed(seed)
-        inputs = T.AugInput(picture.permute(1, 2, 0).numpy())
+        inputs = T.AugInput(image.permute(1, 2, 0).numpy())
         transforms = T.AugmentationList(AUGMENTATIONS[name])(inputs)
         moved, rows = transform_regions(boxes, transforms, inputs.image.shape[:2], min_visible=0.9)
         augmented = torch.from_numpy(np.ascontiguousarray(inputs.image)).permute(2, 0, 1)
@@ -99,7 +99,7 @@ def test_the_teacher_sees_the_same_thing_in_a_moved_box(name, teacher):
 
 @pytest.mark.parametrize("name", ["flip", "resize", "crop", "large-scale jitter", "all"])
 def test_the_mapper_carries_the_stores_rows_along(world, store_folder, name):
-    """Every distilled region of the mapper is some region of the store, moved as the picture was."""
+    """Every distilled region of the mapper is some region of the store, moved as the image was."""
     store = EmbeddingStore(store_folder)
     mapper = ViLDMapper(
         AUGMENTATIONS[name],
@@ -113,7 +113,7 @@ def test_the_mapper_carries_the_stores_rows_along(world, store_folder, name):
         np.random.seed(seed)
         mapped = mapper(record)
         np.random.seed(seed)
-        transforms = T.AugmentationList(AUGMENTATIONS[name])(T.AugInput(read_picture(record["file_name"])))
+        transforms = T.AugmentationList(AUGMENTATIONS[name])(T.AugInput(read_image(record["file_name"])))
         regions = store[record["image_id"]]
         moved, rows = transform_regions(regions.boxes, transforms, tuple(mapped["image"].shape[1:]), 0.5)
         distill = mapped["distill"]
@@ -124,7 +124,7 @@ def test_the_mapper_carries_the_stores_rows_along(world, store_folder, name):
             assert torch.equal(regions.embeddings[rows[hit]], embedding)
 
 
-def test_annotations_move_with_the_picture_too(world):
+def test_annotations_move_with_the_image_too(world):
     mapper = ViLDMapper(
         [T.RandomFlip(prob=1.0)],
         image_format="BGR",
@@ -144,7 +144,7 @@ def test_annotations_move_with_the_picture_too(world):
     assert "distill" not in mapped
 
 
-def test_regions_that_leave_the_picture_are_dropped():
+def test_regions_that_leave_the_image_are_dropped():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [40.0, 40.0, 60.0, 60.0], [45.0, 0.0, 65.0, 10.0]])
     transforms = T.TransformList([T.CropTransform(50, 0, 60, 60)])  # x from 50 on
     moved, rows = transform_regions(boxes, transforms, (60, 60), min_visible=0.5)
@@ -161,8 +161,8 @@ def test_a_config_with_large_scale_jitter(make_cfg):
         assert mapper(record)["image"].shape == (3, 96, 96)
 
 
-def test_an_unreadable_picture_is_named(tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+def test_an_unreadable_image_is_named(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
     for name in ("broken.jpg", "missing.jpg"):
         with pytest.raises(UserError, match=rf"{name} cannot be read"):
-            read_picture(str(tmp_path / name))
+            read_image(str(tmp_path / name))

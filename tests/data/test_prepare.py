@@ -37,9 +37,9 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def small(derived, pictures=None, annotations=None):
+def small(derived, images=None, annotations=None):
     """The recipe with the sizes that the small sources give."""
-    return replace(derived, published=(pictures, annotations, derived.published[2]))
+    return replace(derived, published=(images, annotations, derived.published[2]))
 
 
 LVIS = (small(prepare.LVIS[0], 3, 1), small(prepare.LVIS[1], 2, 2))
@@ -64,7 +64,7 @@ def contents(root, path):
 
 def test_lvis_files(root):
     run(root, LVIS)
-    # pictures stay even if nothing on them does; all 1,203 categories stay
+    # images stay even if nothing on them does; all 1,203 categories stay
     assert contents(root, "lvis/lvis_v1_train_norare.json") == ([1, 2, 3], [(1, FREQUENT)], 1203)
     assert contents(root, "lvis/lvis_v1_minival.json") == ([5, 6], [(5, RARE), (5, FREQUENT)], 1203)
     source = json.loads((root / "lvis/lvis_v1_train.json").read_text())
@@ -74,7 +74,7 @@ def test_lvis_files(root):
 
 
 def test_coco_files(root):
-    """As OVR-CNN's notebook makes them: crowds stay, pictures without a kept annotation go."""
+    """As OVR-CNN's notebook makes them: crowds stay, images without a kept annotation go."""
     run(root, COCO_FILES)
     both = [21, 22, 24, 26], [(21, BASE), (22, NOVEL), (24, NOVEL), (24, BASE), (26, BASE)]
     for path, expected in {
@@ -215,7 +215,7 @@ def test_voc(root):
     assert done.returncode == 2 and "not the published test set" in done.stderr
     assert not (folder / "voc_2007_test.json").exists()
     done = script("prepare_voc.py", root, "--unofficial")
-    assert done.returncode == 0 and "found 1 pictures and 1 objects, published 4,952 and 12,032" in done.stdout
+    assert done.returncode == 0 and "found 1 images and 1 objects, published 4,952 and 12,032" in done.stdout
     classes, (record,) = datasets.get_classes("voc_2007_test"), datasets.load_dicts("voc_2007_test")
     assert len(classes.names) == 20 and set(classes.splits) == {"base"} and "dining table" in classes.names
     assert record["file_name"] == str(folder / "JPEGImages/000001.jpg") and record["width"] == 80

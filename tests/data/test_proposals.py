@@ -51,8 +51,8 @@ def test_selecting_again_drops_nothing():
     assert torch.equal(again, torch.arange(len(rows))) and set(dropped.values()) == {0}
 
 
-def test_pictures_are_selected_one_by_one():
-    proposals = {i: random_proposals(i, 30 * i) for i in range(4)}  # picture 0 has none
+def test_images_are_selected_one_by_one():
+    proposals = {i: random_proposals(i, 30 * i) for i in range(4)}  # image 0 has none
     selected, dropped = select_proposals(proposals, 20, 5, 0.6)
     assert selected.keys() == proposals.keys() and len(selected[0][0]) == 0
     each = [select_rows(*proposals[i], 20, 5, 0.6) for i in proposals]

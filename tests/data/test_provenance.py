@@ -146,7 +146,7 @@ def test_a_store_begun_without_a_record_goes_on_with_one(tmp_path, teacher):
 def test_the_chain_of_the_tools(tool, make_cfg, teacher_folder, tmp_path, monkeypatch, dataset, status):
     """Network, proposals, store, each by its tool: clean if the network read base names only, else a leak that
     only the records can show (the boxes are its own)."""
-    monkeypatch.setattr(Teacher, "encode_regions", lambda self, picture, boxes: torch.ones(len(boxes), self.width))
+    monkeypatch.setattr(Teacher, "encode_regions", lambda self, image, boxes: torch.ones(len(boxes), self.width))
     settings = ("DATASETS.TRAIN", (dataset,), "OUTPUT_DIR", str(tmp_path))
     Trainer(make_cfg("proposals", *settings)).checkpointer.save("model_final")
     weights, proposals, store = (tmp_path / n for n in ("model_final.pth", "p.safetensors", "store"))

@@ -1,4 +1,4 @@
-"""A picture that cannot be read ends a run with its name, or is left out and counted; it is never silent."""
+"""An image that cannot be read ends a run with its name, or is left out and counted; it is never silent."""
 
 import itertools
 import json
@@ -20,14 +20,14 @@ from vild.engine.sources import open_store
 from vild.evaluation.evaluator import METRICS_FILE, OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
 from vild.report.run_report import beside_published, unreadable_blocks
 from vild.store.store import EmbeddingStore
-from vild.utils.errors import BadPicture, UserError
+from vild.utils.errors import BadImage, UserError
 
 SKIP = ("INPUT.UNREADABLE", "skip")
 
 
 @pytest.fixture
 def broken(world, tmp_path, monkeypatch):
-    """A copy of the world in which some pictures of training and evaluation are no pictures: [names]."""
+    """A copy of the world in which some images of training and evaluation are no images: [names]."""
     copy = tmp_path / "datasets"
     shutil.copytree(world, copy)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(copy))
@@ -37,7 +37,7 @@ def broken(world, tmp_path, monkeypatch):
         records = datasets.load_dicts(name)
         for record in records[1 : len(records) : 3]:
             with open(record["file_name"], "wb") as file:
-                file.write(b"no picture")
+                file.write(b"no image")
             spoilt.append(record["file_name"])
     yield spoilt
     datasets.forget()
@@ -48,9 +48,9 @@ def batches(cfg, start, count):
 
 
 def test_refused_by_default(broken, make_cfg):
-    with pytest.raises(BadPicture, match="cannot be read"):
+    with pytest.raises(BadImage, match="cannot be read"):
         batches(make_cfg(), 0, 6)
-    with pytest.raises(BadPicture, match="cannot be read"):
+    with pytest.raises(BadImage, match="cannot be read"):
         list(build_test_loader(make_cfg(), "glyphs_val"))
     with pytest.raises(UserError, match="INPUT.UNREADABLE: 'ignore' is not one of refuse, skip"):
         build_test_loader(make_cfg("vild", "INPUT.UNREADABLE", "ignore"), "glyphs_val")
@@ -74,16 +74,16 @@ def test_training_goes_on_with_another_and_counts(broken, make_cfg, caplog):
         for x, y in zip(a, b, strict=True):
             assert x["image_id"] == y["image_id"] and torch.equal(x["image"], y["image"])
     assert json.loads((Path(folder) / unreadable.FILE).read_text()) == found
-    assert f"{len(found)} pictures could not be read" in unreadable_blocks(Path(folder), "x")[0].text
+    assert f"{len(found)} images could not be read" in unreadable_blocks(Path(folder), "x")[0].text
     batches(make_cfg("vild", *SKIP), 0, 1)  # a new run does not go on with the old list
     assert len(unreadable.of_run(Path(folder))) <= 2
 
 
 def test_a_folder_that_has_gone_is_no_reason_to_go_on():
     def mapper(record):
-        raise BadPicture(f"picture {record['file_name']} cannot be read")
+        raise BadImage(f"image {record['file_name']} cannot be read")
 
-    with pytest.raises(UserError, match="100 pictures in a row .* cannot be read"):
+    with pytest.raises(UserError, match="100 images in a row .* cannot be read"):
         SeededStream([{"file_name": "a"}, {"file_name": "b"}], mapper, 0, skip=True)[0, 0]
 
 
@@ -95,7 +95,7 @@ def test_evaluation_counts_what_it_could_not_see(broken, make_cfg, caplog, tmp_p
         ProposalRecallEvaluator("glyphs_val", 10),
     )
     for inputs in build_test_loader(cfg, "glyphs_val"):
-        found = Instances((64, 64))  # whatever the detector says of a grey picture
+        found = Instances((64, 64))  # whatever the detector says of a grey image
         found.pred_boxes = found.proposal_boxes = Boxes(torch.tensor([[1.0, 2.0, 30.0, 40.0]]))
         found.scores, found.pred_classes = torch.tensor([0.9]), torch.tensor([3])
         for evaluator in evaluators:
@@ -107,7 +107,7 @@ def test_evaluation_counts_what_it_could_not_see(broken, make_cfg, caplog, tmp_p
     results = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
     assert {r["image_id"] for r in results} == set(records) - lost
     assert set(unreadable.of_run(tmp_path / "out")) <= set(broken)
-    assert f"{len(lost)} pictures CANNOT BE READ" in caplog.text
+    assert f"{len(lost)} images CANNOT BE READ" in caplog.text
     flat = json.loads(write_metrics(tmp_path, {"glyphs_val": metrics}).read_text())
     assert flat["glyphs_val/pictures/unreadable"] == len(lost)
     values = {key.split("/", 1)[1]: value for key, value in flat.items()}
@@ -127,7 +127,7 @@ def test_a_scan_finds_all(broken, tool, tmp_path, capsys):
     document, told = json.loads(report.read_text()), capsys.readouterr()
     assert (document["unreadable"], document["another_size"]) == (len(faults), 1)
     assert len(document["faults"]) == len(faults) + 1 and document["pictures"] == len(records)
-    assert f"{len(faults)} unreadable, 1 of another size" in told.out and "pictures: 100%" in told.err
+    assert f"{len(faults)} unreadable, 1 of another size" in told.out and "images: 100%" in told.err
     assert tool("check_dataset.py", "--dataset", "glyphs_train_nothing") == 2
     assert tool("check_dataset.py", "--dataset", "glyphs_train", "--num-workers", "0") == 2
 
@@ -142,19 +142,19 @@ def test_a_store_lists_what_it_could_not_read(broken, tool, teacher_folder, prop
         return tool(
             *("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file),
             *("--teacher", f"local-dir:{teacher_folder}", "--output", folder, "--num-workers", "0"),
-            *("--max-per-image", "2", "--shard-pictures", "30", *flags),
+            *("--max-per-image", "2", "--shard-images", "30", *flags),
         )
 
     assert build(tmp_path / "refused") == 2
     assert build(tmp_path / "store", "--unreadable", "skip") == 0
     lost = sorted(r["image_id"] for r in datasets.load_dicts("glyphs_train") if r["file_name"] in broken)
-    assert f"WARNING: {len(lost)} pictures CANNOT BE READ" in capsys.readouterr().out
+    assert f"WARNING: {len(lost)} images CANNOT BE READ" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     assert manifest["unreadable"] == lost and "unreadable" not in manifest["plan"]
     store = EmbeddingStore(tmp_path / "store")
     assert all((len(store[i].boxes) == 0) == (i in lost) for i in store.image_ids.tolist())
     assert tool("inspect_store.py", tmp_path / "store", "--verify") == 0
-    assert f"{len(lost)} pictures have no regions" in capsys.readouterr().out
+    assert f"{len(lost)} images have no regions" in capsys.readouterr().out
 
 
 def test_a_config_without_loader_is_told():

@@ -70,8 +70,8 @@ def weights(cfg) -> dict[str, torch.Tensor]:
     return torch.load(f"{cfg.OUTPUT_DIR}/model_final.pth", weights_only=True)["model"]
 
 
-def one_picture(monkeypatch):
-    """Every part of a batch has as many regions: all are of the same picture."""
+def one_image(monkeypatch):
+    """Every part of a batch has as many regions: all are of the same image."""
     everything = datasets.load_dicts
     monkeypatch.setattr(datasets, "load_dicts", lambda name: everything(name)[:1])
 
@@ -88,11 +88,11 @@ def in_float64(monkeypatch):
 
 @pytest.mark.parametrize("config", ["proposals", "vild"])
 def test_training_equals_one_process(forked, in_float64, make_cfg, tmp_path, monkeypatch, config):
-    """The proposal network, on different pictures; ViLD, whose losses are means over a part's regions, on one."""
+    """The proposal network, on different images; ViLD, whose losses are means over a part's regions, on one."""
     settings = (*TAKE_ALL, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4)
     cfgs = [make_cfg(config, *settings, "OUTPUT_DIR", str(tmp_path / n)) for n in "ab"]
     if config == "vild":
-        one_picture(monkeypatch)
+        one_image(monkeypatch)
     assert on_ranks(train, cfg=cfgs[0]) == 0
     alone(train, argparse.Namespace(cfg=cfgs[1]))
     signal.alarm(0)

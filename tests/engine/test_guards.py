@@ -46,7 +46,7 @@ def start(cfg, iteration, function):
 
 
 def test_a_loss_that_is_not_finite_is_told_and_can_be_computed_again(make_cfg, world, tmp_path):
-    """All of it: the step, the term, the pictures; the weights as they were; the same losses from the folder alone."""
+    """All of it: the step, the term, the images; the weights as they were; the same losses from the folder alone."""
     seen = {}
 
     def spoil(trainer):
@@ -57,10 +57,10 @@ def test_a_loss_that_is_not_finite_is_told_and_can_be_computed_again(make_cfg, w
     with pytest.raises(Failure) as failure:
         trainer.train()
     line, folder = str(failure.value), tmp_path / "output" / "nan_0000001"
-    assert line.startswith("step 1: loss_box_reg is nan; pictures ") and "\n" not in line
+    assert line.startswith("step 1: loss_box_reg is nan; images ") and "\n" not in line
     assert line.endswith(f"compute it again: python -m vild.engine.replay {folder}")
     step = json.loads((folder / "step.json").read_text())
-    assert len(step["pictures"]) == 2 and all(picture in line for picture in step["pictures"])
+    assert len(step["pictures"]) == 2 and all(image in line for image in step["pictures"])
     kept = torch.load(folder / "weights.pth", weights_only=True)["model"]
     for weights in (kept, trainer.model.state_dict()):
         assert all(v.equal(weights[k]) for k, v in seen.items() if not torch.isnan(v).any())
@@ -79,7 +79,7 @@ def test_boxes_that_are_not_finite_are_told_too(make_cfg, world, tmp_path):
         trainer.model.proposal_generator.rpn_head.anchor_deltas.bias.data[:] = float("inf")
 
     trainer = start(make_cfg("text", "SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()", "MODEL.VILD.STORE", ""), 0, spoil)
-    with pytest.raises(Failure, match=r"^step 0: Predicted boxes or scores contain Inf/NaN.*; pictures .*nan_0000000$"):
+    with pytest.raises(Failure, match=r"^step 0: Predicted boxes or scores contain Inf/NaN.*; images .*nan_0000000$"):
         trainer.train()
     with pytest.raises(FloatingPointError, match="Predicted boxes"):
         replay(tmp_path / "output" / "nan_0000000")
@@ -99,7 +99,7 @@ def test_ranks_end_together(monkeypatch, tmp_path, mine):
     guard._remember_inputs(SimpleNamespace(training=True), ([{"file_name": "a.jpg"}],))
     guard._remember_losses(SimpleNamespace(training=True), (), {"loss_text": torch.tensor(float("inf") if mine else 1)})
     if mine:
-        with pytest.raises(Failure, match=r"step 7: loss_text is inf; pictures a\.jpg; .*nan_0000007_rank1"):
+        with pytest.raises(Failure, match=r"step 7: loss_text is inf; images a\.jpg; .*nan_0000007_rank1"):
             guard._exchange()
     else:
         with pytest.raises(SystemExit) as left:

@@ -62,7 +62,7 @@ def files_of(folder):
 def test_two_processes_write_the_same_store_as_one(world, proposals_file, teacher_folder, tmp_path, how):
     def command(output):
         return [str(REPOSITORY / "tools" / "build_teacher_store.py"), "--dataset", "glyphs_train", "--proposals",
-                str(proposals_file), "--teacher", f"local-dir:{teacher_folder}", "--shard-pictures", "8",
+                str(proposals_file), "--teacher", f"local-dir:{teacher_folder}", "--shard-images", "8",
                 "--num-workers", "0", "--output", str(tmp_path / output)]  # fmt: skip
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -54,10 +54,10 @@ def proposals_in(size, boxes):
     return Instances(size, proposal_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)))
 
 
-def mean_colour(picture, boxes):
+def mean_colour(image, boxes):
     """A stand-in for the teacher: the mean colour [N, 3] of each box, in 0..1."""
     windows = boxes.long().tolist()
-    return torch.stack([picture[:, y0:y1, x0:x1].float().mean((1, 2)) / 255 for x0, y0, x1, y1 in windows])
+    return torch.stack([image[:, y0:y1, x0:x1].float().mean((1, 2)) / 255 for x0, y0, x1, y1 in windows])
 
 
 def never(*_):
@@ -66,7 +66,7 @@ def never(*_):
 
 @pytest.mark.parametrize("image_format", ["BGR", "RGB"])
 def test_live_targets_equal_the_store(make_cfg, image_format):
-    """On the store's own boxes of a picture that no augmentation touched."""
+    """On the store's own boxes of an image that no augmentation touched."""
     cfg = make_cfg("vild", FROM, "mixed", "INPUT.FORMAT", image_format, *STILL)
     live = open_live_teacher(cfg, None)
     for x in inputs_of(cfg, 4):
@@ -84,20 +84,20 @@ def test_live_targets_equal_the_store(make_cfg, image_format):
 
 @pytest.mark.parametrize("image_format", ["BGR", "RGB"])
 def test_the_teacher_sees_red_as_red(image_format):
-    picture = torch.zeros(3, 20, 40, dtype=torch.uint8)  # RGB: red on the left, blue on the right
-    picture[0, :, :20], picture[2, :, 20:] = 255, 255
+    rgb = torch.zeros(3, 20, 40, dtype=torch.uint8)  # RGB: red on the left, blue on the right
+    rgb[0, :, :20], rgb[2, :, 20:] = 255, 255
     live = LiveTargets(mean_colour, image_format=image_format, per_image=5, min_visible=0.5)
-    image = picture.flip(0) if image_format == "BGR" else picture
+    image = rgb.flip(0) if image_format == "BGR" else rgb
     found = live(image, (0, 0, 40, 20), proposals_in((20, 40), [[2, 2, 18, 18], [22, 2, 38, 18]]))
     assert found.embeddings.tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
 def test_the_best_proposals_are_taken_and_none_of_the_padding():
-    """A picture in columns 10 to 40 of an image 60 wide."""
+    """An image in columns 10 to 40 of an image 60 wide."""
     seen = {}
 
-    def encode(picture, boxes):
-        seen.update(picture=picture, boxes=boxes)
+    def encode(crop, boxes):
+        seen.update(crop=crop, boxes=boxes)
         return torch.ones(len(boxes), 3)
 
     image = torch.full((3, 20, 60), 128, dtype=torch.uint8)
@@ -107,13 +107,13 @@ def test_the_best_proposals_are_taken_and_none_of_the_padding():
     found = live(image, (10, 0, 40, 15), proposals_in((20, 60), boxes))
     # the second lies in the padding, the third mostly; the first and the fifth are cut; the last is one too many
     assert found.proposal_boxes.tensor.tolist() == [[10, 0, 30, 15], [20, 5, 30, 10], [12, 0, 20, 15]]
-    assert (seen["picture"] == 255).all() and seen["picture"].shape == (3, 15, 30)
+    assert (seen["crop"] == 255).all() and seen["crop"].shape == (3, 15, 30)
     assert seen["boxes"].tolist() == [[0, 0, 20, 15], [10, 5, 20, 10], [2, 0, 10, 15]]
     assert len(live(image, (10, 0, 40, 15), proposals_in((20, 60), boxes[1:2]))) == 0
 
 
-def test_the_window_is_the_picture_without_its_padding(make_cfg):
-    """Under large-scale jitter and flips, of a white picture: white inside, padding outside."""
+def test_the_window_is_the_image_without_its_padding(make_cfg):
+    """Under large-scale jitter and flips, of a white image: white inside, padding outside."""
     cfg = make_cfg("vild", "INPUT.LARGE_SCALE_JITTER.ENABLED", True, "INPUT.LARGE_SCALE_JITTER.SIZE", 96)
     augmentations, shares = T.AugmentationList(training_augmentations(cfg)), []
     for seed in range(30):
@@ -158,7 +158,7 @@ def test_the_teacher_is_no_part_of_the_detector(make_cfg):
 
 
 def partial_store(folder, teacher, proposals_file, store_folder, count, empty=()):
-    """The tiny store's first ``count`` pictures, those in ``empty`` without a region."""
+    """The tiny store's first ``count`` images, those in ``empty`` without a region."""
     whole = EmbeddingStore(store_folder)
     writer = StoreWriter(folder, store_plan(teacher, proposals_file), [r["image_id"] for r in records(count)])
 
@@ -177,11 +177,11 @@ def test_mixed_takes_from_the_store_what_it_has(make_cfg, teacher, proposals_fil
     ids = [r["image_id"] for r in records(4)]
     folder = partial_store(tmp_path / "store", teacher, proposals_file, store_folder, 3, empty=ids[2:3])
     stored, mixed = make_cfg("vild"), make_cfg("vild", FROM, "mixed", "MODEL.VILD.STORE", folder)
-    # covered pictures: the loss of "store", and the teacher rests
+    # covered images: the loss of "store", and the teacher rests
     expected = losses_of(build(stored), inputs_of(stored, 2))
     found = losses_of(build(mixed, never), inputs_of(mixed, 2))
     assert all(torch.equal(v, found[k]) for k, v in expected.items()) and found.keys() == expected.keys()
-    # a picture without a region in the store, and one that is not in it, are computed
+    # an image without a region in the store, and one that is not in it, are computed
     inputs = inputs_of(mixed, 4)
     assert ["distill" in x for x in inputs] == [True, True, False, False]
     live, asked, distilled = open_live_teacher(mixed, open_store(mixed)), [], []
@@ -214,7 +214,7 @@ def test_what_a_user_gets_wrong(make_cfg, teacher, vocabulary, tmp_path):
     for source in ("store", "mixed"):
         maps = ("MODEL.VILD.OBJECTIVES", '[{"NAME": "l1"}, {"NAME": "tokens"}]')
         told(f"OBJECTIVES: 'tokens' needs .* not '{source}'", Trainer, FROM, source, *maps, "MODEL.VILD.STORE", "")
-    told("INPUT.FORMAT: .*'L' pictures", lambda cfg: open_live_teacher(cfg, None), FROM, "teacher", "INPUT.FORMAT", "L")
+    told("INPUT.FORMAT: .*'L' images", lambda cfg: open_live_teacher(cfg, None), FROM, "teacher", "INPUT.FORMAT", "L")
     told("teacher 'ViT-X': open_clip has no model", Trainer, FROM, "teacher", "MODEL.VILD.TEACHER.NAME", "ViT-X")
     for name, fingerprint in (("weights", {"weights": "0" * 16}), ("width", {"width": 61, "weights": "1" * 16})):
         width = fingerprint.get("width", teacher.width)
@@ -332,11 +332,11 @@ def test_the_adapter_is_in_the_checkpoint_and_not_in_the_detector(make_cfg, tmp_
     OpenVocabularyDetector.from_folder(tmp_path / "folder")
 
 
-PICTURES = ("MODEL.VILD.OBJECTIVES", '[{"NAME": "l1"}, {"NAME": "picture_tokens"}]')
+IMAGES = ("MODEL.VILD.OBJECTIVES", '[{"NAME": "l1"}, {"NAME": "picture_tokens"}]')
 
 
-def test_whole_pictures_teach_the_backbone_and_change_no_other_loss(make_cfg):
-    cfg = make_cfg("vild", FROM, "teacher", *PICTURES, *STILL)
+def test_whole_images_teach_the_backbone_and_change_no_other_loss(make_cfg):
+    cfg = make_cfg("vild", FROM, "teacher", *IMAGES, *STILL)
     plain, model = (trainer_of(c).model.train() for c in (make_cfg("vild", FROM, "teacher", *STILL), cfg))
     mine, others = plain.state_dict(), model.state_dict()
     assert others.keys() - mine.keys() == {"roi_heads.picture_adapter.weight", "roi_heads.picture_adapter.bias"}
@@ -351,18 +351,18 @@ def test_whole_pictures_teach_the_backbone_and_change_no_other_loss(make_cfg):
     assert gradients(model.backbone.parameters())
 
 
-def test_the_level_and_the_teacher_look_at_the_same_picture():
-    """A picture in columns 16 to 48 of an image 64 wide, bright on its right, on a level of stride 8; the rest is
+def test_the_level_and_the_teacher_look_at_the_same_image():
+    """An image in columns 16 to 48 of an image 64 wide, bright on its right, on a level of stride 8; the rest is
     another."""
     level = torch.full((1, 1, 2, 8), -7.0)
     level[..., 2:4], level[..., 4:6] = 0, 1
     window, of_teacher = (16, 0, 48, 16), torch.zeros(3, 2, 4)
-    found = distillation.picture_maps(level, 8, [(window, of_teacher)], torch.nn.Identity())
-    assert found["adapted_pictures"][0, 0].tolist() == [[0, 0, 1, 1]] * 2
+    found = distillation.image_maps(level, 8, [(window, of_teacher)], torch.nn.Identity())
+    assert found["adapted_images"][0, 0].tolist() == [[0, 0, 1, 1]] * 2
     image = torch.full((3, 16, 64), 9, dtype=torch.uint8)
     image[:, :, 16:48] = 255
     seen = []
     live = LiveTargets(lambda p, b: (seen.extend([p, b]), torch.ones(1, 3, 2, 4)), image_format="RGB", per_image=3,
                        min_visible=0.5, map_channels=3)  # fmt: skip
-    assert live.picture_map(image, window).shape == (3, 2, 4)
+    assert live.image_map(image, window).shape == (3, 2, 4)
     assert (seen[0] == 255).all() and seen[0].shape == (3, 16, 32) and seen[1].tolist() == [[0, 0, 32, 16]]

@@ -203,17 +203,17 @@ def test_the_command_line_prints_that_line_and_no_traceback(command, tmp_path):
 
 
 def test_a_mistake_inside_a_loader_worker_is_one_line_too(command, tmp_path, world, monkeypatch):
-    """A picture that cannot be read, met by a worker process during training."""
+    """An image that cannot be read, met by a worker process during training."""
     root = tmp_path / "datasets"
     (root / "glyphs").mkdir(parents=True)
     (root / "glyphs" / "annotations").symlink_to(world / "glyphs" / "annotations")
     (root / "glyphs" / "train").mkdir()
-    for picture in (world / "glyphs" / "train").iterdir():
-        (root / "glyphs" / "train" / picture.name).write_bytes(b"broken")
+    for image in (world / "glyphs" / "train").iterdir():
+        (root / "glyphs" / "train" / image.name).write_bytes(b"broken")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     done = run(command(tmp_path / "o"))
     assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
-    assert done.stderr.strip().splitlines()[-1].startswith("error: picture ")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: image ")
     assert "cannot be read" in done.stderr
 
 

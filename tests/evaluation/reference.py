@@ -11,13 +11,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 
-def random_world(seed, lvis, pictures=25, classes=12, most=400):
+def random_world(seed, lvis, image_count=25, classes=12, most=400):
     """An annotation document and results: ties, crowds (COCO), ignored, negative and not-exhaustive categories
-    (LVIS), more than 300 detections, pictures without annotations or detections, two classes without ground truth,
+    (LVIS), more than 300 detections, images without annotations or detections, two classes without ground truth,
     records in no order."""
     rng = np.random.default_rng(seed)
     images, annotations, results = [], [], []
-    for image_id in (7 * n + 3 for n in range(pictures)):
+    for image_id in (7 * n + 3 for n in range(image_count)):
         height, width = (int(v) for v in rng.integers(60, 200, 2))
         truth = [] if rng.random() < 0.15 else [_thing(rng, height, width) for _ in range(rng.integers(1, 14))]
         for box, mask in truth:
@@ -49,7 +49,7 @@ def random_world(seed, lvis, pictures=25, classes=12, most=400):
 
 
 def _thing(rng, height, width, box=None):
-    """A box inside the picture and the mask of a kite in it."""
+    """A box inside the image and the mask of a kite in it."""
     if box is None:
         box = [rng.uniform(0, width * 0.7), rng.uniform(0, height * 0.7), rng.uniform(2, width), rng.uniform(2, height)]
     x, y = max(0.0, float(box[0])), max(0.0, float(box[1]))
@@ -79,7 +79,7 @@ def pycocotools_precision(document, results, iou_type):
     return run.eval["precision"][..., -1]
 
 
-def lvis_precision(document, results, iou_type, folder, per_picture=300):
+def lvis_precision(document, results, iou_type, folder, per_image=300):
     """[T, R, K, A] of lvis-api 0.5.3, which needs the ``np.float`` that NumPy took away."""
     np.float = float
     try:
@@ -88,7 +88,7 @@ def lvis_precision(document, results, iou_type, folder, per_picture=300):
         path = folder / "lvis_gt.json"
         path.write_text(json.dumps(document))
         truth = LVIS(str(path))
-        found = LVISResults(truth, as_detectron2_does(results, iou_type), max_dets=per_picture)
+        found = LVISResults(truth, as_detectron2_does(results, iou_type), max_dets=per_image)
         run = LVISEval(truth, found, iou_type)
         run.evaluate()
         run.accumulate()

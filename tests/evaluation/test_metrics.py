@@ -124,9 +124,9 @@ def test_proposal_recall(world):
 
 
 def test_average_recall_is_detectron2s(world):
-    """Against the function behind Detectron2's AR, over several pictures."""
+    """Against the function behind Detectron2's AR, over several images."""
     generator = torch.Generator().manual_seed(0)
-    pictures, annotations, mine = [], {}, []
+    images, annotations, mine = [], {}, []
     for image_id in range(20):
         boxes = torch.rand(image_id % 7, 4, generator=generator) * 60
         boxes[:, 2:] += boxes[:, :2] + 4
@@ -135,12 +135,12 @@ def test_average_recall_is_detectron2s(world):
         proposals = torch.cat([boxes + torch.randn(boxes.shape, generator=generator), noise])
         logits = torch.linspace(5, -5, len(proposals))
         instances = Instances((128, 128), proposal_boxes=Boxes(proposals), objectness_logits=logits)
-        pictures.append({"image_id": image_id, "proposals": instances})
+        images.append({"image_id": image_id, "proposals": instances})
         xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
         annotations[image_id] = [{"bbox": b, "iscrowd": 0, "area": b[2] * b[3]} for b in xywh]
         mine.append(metrics.best_overlaps(boxes, proposals[:12]))
     api = SimpleNamespace(getAnnIds=lambda imgIds: imgIds, loadAnns=lambda i: annotations[i])
-    expected = _evaluate_box_proposals(pictures, api, limit=12)["ar"]
+    expected = _evaluate_box_proposals(images, api, limit=12)["ar"]
     assert 20 < 100 * expected < 90
     assert metrics.average_recall(torch.cat(mine)) == pytest.approx(100 * float(expected), abs=1e-4)
     assert np.isnan(metrics.average_recall(torch.zeros(0)))

@@ -34,8 +34,8 @@ def truth_of(document, protocol):
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_the_reference(seed, protocol, tmp_path):
     document, results = random_world(seed, protocol == "lvis")
-    per_picture = np.unique([r["image_id"] for r in results], return_counts=True)[1]
-    assert per_picture.max() > 300
+    per_image = np.unique([r["image_id"] for r in results], return_counts=True)[1]
+    assert per_image.max() > 300
     truth = truth_of(document, protocol)
     mine = evaluate(truth, read(truth, results, tmp_path), ("bbox", "segm")).metrics
     for iou_type in ("bbox", "segm"):
@@ -61,7 +61,7 @@ def test_means_are_those_of_the_reference(tmp_path):
     assert mine["AP_novel"] == mine["APr"]
 
 
-def test_ap_fixed_is_the_references_without_a_limit_a_picture(tmp_path, monkeypatch):
+def test_ap_fixed_is_the_references_without_a_limit_a_image(tmp_path, monkeypatch):
     document, results = random_world(1, lvis=True)
     truth = truth_of(document, "lvis")
     monkeypatch.setattr("vild.evaluation.protocol.FIXED_PER_CLASS", 150)
@@ -71,7 +71,7 @@ def test_ap_fixed_is_the_references_without_a_limit_a_picture(tmp_path, monkeypa
         own = [r for r in results if r["category_id"] == category]
         kept += sorted(own, key=lambda r: (-r["score"], r["image_id"]))[:150]
     assert len(kept) < len(results)
-    precision = lvis_precision(document, kept, "bbox", tmp_path, per_picture=-1)
+    precision = lvis_precision(document, kept, "bbox", tmp_path, per_image=-1)
     for name, value in fixed_summary(precision, truth.classes.splits, truth.classes.frequencies).items():
         assert mine[name] == pytest.approx(value, abs=1e-6)
     assert mine["AP_fixed"] != mine["AP"]
@@ -101,14 +101,14 @@ def test_classes_that_are_offered_only_are_not_scored(tmp_path):
     assert one.metrics == other.metrics and (one.counts["offered"], other.counts["offered"]) == (3, 12)
 
 
-def test_pictures_without_a_marked_annotation_can_be_left_out(tmp_path):
+def test_images_without_a_marked_annotation_can_be_left_out(tmp_path):
     """What the circulating 48/17 files do; detections there do not count then."""
     document, results = random_world(4, lvis=False)
     for category in document["categories"]:
         del category["frequency"]
     split = {"base": ("class 1",), "novel": ("class 2",)}
     whole = Truth(document, classes_of(document, split), "coco")
-    some = whole.only_annotated_pictures()
+    some = whole.only_annotated_images()
     assert 0 < len(some.document["images"]) < len(document["images"])
     cut = {**document, "images": some.document["images"],
            "annotations": [a for a in document["annotations"] if a["category_id"] <= 2],
@@ -139,7 +139,7 @@ MALFORMED = {
     "no box": ('[{"image_id": 3, "category_id": 1, "score": 1}]', "record 0: 'bbox' is missing"),
     "three numbers": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3], "score": 1}]', "record 0: bbox [1, 2, 3]"),
     "text": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, "4"], "score": 1}]', "record 0: must be real"),
-    "unknown picture": ('[{"image_id": 9, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "image_id 9 is"),
+    "unknown image": ('[{"image_id": 9, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "image_id 9 is"),
     "a list as id": ('[{"image_id": [], "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "record 0"),
     "unknown class": ('[{"image_id": 3, "category_id": 77, "bbox": [1, 2, 3, 4], "score": 1}]', "category_id 77 is"),
     "NaN": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, NaN], "score": 1}]', "not finite"),
@@ -157,7 +157,7 @@ def test_a_malformed_results_file_is_told_in_one_line(name, tmp_path):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_masks_must_fit_their_picture(tmp_path):
+def test_masks_must_fit_their_image(tmp_path):
     path = tmp_path / "r.json"
     record = {"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}
     path.write_text(json.dumps([record | {"segmentation": {"size": [9, 10], "counts": "0"}}]))

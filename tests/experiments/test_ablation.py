@@ -205,7 +205,7 @@ def test_table_and_plot(tmp_path):
     assert len(np.unique(np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")).reshape(-1, 3), axis=0)) > 10
 
 
-def test_a_row_looks_the_same_in_both_pictures(tmp_path, monkeypatch):
+def test_a_row_looks_the_same_in_both_images(tmp_path, monkeypatch):
     drawn = {}
 
     @contextmanager

@@ -21,7 +21,7 @@ from vild.export.detector import ALL, ExportedDetector
 from vild.export.write import write_model
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling import build_model
-from vild.utils.images import read_picture
+from vild.utils.images import read_image
 from vild.vocabulary.vocabulary import Vocabulary
 
 BLOCKED = ("torch", "torchvision", "detectron2", "vild", "safetensors", "pycocotools")
@@ -58,7 +58,7 @@ def model(checkpoint_file, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(world, tmp_path_factory) -> list[Path]:
+def images(world, tmp_path_factory) -> list[Path]:
     """Of several sizes and kinds."""
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     noise = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in [(100, 150), (300, 40), (9, 7)]]
@@ -115,29 +115,29 @@ def check_same(mine: list[dict], expected: list[dict]) -> None:
 
 
 @pytest.mark.parametrize("names", [1, 40, 300])
-def test_the_runner_finds_what_the_detector_finds(trained, model, pictures, tmp_path, names):
+def test_the_runner_finds_what_the_detector_finds(trained, model, images, tmp_path, names):
     vocabulary = random_vocabulary(trained, names)
     vocabulary.save(tmp_path / "v.safetensors")
     output = tmp_path / "out" / "r.json"
-    done = bare_runner("--model", model, "--vocabulary", tmp_path / "v.safetensors", "--input", *pictures,
+    done = bare_runner("--model", model, "--vocabulary", tmp_path / "v.safetensors", "--input", *images,
                        "--output", output)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for record, picture in zip(json.loads(output.read_text()), pictures, strict=True):
-        expected = {"file_name": str(picture), **trained(picture, vocabulary).to_dict()}
+    for record, image in zip(json.loads(output.read_text()), images, strict=True):
+        expected = {"file_name": str(image), **trained(image, vocabulary).to_dict()}
         assert record.keys() == expected.keys() and record["file_name"] == expected["file_name"]
         assert (record["height"], record["width"]) == (expected["height"], expected["width"])
         check_same(record["detections"], expected["detections"])
     assert len(expected["detections"]) > 20
 
 
-def test_threshold_top_k_and_context(trained, model, pictures, tmp_path, monkeypatch):
+def test_threshold_top_k_and_context(trained, model, images, tmp_path, monkeypatch):
     asked = Vocabulary(
         ("Sunshine", "a thing nobody drew"), random_vocabulary(trained, 2).embeddings, ("", ""),
         fingerprint=trained.trained.fingerprint,
     )  # fmt: skip
     asked.save(tmp_path / "v.safetensors")
     monkeypatch.setattr(trained, "_encode", lambda words, *rest: asked)
-    everything = trained(pictures[0], list(asked.names)).to_dict()["detections"]
+    everything = trained(images[0], list(asked.names)).to_dict()["detections"]
     scores = np.array([d["score"] for d in everything])[10:-10]  # falling
     gap = (scores[1:] / scores[:-1]).argmin()
     middle = float(np.sqrt(scores[gap] * scores[gap + 1]))  # of no score, whatever the last bits
@@ -148,32 +148,32 @@ def test_threshold_top_k_and_context(trained, model, pictures, tmp_path, monkeyp
         (["--threshold", middle], [d for d in everything if d["score"] > middle]),
         (["--top-k", 7], everything[:7]),
     ]:
-        done = bare_runner("--model", model, "--vocabulary", tmp_path / "v.safetensors", "--input", pictures[0],
+        done = bare_runner("--model", model, "--vocabulary", tmp_path / "v.safetensors", "--input", images[0],
                            "--output", tmp_path / "r.json", "--context", context, *flags)  # fmt: skip
         assert done.returncode == 0, done.stderr
         check_same(json.loads((tmp_path / "r.json").read_text())[0]["detections"], expected)
     assert {d["name"]: d["split"] for d in everything} == {"Sunshine": "base", "a thing nobody drew": "novel"}
 
 
-def test_permuting_the_text_permutes_the_classes(trained, model, pictures):
-    session, picture = session_of(model), read_picture(pictures[0])
+def test_permuting_the_text_permutes_the_classes(trained, model, images):
+    session, image = session_of(model), read_image(images[0])
     assert [x.name for x in session.get_inputs()] == ["picture", "text"]
     text = random_vocabulary(trained, 50).embeddings.numpy()
     order = np.random.default_rng(0).permutation(50)
-    boxes, scores, classes, _ = session.run(None, {"picture": picture, "text": text})
-    other = session.run(None, {"picture": picture, "text": text[order]})
+    boxes, scores, classes, _ = session.run(None, {"picture": image, "text": text})
+    other = session.run(None, {"picture": image, "text": text[order]})
     check_same(records(other[0], other[1], order[other[2]]), records(boxes, scores, classes))
     for shown in (0, 20):
-        found = session.run(None, {"picture": picture, "text": text, "shown": np.array(shown)})
+        found = session.run(None, {"picture": image, "text": text, "shown": np.array(shown)})
         assert (found[2] < shown).all() and len(found[3]) == len(found[2]) and (len(found[2]) > 0) == (shown > 0)
 
 
-def test_the_wrapped_module_is_the_detector(trained, pictures, tmp_path):
+def test_the_wrapped_module_is_the_detector(trained, images, tmp_path):
     vocabulary = random_vocabulary(trained, 60)
-    wrapped, picture = ExportedDetector(trained.model), torch.from_numpy(read_picture(pictures[-1]))
+    wrapped, image = ExportedDetector(trained.model), torch.from_numpy(read_image(images[-1]))
     offered = trained.model.roi_heads.classifier.offer([vocabulary])
-    inputs = picture, vocabulary.embeddings, torch.tensor(ALL)
-    x = {"image": picture.permute(2, 0, 1), "height": len(picture), "width": len(picture[0])}
+    inputs = image, vocabulary.embeddings, torch.tensor(ALL)
+    x = {"image": image.permute(2, 0, 1), "height": len(image), "width": len(image[0])}
     with torch.inference_mode():
         boxes, scores, classes, _ = wrapped(*inputs)
         expected = trained.model.detect([x], offered)[0]
@@ -185,7 +185,7 @@ def test_the_wrapped_module_is_the_detector(trained, pictures, tmp_path):
     torch.testing.assert_close(again[1], scores, rtol=0, atol=1e-5)
 
 
-def test_the_ensemble_asks_which_names_are_base(vocabulary_file, pictures, tmp_path):
+def test_the_ensemble_asks_which_names_are_base(vocabulary_file, images, tmp_path):
     cfg = load_config(str(REPOSITORY / "configs/Glyphs/ensemble.yaml"), ["MODEL.VILD.VOCABULARY", str(vocabulary_file)])
     torch.manual_seed(0)
     VildCheckpointer(build_model(cfg), str(tmp_path)).save("model")
@@ -195,14 +195,14 @@ def test_the_ensemble_asks_which_names_are_base(vocabulary_file, pictures, tmp_p
     vocabulary = random_vocabulary(detector, 40)
     vocabulary.save(tmp_path / "v.safetensors")
     done = bare_runner("--model", tmp_path / "model.onnx", "--vocabulary", tmp_path / "v.safetensors",
-                       "--input", *pictures, "--output", tmp_path / "r.json")  # fmt: skip
+                       "--input", *images, "--output", tmp_path / "r.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for record, picture in zip(json.loads((tmp_path / "r.json").read_text()), pictures, strict=True):
-        check_same(record["detections"], detector(picture, vocabulary).to_dict()["detections"])
+    for record, image in zip(json.loads((tmp_path / "r.json").read_text()), images, strict=True):
+        check_same(record["detections"], detector(image, vocabulary).to_dict()["detections"])
     session, text = session_of(tmp_path / "model.onnx"), vocabulary.embeddings.numpy()
     assert [x.name for x in session.get_inputs()] == ["picture", "text", "base"]
     scores = [
-        session.run(["scores"], {"picture": read_picture(pictures[0]), "text": text, "base": np.full(40, base)})[0]
+        session.run(["scores"], {"picture": read_image(images[0]), "text": text, "base": np.full(40, base)})[0]
         for base in (True, False)
     ]
     assert not np.allclose(*scores)
@@ -218,21 +218,21 @@ def test_the_ensemble_asks_which_names_are_base(vocabulary_file, pictures, tmp_p
         ({"--vocabulary": "other.safetensors"}, "other.safetensors is of teacher .*weights 0123.*but the model is of"),
         ({"--vocabulary": "wide.safetensors"}, "width 7, .*but the model is of .*width 64"),
         ({"--context": "other.safetensors"}, "other.safetensors is of teacher"),
-        ({"--input": "text.txt"}, "picture text.txt cannot be read"),
-        ({"--input": "none.jpg"}, "picture none.jpg cannot be read"),
+        ({"--input": "text.txt"}, "image text.txt cannot be read"),
+        ({"--input": "none.jpg"}, "image none.jpg cannot be read"),
     ],
 )
-def test_a_mistake_is_one_line(trained, model, pictures, tmp_path, monkeypatch, change, message):
+def test_a_mistake_is_one_line(trained, model, images, tmp_path, monkeypatch, change, message):
     import re
 
     monkeypatch.chdir(tmp_path)
     vocabulary = random_vocabulary(trained, 4)
     vocabulary.save("good.safetensors")
     Path("cut.safetensors").write_bytes(Path("good.safetensors").read_bytes()[:-4])
-    Path("text.txt").write_text("neither a vocabulary nor a picture")
+    Path("text.txt").write_text("neither a vocabulary nor an image")
     replace(vocabulary, fingerprint={**vocabulary.fingerprint, "weights": "0123"}).save("other.safetensors")
     replace(vocabulary, embeddings=vocabulary.embeddings[:, :7]).save("wide.safetensors")
-    arguments = {"--model": model, "--vocabulary": "good.safetensors", "--input": pictures[0], "--output": "r.json"}
+    arguments = {"--model": model, "--vocabulary": "good.safetensors", "--input": images[0], "--output": "r.json"}
     done = bare_runner(*(x for pair in {**arguments, **change}.items() for x in pair))
     assert done.returncode == 2 and not Path("r.json").exists()
     assert len(done.stderr.splitlines()) == 1 and re.match(f"error: .*{message}", done.stderr), done.stderr
@@ -264,10 +264,10 @@ def test_run_lengths_are_cocos():
         assert runner.run_lengths(mask) == mask_api.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
 
 
-def test_a_folder_that_needs_nothing_else(trained, checkpoint_file, teacher_folder, pictures, tmp_path):
+def test_a_folder_that_needs_nothing_else(trained, checkpoint_file, teacher_folder, images, tmp_path):
     done = tool("export.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--output", tmp_path / "folder",
                 "--opts", "MODEL.WEIGHTS", checkpoint_file, "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}",
                 "MODEL.VILD.TEACHER.PRETRAINED", "")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = OpenVocabularyDetector.from_folder(tmp_path / "folder")(pictures[0])
-    assert torch.equal(found.scores, trained(pictures[0]).scores)
+    found = OpenVocabularyDetector.from_folder(tmp_path / "folder")(images[0])
+    assert torch.equal(found.scores, trained(images[0]).scores)

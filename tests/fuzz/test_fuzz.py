@@ -40,7 +40,7 @@ from vild.store.maintenance import coverage, repair, summarise, verify
 from vild.store.store import EmbeddingStore, Regions, StoreWriter
 from vild.utils.errors import UserError
 from vild.utils.files import write_tensors
-from vild.utils.images import read_picture
+from vild.utils.images import read_image
 from vild.vocabulary.prompts import LearnedPrompts
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -103,7 +103,7 @@ def read_data_set(folder: Path) -> None:
             if isinstance(mask := annotation.get("segmentation"), dict):
                 mask = mask_api.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
                 assert mask_api.decode(mask).shape == (record["height"], record["width"])
-    datasets.pictures_hash("mine"), ground_truth_boxes("mine"), datasets.read_annotations("mine")
+    datasets.images_hash("mine"), ground_truth_boxes("mine"), datasets.read_annotations("mine")
 
 
 def read_a_split(folder: Path) -> None:
@@ -117,7 +117,7 @@ def read_some_results(folder: Path) -> None:
 
 
 def make_store(folder: Path) -> None:
-    writer = StoreWriter(folder / "store", {"fingerprint": FINGERPRINT, "scales": [1.0]}, [3, 5, 9], shard_pictures=2)
+    writer = StoreWriter(folder / "store", {"fingerprint": FINGERPRINT, "scales": [1.0]}, [3, 5, 9], shard_images=2)
     for index, _ in writer.missing():
         writer.write_shard(
             index, lambda i: Regions(torch.tensor([[0.0, 0, i, i]]), torch.eye(WIDTH)[:1], torch.ones(1))
@@ -220,7 +220,7 @@ SUFFIXES = {
 }
 
 
-def make_pictures(folder: Path) -> None:
+def make_images(folder: Path) -> None:
     ramp = np.arange(8 * 9 * 3, dtype=np.uint8).reshape(8, 9, 3)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -229,10 +229,10 @@ def make_pictures(folder: Path) -> None:
     Image.fromarray(ramp[:, :, 0].astype(np.uint16) * 257).save(folder / "deep.png")
 
 
-def read_a_picture(name: str) -> Callable[[Path], None]:
+def read_a_image(name: str) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
-        picture = read_picture(folder / name)
-        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+        image = read_image(folder / name)
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
 
     return read
 
@@ -260,8 +260,8 @@ TARGETS = {
     "checkpoint_pkl": ("c.pkl", make_checkpoint, read_checkpoint("c.pkl")),
     "proposals": ("p.safetensors", make_proposals, read_some_proposals("p.safetensors")),
     "proposals_json": ("p.json", make_proposals, read_some_proposals("p.json")),
-    **{f"picture_{s}": (f"a.{s}", make_pictures, read_a_picture(f"a.{s}")) for s in SUFFIXES.values()},
-    "picture_deep": ("deep.png", make_pictures, read_a_picture("deep.png")),
+    **{f"image_{s}": (f"a.{s}", make_images, read_a_image(f"a.{s}")) for s in SUFFIXES.values()},
+    "picture_deep": ("deep.png", make_images, read_a_image("deep.png")),
     "config": ("c.yaml", make_configs, lambda folder: load_config(str(folder / "c.yaml"))),
     "base_config": ("base.yaml", make_configs, lambda folder: load_config(str(folder / "c.yaml"))),
     "grid": ("g.yaml", make_configs, lambda folder: read_grid(folder / "g.yaml")),

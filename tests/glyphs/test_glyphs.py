@@ -39,8 +39,8 @@ def test_a_seed_fixes_a_scene():
 
 def test_boxes_hold_their_masks_tightly():
     for index in range(10):
-        picture, placed = drawing.scene(0, index)
-        assert picture.shape == (128, 128, 3) and picture.dtype == np.uint8
+        image, placed = drawing.scene(0, index)
+        assert image.shape == (128, 128, 3) and image.dtype == np.uint8
         for thing in placed:
             x0, y0, x1, y1 = (int(v) for v in thing.box)
             inside = thing.mask[y0:y1, x0:x1]
@@ -60,10 +60,10 @@ def test_scenes_without_novel_objects():
     assert seen == {"f", "c"}
 
 
-def test_captioned_pictures_go_through_the_names():
+def test_captioned_images_go_through_the_names():
     for index in (0, 1, len(drawing.table()) + 1):
-        picture, which, box = drawing.captioned(0, index)
-        assert which == index % len(drawing.table()) and picture.shape == (80, 80, 3)
+        image, which, box = drawing.captioned(0, index)
+        assert which == index % len(drawing.table()) and image.shape == (80, 80, 3)
         assert box[2] > box[0] and box[3] > box[1]
     assert drawing.captioned(0, 0, background=True)[1] == -1
 
@@ -94,10 +94,10 @@ def test_the_world_is_the_same_for_a_seed_and_kept(tmp_path):
         write_world(tmp_path / name, seed=3, sets=("dev",), workers=1, fraction=0.02)
     for path in sorted((tmp_path / "a").rglob("*.*")):
         assert (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() == path.read_bytes()
-    picture = next((tmp_path / "a" / "dev").glob("*.jpg"))
-    picture.unlink()
+    image = next((tmp_path / "a" / "dev").glob("*.jpg"))
+    image.unlink()
     write_world(tmp_path / "a", seed=3, sets=("dev",), workers=1, fraction=0.02)
-    assert not picture.exists()  # a set whose annotations are there is not made again
+    assert not image.exists()  # a set whose annotations are there is not made again
     with pytest.raises(UserError, match="was made with .*'seed': 3.*not with .*'seed': 4"):
         write_world(tmp_path / "a", seed=4, sets=("dev",), workers=1, fraction=0.02)
 

@@ -1,4 +1,4 @@
-"""Words in, boxes out: any kind of picture, any words, from any thread, and no weight ever changes."""
+"""Words in, boxes out: any kind of image, any words, from any thread, and no weight ever changes."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from vild.vocabulary.vocabulary import Vocabulary
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8)
 
 
@@ -46,19 +46,19 @@ def unmatched(a, b) -> int:
     return int((~alike.any(1)).sum())
 
 
-def test_any_words(detector, vocabulary, picture):
-    found = detector(picture)
+def test_any_words(detector, vocabulary, image):
+    found = detector(image)
     assert detector.names == vocabulary.names == found.names and found.image_size == (100, 150)
     others = detector.with_vocabulary(["umbrella", "a thing nobody drew"])
-    found = others(picture)
+    found = others(image)
     assert others.names == ("umbrella", "a thing nobody drew") and others.vocabulary.splits == ("novel", "novel")
     assert set(found.pred_classes.tolist()) <= {0, 1} and len(found) > 30  # the context takes no places
     assert len(others._offered.text) == 2 + vocabulary.splits.count("base") and others._offered.shown == 2
     marked = detector.with_vocabulary(["Sunshine", "chess_rook"])  # a synonym and another spelling of base names
     assert marked.vocabulary.splits == ("base", "base")
     assert len(marked._offered.text) == vocabulary.splits.count("base")
-    assert detector.names == vocabulary.names and same(detector(picture), detector(picture))
-    assert same(detector(picture, ["umbrella", "a thing nobody drew"]), found)
+    assert detector.names == vocabulary.names and same(detector(image), detector(image))
+    assert same(detector(image, ["umbrella", "a thing nobody drew"]), found)
 
 
 def test_wrong_words_are_one_line(detector):
@@ -79,37 +79,37 @@ def test_wrong_words_are_one_line(detector):
         detector.with_vocabulary(["kite"], thresholds={"kit": 0.2})
 
 
-def test_every_kind_of_picture(detector, picture, tmp_path):
-    Image.fromarray(picture[:, :, ::-1]).save(tmp_path / "a.png")
-    expected = detector(picture)
-    tensor = torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1)
+def test_every_kind_of_image(detector, image, tmp_path):
+    Image.fromarray(image[:, :, ::-1]).save(tmp_path / "a.png")
+    expected = detector(image)
+    tensor = torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)
     for kind in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.open(tmp_path / "a.png"), tensor):
         assert same(detector(kind), expected)
-    for wrong in (picture[:, :, 0], picture.astype(float), tensor.float(), tensor[:2], picture[:0], 3):
-        with pytest.raises(UserError, match="picture"):
+    for wrong in (image[:, :, 0], image.astype(float), tensor.float(), tensor[:2], image[:0], 3):
+        with pytest.raises(UserError, match="image"):
             detector(wrong)
 
 
 def test_a_batch_equals_one_by_one(detector):
     rng = np.random.default_rng(1)
-    pictures = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in [(100, 150), (90, 60), (100, 150)]]
-    together = detector(pictures)
-    for found, picture in zip(together, pictures, strict=True):
-        alone = detector(picture)
-        assert len(found) > 10 and found.image_size == picture.shape[:2] and same(found, alone)
+    images = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in [(100, 150), (90, 60), (100, 150)]]
+    together = detector(images)
+    for found, image in zip(together, images, strict=True):
+        alone = detector(image)
+        assert len(found) > 10 and found.image_size == image.shape[:2] and same(found, alone)
     assert detector([]) == []
 
 
-def test_permuting_the_words_permutes_the_result(detector, picture):
+def test_permuting_the_words_permutes_the_result(detector, image):
     words = random_vocabulary(50, detector.trained.width)
     order = np.random.default_rng(0).permutation(50).tolist()
-    a = detector(picture, words)
-    b = detector(picture, words.take(order))
+    a = detector(image, words)
+    b = detector(image, words.take(order))
     assert len(a) > 10 and same(a, b)
     assert sorted(set(a.pred_classes.tolist())) == sorted({order[c] for c in b.pred_classes.tolist()})
 
 
-def test_swapping_is_quick_and_equals_a_fresh_start(detector, make_cfg, checkpoint_file, picture):
+def test_swapping_is_quick_and_equals_a_fresh_start(detector, make_cfg, checkpoint_file, image):
     words = [f"thing {n}" for n in range(1203)]
     before = hash_weights(detector.model)
     first = detector.with_vocabulary(words, prompts="name")
@@ -120,19 +120,19 @@ def test_swapping_is_quick_and_equals_a_fresh_start(detector, make_cfg, checkpoi
     assert torch.equal(first._offered.text, again._offered.text)
     fresh = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file)))
     fresh = fresh.with_vocabulary(words, prompts="name")
-    assert fresh._text._teacher is None and same(again(picture), fresh(picture))
+    assert fresh._text._teacher is None and same(again(image), fresh(image))
     assert hash_weights(detector.model) == before
 
 
-def test_threads_with_vocabularies_of_their_own(detector, picture):
+def test_threads_with_vocabularies_of_their_own(detector, image):
     vocabularies = [random_vocabulary(20 + 7 * n, detector.trained.width, n) for n in range(8)]
-    expected = [detector(picture, v) for v in vocabularies]
+    expected = [detector(image, v) for v in vocabularies]
     failures: list[object] = []
 
     def work(n: int) -> None:
         try:
             for _ in range(3):
-                if not same(detector.with_vocabulary(vocabularies[n])(picture), expected[n]):
+                if not same(detector.with_vocabulary(vocabularies[n])(image), expected[n]):
                     failures.append(n)
         except BaseException as error:
             failures.append(error)
@@ -146,16 +146,16 @@ def test_threads_with_vocabularies_of_their_own(detector, picture):
     assert not failures
 
 
-def test_thresholds(detector, picture):
+def test_thresholds(detector, image):
     words = random_vocabulary(20, detector.trained.width)
-    everything = detector(picture, words)
+    everything = detector(image, words)
     middle = everything.scores.median().item()
-    over = detector.with_vocabulary(words)(picture, threshold=middle)
+    over = detector.with_vocabulary(words)(image, threshold=middle)
     assert same(over, everything[everything.scores > middle])
     counts = torch.bincount(everything.pred_classes, minlength=20)
     often, name = int(counts.argmax()), words.names[int(counts.argmax())]
     limit = everything.scores[everything.pred_classes == often].median().item()
-    own = detector.with_vocabulary(words, thresholds={name: limit})(picture)
+    own = detector.with_vocabulary(words, thresholds={name: limit})(image)
     kept = own.scores[own.pred_classes == often]
     assert 0 < len(kept) < counts[often] and (kept > limit).all()
     assert (own.pred_classes != often).any() and own.scores.min() < limit
@@ -163,24 +163,24 @@ def test_thresholds(detector, picture):
     assert len(own) >= int((everything.pred_classes != often).sum())
 
 
-def test_negatives_take_the_score_and_are_not_reported(detector, picture):
+def test_negatives_take_the_score_and_are_not_reported(detector, image):
     words, negative = ["umbrella", "kite"], ["anchor stone"]
     with_negative = detector.with_vocabulary(words, negatives=negative, context=False, prompts="name")
     three = detector.with_vocabulary([*words, *negative], context=False, prompts="name")
-    a, b = with_negative(picture), three(picture)
+    a, b = with_negative(image), three(image)
     assert set(a.labels()) <= set(words)
     b = b[b.pred_classes < 2]
     torch.testing.assert_close(a.scores[:5], b.scores[:5], rtol=1e-4, atol=1e-6)
 
 
-def test_twenty_thousand_words(detector, picture):
-    found = detector(picture, random_vocabulary(20_000, detector.trained.width))
+def test_twenty_thousand_words(detector, image):
+    found = detector(image, random_vocabulary(20_000, detector.trained.width))
     assert len(found) > 0 and found.pred_classes.max() > 1000
 
 
-def test_results_in_other_forms(detector, picture):
+def test_results_in_other_forms(detector, image):
     supervision = pytest.importorskip("supervision")
-    found = detector(picture, threshold=0.0)[:5]
+    found = detector(image, threshold=0.0)[:5]
     document = found.to_dict()
     assert [d["name"] for d in document["detections"]] == found.labels() and document["height"] == 100
     assert document["detections"][0]["mask"]["size"] == [100, 150]
@@ -190,13 +190,13 @@ def test_results_in_other_forms(detector, picture):
     assert len(found[:0].to_supervision()) == 0 and found[:0].to_dict()["detections"] == []
 
 
-def test_one_folder_holds_everything(detector, picture, tmp_path, monkeypatch):
+def test_one_folder_holds_everything(detector, image, tmp_path, monkeypatch):
     detector.save(tmp_path / "folder")
     loaded = OpenVocabularyDetector.from_folder(tmp_path / "folder")
-    assert same(loaded(picture), detector(picture)) and loaded.vocabulary.splits == detector.vocabulary.splits
+    assert same(loaded(image), detector(image)) and loaded.vocabulary.splits == detector.vocabulary.splits
     monkeypatch.setenv("VILD_CACHE", str(tmp_path / "cache"))  # so that the folder's own teacher is asked
     again = OpenVocabularyDetector.from_folder(tmp_path / "folder")
-    assert same(again(picture, ["violin"]), detector(picture, ["violin"]))
+    assert same(again(image, ["violin"]), detector(image, ["violin"]))
     with pytest.raises(UserError, match=r"config\.yaml does not exist"):
         OpenVocabularyDetector.from_folder(tmp_path / "nothing")
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"no weights")

@@ -40,7 +40,7 @@ def make_jobs(config: Path) -> list[Job]:
     start = ("OUTPUT_DIR", "training", "MODEL.WEIGHTS", "world/proposals/model_final.pth")
     return [
         job("store", "store", "build_teacher_store.py", "--dataset", "glyphs_train", "--proposals",
-            "world/proposals_train.safetensors", "--teacher", teacher, "--shard-pictures", 5, "--device", "cpu",
+            "world/proposals_train.safetensors", "--teacher", teacher, "--shard-images", 5, "--device", "cpu",
             "--output", "store"),
         job("training", "training", "train_net.py", *detector, *start, "SOLVER.MAX_ITER", STEPS),
         # what is logged is a median over the steps since the last resume; of one further step, it is that step's

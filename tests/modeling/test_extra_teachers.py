@@ -199,7 +199,7 @@ def test_regions_of_all_teachers_move_together(make_cfg, second, store_folder):
 
 
 def test_stores_of_other_regions_are_refused(second, store_folder, tmp_path):
-    """Of another choice among the same proposals at once; of a picture that one of them could not read, when it is
+    """Of another choice among the same proposals at once; of an image that one of them could not read, when it is
     asked for: rows would be other regions'."""
     first = EmbeddingStore(store_folder)
     image_id = int(first.image_ids[3])

@@ -10,7 +10,7 @@ from vild.vocabulary.vocabulary import Vocabulary
 
 
 def case(rows, classes, seed=0):
-    """Small boxes in one corner of a large picture; scores without ties."""
+    """Small boxes in one corner of a large image; scores without ties."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(rows, 2, generator=generator) * 12
     boxes = torch.cat([corner, corner + 2 + torch.rand(rows, 2, generator=generator) * 9], 1)

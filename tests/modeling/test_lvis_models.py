@@ -1,4 +1,4 @@
-"""A training step of the LVIS configs' models at full width, on small pictures."""
+"""A training step of the LVIS configs' models at full width, on small images."""
 
 import pytest
 import torch
@@ -23,8 +23,8 @@ def lvis_vocabulary(tmp_path_factory):
     return path
 
 
-def pictures(side=64):
-    """Two pictures of noise with an object each and five distilled regions."""
+def images(side=64):
+    """Two images of noise with an object each and five distilled regions."""
     generator, inputs = torch.Generator().manual_seed(0), []
     for label in (3, 800):
         box = torch.tensor([[10.0, 12.0, 50.0, 58.0]])
@@ -57,7 +57,7 @@ def test_a_model_of_lvis_size_trains(name, lvis_vocabulary):
     torch.manual_seed(0)
     model = build_model(cfg).train()
     with EventStorage():
-        losses = model(pictures())
+        losses = model(images())
     expected = {"loss_rpn_cls", "loss_rpn_loc"}
     if not is_proposal_network(cfg):
         variant = cfg.MODEL.VILD.VARIANT

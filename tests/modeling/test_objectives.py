@@ -151,7 +151,7 @@ def test_gradient_by_finite_differences(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_order_of_a_pictures_regions_does_not_matter(case):
+def test_the_order_of_a_images_regions_does_not_matter(case):
     parameters, _ = CASES[case]
     order = [2, 0, 3, 1, 6, 5, 4, 7]
     a, b = (
@@ -176,12 +176,12 @@ def test_maps_against_numpy_and_finite_differences(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_whole_pictures_are_compared_as_regions_are(dtype):
-    """The NumPy and the gradient of ``tokens``, with two pictures' maps in place of regions', and no region needed."""
+def test_whole_images_are_compared_as_regions_are(dtype):
+    """The NumPy and the gradient of ``tokens``, with two images' maps in place of regions', and no region needed."""
     adapted, of_teacher = (torch.as_tensor(m[:2], dtype=dtype) for m in MAPS[1:])
     adapted.requires_grad_()
     x = regions(np.zeros((0, D)), np.zeros((0, D)), (0, 0), maps=[m[:0] for m in MAPS], dtype=dtype)
-    x = replace(x, adapted_pictures=adapted, teacher_pictures=of_teacher)
+    x = replace(x, adapted_images=adapted, teacher_images=of_teacher)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         value = OBJECTIVES["picture_tokens"](x)
     value.backward()

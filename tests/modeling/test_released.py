@@ -38,7 +38,7 @@ def random(*shape) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-# pictures
+# images
 
 
 def resized(image, height, width):
@@ -114,7 +114,7 @@ def test_p6_samples_from_the_right_and_below():
 
 
 class Maps(Backbone):
-    """The same maps for every picture."""
+    """The same maps for every image."""
 
     def __init__(self, maps):
         super().__init__()

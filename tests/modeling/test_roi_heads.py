@@ -48,7 +48,7 @@ def test_a_training_step_reaches_every_parameter(make_cfg, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pictures_without_objects_or_regions_train(make_cfg, variant):
+def test_images_without_objects_or_regions_train(make_cfg, variant):
     cfg = make_cfg(variant)
     model = build(cfg).train()
     inputs = inputs_of(cfg)
@@ -202,7 +202,7 @@ def test_no_proposals_at_test(detector):
     assert len(found) == 0 and found.pred_masks.shape[0] == 0
 
 
-def test_detections_are_inside_the_picture_and_sorted(detector):
+def test_detections_are_inside_the_image_and_sorted(detector):
     cfg, model = detector
     (found,) = detect(model, [inputs_of(cfg, 1)[0]["image"]])
     boxes = found.pred_boxes.tensor

@@ -20,7 +20,7 @@ IDS = [11, 5, 7, 20, 3]
 
 def regions(image_id: int) -> Regions:
     generator = torch.Generator().manual_seed(image_id)
-    count = image_id % 4  # picture 20 has none
+    count = image_id % 4  # image 20 has none
     embeddings = torch.nn.functional.normalize(torch.randn(count, 8, generator=generator), dim=1)
     boxes = torch.rand(count, 4, generator=generator) * 50
     boxes[:, 2:] += boxes[:, :2]
@@ -125,7 +125,7 @@ def test_every_broken_shard_has_its_line(tmp_path):
 )
 def test_wrong_numbers_are_found_where_there_is_no_checksum_yet(tmp_path, name, value, what):
     folder = write(tmp_path, stop_after=2)
-    path = folder / "shard-00001.safetensors"  # pictures 7 (three rows) and 20 (none)
+    path = folder / "shard-00001.safetensors"  # images 7 (three rows) and 20 (none)
     tensors = load_file(path)
     tensors[name].view(len(tensors["boxes"]), -1)[2, 0] = value
     save_file(tensors, path)
@@ -141,7 +141,7 @@ def test_shards_of_another_order_are_told(tmp_path):
     manifest["shards"].reverse()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     ((path, line),) = verify(folder)
-    assert path is None and "do not hold the pictures" in line
+    assert path is None and "do not hold the images" in line
     with pytest.raises(UserError, match="build it anew"):
         repair(folder)
 
@@ -152,11 +152,11 @@ def test_summary_and_coverage(tmp_path):
     assert f"regions     {total}" in text and "complete" in text and "1,234 by nms" in text
     assert coverage(tmp_path / "store", [5, 20, 8, 2]) == ([2, 8], 1)
     write(tmp_path / "begun", stop_after=1)
-    assert "unfinished, 2 of 5 pictures" in summarise(tmp_path / "begun")
+    assert "unfinished, 2 of 5 images" in summarise(tmp_path / "begun")
     assert coverage(tmp_path / "begun", IDS) == ([3, 7, 20], 0)
 
 
-def test_a_histogram_counts_every_picture_once():
+def test_a_histogram_counts_every_image_once():
     rng = np.random.default_rng(0)
     for top in (0, 1, 7, 8, 9, 300):
         counts = rng.integers(0, top + 1, 500)

@@ -47,12 +47,12 @@ def test_what_cannot_be_packed_does_not_come_back_as_numbers_from_nowhere():
         assert unpack(packed["embeddings"], packed.get("scales")).shape == (0, 8)
 
 
-def write(folder, dtype="float16", counts=(3, 0, 5, 1), shard_pictures=2, width=8):
+def write(folder, dtype="float16", counts=(3, 0, 5, 1), shard_images=2, width=8):
     def regions(image_id):
         boxes = torch.rand(counts[image_id], 2).repeat(1, 2) + torch.tensor([0.0, 0, 1, 1])
         return Regions(boxes, F.normalize(torch.randn(counts[image_id], width), dim=1), torch.rand(counts[image_id]))
 
-    writer = StoreWriter(folder, PLAN, list(range(len(counts))), shard_pictures, dtype=dtype)
+    writer = StoreWriter(folder, PLAN, list(range(len(counts))), shard_images, dtype=dtype)
     for index, _ in writer.missing():
         writer.write_shard(index, regions)
     writer.finish()
@@ -62,7 +62,7 @@ def write(folder, dtype="float16", counts=(3, 0, 5, 1), shard_pictures=2, width=
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_planned_size_is_exact_but_for_headers(tmp_path, dtype):
     counts = np.random.default_rng(0).integers(0, 9, 40).tolist()
-    write(tmp_path, dtype, counts, shard_pictures=7, width=16)
+    write(tmp_path, dtype, counts, shard_images=7, width=16)
     shards = list(tmp_path.glob("*.safetensors"))
     headers = sum(8 + int.from_bytes(path.read_bytes()[:8], "little") + 8 for path in shards)  # 8: the first offset
     assert sum(path.stat().st_size for path in shards) == plan_size(counts, 16, dtype) + headers

@@ -18,13 +18,13 @@ IDS = [11, 5, 7, 20, 3]
 
 def regions(image_id: int) -> Regions:
     generator = torch.Generator().manual_seed(image_id)
-    count = image_id % 4  # picture 20 has none
+    count = image_id % 4  # image 20 has none
     embeddings = torch.nn.functional.normalize(torch.randn(count, 8, generator=generator), dim=1)
     return Regions(torch.rand(count, 4, generator=generator) * 50, embeddings, torch.rand(count, generator=generator))
 
 
 def write(folder, plan=PLAN, stop_after=99, dtype="float16"):
-    writer = StoreWriter(folder, plan, IDS, shard_pictures=2, dtype=dtype)
+    writer = StoreWriter(folder, plan, IDS, shard_images=2, dtype=dtype)
     for done, (index, _) in enumerate(writer.missing()):
         if done == stop_after:
             return writer

@@ -25,7 +25,7 @@ def regions(image_id: int) -> Regions:
     return Regions(torch.rand(count, 4, generator=generator), embeddings, torch.rand(count, generator=generator))
 
 
-def write(folder: Path, dtype: str, pictures: int, dies_at: int | None = None) -> None:
+def write(folder: Path, dtype: str, images: int, dies_at: int | None = None) -> None:
     """``dies_at``: before the n-th time (from 0) that Python makes, opens or renames something of the store's."""
     events = 0
 
@@ -39,7 +39,7 @@ def write(folder: Path, dtype: str, pictures: int, dies_at: int | None = None) -
     if dies_at is not None:
         sys.addaudithook(watch)
     torch.set_num_threads(1)
-    writer = StoreWriter(folder, PLAN, list(range(pictures)), 2, {"data_set": "d"}, dtype)
+    writer = StoreWriter(folder, PLAN, list(range(images)), 2, {"data_set": "d"}, dtype)
     for index, _ in writer.missing():
         writer.write_shard(index, regions)
     writer.finish()

@@ -27,12 +27,12 @@ def test_embeddings_are_unit_and_carry_no_gradient(teacher):
 
 
 def test_batched_equals_one_by_one(teacher):
-    picture = torch.randint(0, 255, (3, 100, 120), dtype=torch.uint8)
+    image = torch.randint(0, 255, (3, 100, 120), dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0.0, 30.0, 40.0], [50.5, 20.0, 110.0, 90.0], [20.0, 20.0, 25.0, 80.0]])
-    together = teacher.encode_regions(picture, boxes)
-    single = torch.cat([teacher.encode_regions(picture, box[None]) for box in boxes])
+    together = teacher.encode_regions(image, boxes)
+    single = torch.cat([teacher.encode_regions(image, box[None]) for box in boxes])
     torch.testing.assert_close(together, single, atol=1e-5, rtol=1e-4)
-    assert teacher.encode_regions(picture, boxes[:0]).shape == (0, teacher.width)
+    assert teacher.encode_regions(image, boxes[:0]).shape == (0, teacher.width)
 
 
 def test_texts_in_batches_equal_texts_at_once(teacher):
@@ -53,8 +53,8 @@ def test_fingerprint_follows_the_weights_not_the_place(teacher, teacher_folder, 
 
 def test_crop_mode_makes_other_regions_in_the_same_space(teacher, teacher_folder):
     padded = Teacher(f"local-dir:{teacher_folder}", crop="pad")
-    picture, boxes = torch.randint(0, 255, (3, 90, 120), dtype=torch.uint8), torch.tensor([[5.0, 5.0, 100.0, 40.0]])
-    assert (padded.encode_regions(picture, boxes) - teacher.encode_regions(picture, boxes)).abs().max() > 1e-4
+    image, boxes = torch.randint(0, 255, (3, 90, 120), dtype=torch.uint8), torch.tensor([[5.0, 5.0, 100.0, 40.0]])
+    assert (padded.encode_regions(image, boxes) - teacher.encode_regions(image, boxes)).abs().max() > 1e-4
     assert teacher.fingerprint["preprocess"]["crop"] == "squash"  # as the stores of old have it
     assert same_teacher(padded.fingerprint, teacher.fingerprint)
     assert not same_regions(padded.fingerprint, teacher.fingerprint)
@@ -122,19 +122,19 @@ def small_teacher(monkeypatch, vision_cfg):
 def test_maps_come_beside_the_very_same_embeddings(monkeypatch, tower):
     vision_cfg, shape = TOWERS[tower]
     teacher = small_teacher(monkeypatch, vision_cfg)
-    picture = torch.randint(0, 255, (3, 100, 120), dtype=torch.uint8)
+    image = torch.randint(0, 255, (3, 100, 120), dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0.0, 30.0, 40.0], [50.5, 20.0, 110.0, 90.0], [20.0, 20.0, 25.0, 80.0]])
-    embeddings, maps = teacher.encode_regions_and_maps(picture, boxes)
-    assert torch.equal(embeddings, teacher.encode_regions(picture, boxes))
+    embeddings, maps = teacher.encode_regions_and_maps(image, boxes)
+    assert torch.equal(embeddings, teacher.encode_regions(image, boxes))
     assert teacher.map_shape == shape and maps.shape == (3, *shape) and maps.dtype == torch.float32
     # of each box's own 1x crop
-    crop = crop_regions(picture, boxes[1:2], teacher.size, teacher.mean, teacher.std, scales=(1.0,))[0]
+    crop = crop_regions(image, boxes[1:2], teacher.size, teacher.mean, teacher.std, scales=(1.0,))[0]
     torch.testing.assert_close(maps[1:2], teacher.encode_image_and_maps(crop)[1], atol=1e-4, rtol=1e-4)
-    embeddings, maps = teacher.encode_regions_and_maps(picture, boxes[:0])
+    embeddings, maps = teacher.encode_regions_and_maps(image, boxes[:0])
     assert embeddings.shape == (0, 16) and maps.shape == (0, *shape)
 
 
-def test_a_mirrored_picture_has_mirrored_maps(teacher, monkeypatch):
+def test_a_mirrored_image_has_mirrored_maps(teacher, monkeypatch):
     """With a tower that pools 12 x 12 pixels, as a trained one knows left from right."""
 
     def pool(images, **_):
@@ -142,11 +142,11 @@ def test_a_mirrored_picture_has_mirrored_maps(teacher, monkeypatch):
         return {"image_features": maps.mean((2, 3)), "image_intermediates": [maps]}
 
     monkeypatch.setattr(teacher.model, "forward_intermediates", pool)
-    picture = torch.randint(0, 255, (3, 100, 120), dtype=torch.uint8)
+    image = torch.randint(0, 255, (3, 100, 120), dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0.0, 30.0, 40.0], [50.0, 20.0, 110.0, 90.0]])
     mirrored = torch.stack([120 - boxes[:, 2], boxes[:, 1], 120 - boxes[:, 0], boxes[:, 3]], 1)
-    _, maps = teacher.encode_regions_and_maps(picture, boxes)
-    _, others = teacher.encode_regions_and_maps(picture.flip(-1), mirrored)
+    _, maps = teacher.encode_regions_and_maps(image, boxes)
+    _, others = teacher.encode_regions_and_maps(image.flip(-1), mirrored)
     torch.testing.assert_close(others.flip(-1), maps, atol=0.05, rtol=0)  # crops are rounded to 8 bits
     assert (others - maps).abs().max() > 0.2
 

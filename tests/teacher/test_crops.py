@@ -13,48 +13,48 @@ BOXES = torch.tensor(
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
     return torch.from_numpy(np.asarray(coarse.resize((160, 120), Image.Resampling.BICUBIC)).copy()).permute(2, 0, 1)
 
 
-def pil_crop(picture, window, size, mode):
-    image = Image.fromarray(picture.permute(1, 2, 0).numpy()).crop(window)
+def pil_crop(pixels, window, size, mode):
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).crop(window)
     array = np.asarray(image.resize(size[::-1], mode), np.float32) / 255
     return (array - np.array(MEAN)) / np.array(STD)
 
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
-def test_equals_pil_within_rounding(picture, mode):
+def test_equals_pil_within_rounding(image, mode):
     size = (32, 32)
-    crops = crop_regions(picture, BOXES, size, MEAN, STD, mode)
+    crops = crop_regions(image, BOXES, size, MEAN, STD, mode)
     assert crops.shape == (4, 2, 3, 32, 32)
     for s, scale in enumerate((1.0, 1.5)):
         for n, window in enumerate(to_pixels(enlarge(BOXES, scale), 120, 160).tolist()):
-            expected = pil_crop(picture, window, size, getattr(Image.Resampling, mode.upper()))
+            expected = pil_crop(image, window, size, getattr(Image.Resampling, mode.upper()))
             difference = np.abs(crops[n, s].permute(1, 2, 0).numpy() - expected) * np.array(STD) * 255
             assert difference.max() <= 2.001 and (difference > 1.001).mean() < 0.005
 
 
-def test_batched_equals_one_by_one(picture):
-    together = crop_regions(picture, BOXES, (24, 24), MEAN, STD)
-    single = [crop_regions(picture, box[None], (24, 24), MEAN, STD) for box in BOXES]
+def test_batched_equals_one_by_one(image):
+    together = crop_regions(image, BOXES, (24, 24), MEAN, STD)
+    single = [crop_regions(image, box[None], (24, 24), MEAN, STD) for box in BOXES]
     assert torch.equal(together, torch.cat(single))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_several_pictures_in_one_call_equal_one_by_one(picture, mode):
-    pictures = [picture, picture[:, 10:90, 20:70].flip(0), picture[:, :50]]
+def test_several_images_in_one_call_equal_one_by_one(image, mode):
+    images = [image, image[:, 10:90, 20:70].flip(0), image[:, :50]]
     boxes = [BOXES, torch.zeros(0, 4), BOXES[1:3]]
-    together = crop_batch(pictures, boxes, (24, 24), MEAN, mode=mode)
-    single = [crop_batch([p], [b], (24, 24), MEAN, mode=mode) for p, b in zip(pictures, boxes, strict=True)]
+    together = crop_batch(images, boxes, (24, 24), MEAN, mode=mode)
+    single = [crop_batch([p], [b], (24, 24), MEAN, mode=mode) for p, b in zip(images, boxes, strict=True)]
     assert together.dtype == torch.uint8 and together.shape == (6, 2, 3, 24, 24)
     assert torch.equal(together, torch.cat(single))
     assert crop_batch([], [], (24, 24), MEAN, mode=mode).shape == (0, 2, 3, 24, 24)
 
 
-def test_modes_show_the_whole_box_its_middle_or_all_of_it_between_bars(picture):
+def test_modes_show_the_whole_box_its_middle_or_all_of_it_between_bars(image):
     ramp = torch.arange(160, dtype=torch.uint8).expand(3, 120, 160)
     box = [torch.tensor([[0.0, 0.0, 160.0, 40.0]])]
     shown = {m: crop_batch([ramp], box, (40, 40), MEAN, scales=(1.0,), mode=m)[0, 0, 0] for m in MODES}
@@ -67,11 +67,11 @@ def test_modes_show_the_whole_box_its_middle_or_all_of_it_between_bars(picture):
         crop_batch([ramp], box, (40, 40), MEAN, mode="centre")
 
 
-def test_normalise(picture):
-    values = normalise(picture.expand(2, 5, *picture.shape), MEAN, STD)
-    expected = (picture / 255.0 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+def test_normalise(image):
+    values = normalise(image.expand(2, 5, *image.shape), MEAN, STD)
+    expected = (image / 255.0 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(values, expected.expand_as(values), atol=1e-5, rtol=0)
-    assert torch.equal(normalise(picture, MEAN, STD), values[1, 3])
+    assert torch.equal(normalise(image, MEAN, STD), values[1, 3])
 
 
 def test_enlarged_boxes_keep_their_centre_and_are_clipped():
@@ -82,18 +82,18 @@ def test_enlarged_boxes_keep_their_centre_and_are_clipped():
     assert windows.min() >= 0 and windows[:, 2].max() <= 160 and windows[:, 3].max() <= 120
 
 
-def test_degenerate_and_outside_boxes_give_at_least_a_pixel(picture):
+def test_degenerate_and_outside_boxes_give_at_least_a_pixel(image):
     boxes = torch.tensor([[50.0, 50.0, 50.0, 50.0], [-20.0, -20.0, -5.0, -5.0], [500.0, 500.0, 600.0, 600.0]])
     windows = to_pixels(boxes, 120, 160)
     assert (windows[:, 2:] > windows[:, :2]).all()
-    assert crop_regions(picture, boxes, (8, 8), MEAN, STD).isfinite().all()
+    assert crop_regions(image, boxes, (8, 8), MEAN, STD).isfinite().all()
 
 
-def test_no_boxes(picture):
-    assert crop_regions(picture, torch.zeros(0, 4), (8, 8), MEAN, STD).shape == (0, 2, 3, 8, 8)
+def test_no_boxes(image):
+    assert crop_regions(image, torch.zeros(0, 4), (8, 8), MEAN, STD).shape == (0, 2, 3, 8, 8)
 
 
-def test_a_resize_of_the_whole_picture_is_antialiased():
+def test_a_resize_of_the_whole_image_is_antialiased():
     stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
     stripes[:, :, ::2] = 255
     crop = crop_regions(stripes, torch.tensor([[0.0, 0.0, 64.0, 64.0]]), (8, 8), (0, 0, 0), (1, 1, 1), scales=(1.0,))

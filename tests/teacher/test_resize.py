@@ -14,8 +14,8 @@ FILL = (122, 117, 104)
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """Noise of black and white, the hardest case for rounding and clipping, and a smooth picture of another size."""
+def images():
+    """Noise of black and white, the hardest case for rounding and clipping, and a smooth image of another size."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 2, (230, 310, 3), dtype=np.uint8) * 255
     coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
@@ -23,11 +23,11 @@ def pictures():
     return [torch.from_numpy(p.copy()).permute(2, 0, 1) for p in (noise, smooth)]
 
 
-def windows(pictures, count, seed=0):
-    """(picture, window) of all sizes and shapes: whole pictures, single pixels, lines, the borders, and at random."""
+def windows(images, count, seed=0):
+    """(image, window) of all sizes and shapes: whole images, single pixels, lines, the borders, and at random."""
     rng, result = np.random.default_rng(seed), []
-    for number, picture in enumerate(pictures):
-        h, w = picture.shape[1:]
+    for number, image in enumerate(images):
+        h, w = image.shape[1:]
         result += [
             (number, box)
             for box in [(0, 0, w, h), (0, 0, 1, 1), (w - 1, h - 1, w, h), (0, 5, w, 6), (7, 0, 8, h), (0, 0, 2, h)]
@@ -43,10 +43,10 @@ def to_jobs(cases, size, mode):
     return [Job(n, x0, y0, x1, y1, *place(y1 - y0, x1 - x0, size, mode)) for n, (x0, y0, x1, y1) in cases]
 
 
-def by_pillow(pictures, cases, size, mode, interpolation):
+def by_pillow(images, cases, size, mode, interpolation):
     """uint8 [N, 3, *size] by PIL; "center" by open_clip's own preprocessing."""
-    images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures]
-    crops = (images[n].crop(window) for n, window in cases)
+    opened = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in images]
+    crops = (opened[n].crop(window) for n, window in cases)
     if mode == "center":
         chain = image_transform(size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation)
         return torch.stack([(chain(crop) * 255).round().to(torch.uint8) for crop in crops])
@@ -66,51 +66,51 @@ def pad(crop, size, pil):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(32, 32), (45, 45)])
-def test_equals_pillow(pictures, size, interpolation, mode):
-    cases = windows(pictures, 60)
-    jobs, expected = to_jobs(cases, size, mode), by_pillow(pictures, cases, size, mode, interpolation)
-    exact = resize_matmul(pictures, jobs, size, interpolation, FILL)
+def test_equals_pillow(images, size, interpolation, mode):
+    cases = windows(images, 60)
+    jobs, expected = to_jobs(cases, size, mode), by_pillow(images, cases, size, mode, interpolation)
+    exact = resize_matmul(images, jobs, size, interpolation, FILL)
     assert torch.equal(exact, expected)
-    fast = resize_windows(pictures, jobs, size, interpolation, FILL)
+    fast = resize_windows(images, jobs, size, interpolation, FILL)
     difference = (fast.int() - expected.int()).abs()
     assert difference.max() <= 2 and (difference > 1).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("size", [(20, 60), (60, 20), (224, 224)])
-def test_equals_pillow_in_other_canvases(pictures, size):
-    cases = windows(pictures, 15, seed=1)
-    exact = resize_matmul(pictures, to_jobs(cases, size, "squash"), size, "bicubic", FILL)
-    assert torch.equal(exact, by_pillow(pictures, cases, size, "squash", "bicubic"))
+def test_equals_pillow_in_other_canvases(images, size):
+    cases = windows(images, 15, seed=1)
+    exact = resize_matmul(images, to_jobs(cases, size, "squash"), size, "bicubic", FILL)
+    assert torch.equal(exact, by_pillow(images, cases, size, "squash", "bicubic"))
 
 
-def test_both_orders_of_the_passes_occur_and_matter(pictures, monkeypatch):
+def test_both_orders_of_the_passes_occur_and_matter(images, monkeypatch):
     """So that the tests above cannot pass by a fixed order."""
-    jobs = [j for j in to_jobs(windows(pictures, 60), (32, 32), "squash") if j.picture == 0]
+    jobs = [j for j in to_jobs(windows(images, 60), (32, 32), "squash") if j.image == 0]
     first = torch.tensor([j.columns_first for j in jobs])
     assert first.any() and not first.all()
-    right = resize_matmul(pictures, jobs, (32, 32), "bicubic", FILL)
+    right = resize_matmul(images, jobs, (32, 32), "bicubic", FILL)
     monkeypatch.setattr(Job, "columns_first", False)
-    fixed = resize_matmul(pictures, jobs, (32, 32), "bicubic", FILL)
+    fixed = resize_matmul(images, jobs, (32, 32), "bicubic", FILL)
     assert torch.equal(right[~first], fixed[~first]) and (right[first].int() - fixed[first].int()).abs().max() > 2
 
 
-def test_groups_and_threads_change_nothing(pictures, monkeypatch):
-    jobs = to_jobs(windows(pictures, 30, seed=2), (32, 32), "pad")
-    exact, fast = (f(pictures, jobs, (32, 32), "bicubic", FILL) for f in (resize_matmul, resize_windows))
+def test_groups_and_threads_change_nothing(images, monkeypatch):
+    jobs = to_jobs(windows(images, 30, seed=2), (32, 32), "pad")
+    exact, fast = (f(images, jobs, (32, 32), "bicubic", FILL) for f in (resize_matmul, resize_windows))
     monkeypatch.setattr(resize, "GROUP_BYTES", 1)  # every window alone
-    assert torch.equal(resize_matmul(pictures, jobs, (32, 32), "bicubic", FILL), exact)
+    assert torch.equal(resize_matmul(images, jobs, (32, 32), "bicubic", FILL), exact)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(resize_windows(pictures, jobs, (32, 32), "bicubic", FILL), fast)
+    assert torch.equal(resize_windows(images, jobs, (32, 32), "bicubic", FILL), fast)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(resize_matmul(pictures, jobs, (32, 32), "bicubic", FILL), exact)
+        assert torch.equal(resize_matmul(images, jobs, (32, 32), "bicubic", FILL), exact)
 
 
-def test_flipping_the_picture_flips_the_crops(pictures):
-    size, width = (32, 32), pictures[1].shape[2]
-    cases = [(0, window) for n, window in windows(pictures, 40) if n == 1]
+def test_flipping_the_image_flips_the_crops(images):
+    size, width = (32, 32), images[1].shape[2]
+    cases = [(0, window) for n, window in windows(images, 40) if n == 1]
     flipped = [(0, (width - x1, y0, width - x0, y1)) for _, (x0, y0, x1, y1) in cases]
-    a = resize_matmul(pictures[1:], to_jobs(cases, size, "squash"), size, "bicubic", FILL)
-    b = resize_matmul([pictures[1].flip(2)], to_jobs(flipped, size, "squash"), size, "bicubic", FILL)
+    a = resize_matmul(images[1:], to_jobs(cases, size, "squash"), size, "bicubic", FILL)
+    b = resize_matmul([images[1].flip(2)], to_jobs(flipped, size, "squash"), size, "bicubic", FILL)
     difference = (a.flip(3).int() - b.int()).abs()
     assert difference.max() <= 1 and (difference > 0).float().mean() < 0.01  # a half rounds up, not outwards
 
@@ -126,7 +126,7 @@ def test_matrices_survive_eleven_bits():
     assert (whole[~inside] == 0).all()
 
 
-def test_no_windows(pictures):
+def test_no_windows(images):
     for function in (resize_matmul, resize_windows):
-        assert function(pictures, [], (8, 8), "bicubic", FILL).shape == (0, 3, 8, 8)
+        assert function(images, [], (8, 8), "bicubic", FILL).shape == (0, 3, 8, 8)
         assert function([], [], (8, 8), "bicubic", FILL).shape == (0, 3, 8, 8)

@@ -5,11 +5,11 @@ import zlib
 
 import numpy as np
 import pytest
-from detectron2.data.detection_utils import read_image
+from detectron2.data.detection_utils import read_image as detectron2_image
 from PIL import Image
 
 from vild.utils.errors import UserError
-from vild.utils.images import read_picture
+from vild.utils.images import read_image
 
 
 @pytest.fixture
@@ -22,38 +22,38 @@ def ramp() -> np.ndarray:
 def test_as_detectron2_reads(ramp, tmp_path, image_format):
     Image.fromarray(ramp).save(tmp_path / "a.jpg")
     path = str(tmp_path / "a.jpg")
-    assert np.array_equal(read_picture(path, image_format), read_image(path, image_format))
+    assert np.array_equal(read_image(path, image_format), detectron2_image(path, image_format))
 
 
 def test_turned_upright(ramp, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     Image.fromarray(ramp).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read_picture(tmp_path / "a.png", "RGB"), np.rot90(ramp, -1))
+    assert np.array_equal(read_image(tmp_path / "a.png", "RGB"), np.rot90(ramp, -1))
 
 
 def test_sixteen_bits(ramp, tmp_path):
     grey = ramp[:, :, 1]
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "a.png")
-    assert np.array_equal(read_picture(tmp_path / "a.png"), np.repeat(grey[:, :, None], 3, 2))
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.repeat(grey[:, :, None], 3, 2))
 
 
 def test_cmyk_palette_grey_and_alpha(ramp, tmp_path):
-    picture = Image.fromarray(ramp)
-    picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
-    assert np.abs(read_picture(tmp_path / "cmyk.jpg", "RGB").astype(int) - ramp).max() < 16
-    picture.convert("L").save(tmp_path / "grey.png")
-    picture.convert("RGBA").save(tmp_path / "alpha.png")
-    picture.convert("P").save(tmp_path / "palette.png")
-    assert read_picture(tmp_path / "grey.png").shape == ramp.shape
-    assert np.array_equal(read_picture(tmp_path / "alpha.png", "RGB"), ramp)
-    assert read_picture(tmp_path / "palette.png").shape == ramp.shape
+    image = Image.fromarray(ramp)
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    assert np.abs(read_image(tmp_path / "cmyk.jpg", "RGB").astype(int) - ramp).max() < 16
+    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    image.convert("P").save(tmp_path / "palette.png")
+    assert read_image(tmp_path / "grey.png").shape == ramp.shape
+    assert np.array_equal(read_image(tmp_path / "alpha.png", "RGB"), ramp)
+    assert read_image(tmp_path / "palette.png").shape == ramp.shape
 
 
 def test_the_first_frame_of_an_animation(ramp, tmp_path):
     frames = [Image.fromarray(np.full_like(ramp, value)) for value in (50, 200)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert (read_picture(tmp_path / "a.gif") == 50).all()
+    assert (read_image(tmp_path / "a.gif") == 50).all()
 
 
 def huge_png() -> bytes:
@@ -63,11 +63,11 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
 
 
-def bad_pictures(ramp: np.ndarray, folder) -> dict:
-    """Files that are no pictures, by what is wrong with them."""
+def bad_images(ramp: np.ndarray, folder) -> dict:
+    """Files that are no images, by what is wrong with them."""
     Image.fromarray(ramp).save(folder / "whole.jpg")
     contents = {
-        "text": b"not a picture\n" * 20,
+        "text": b"not an image\n" * 20,
         "empty": b"",
         "truncated": (folder / "whole.jpg").read_bytes()[:-200],
         "huge": huge_png(),
@@ -88,7 +88,7 @@ def bad_pictures(ramp: np.ndarray, folder) -> dict:
     ],
 )
 def test_bad_files_are_one_line(ramp, tmp_path, which, reason):
-    path = bad_pictures(ramp, tmp_path)[which]
+    path = bad_images(ramp, tmp_path)[which]
     with pytest.raises(UserError, match=reason) as caught:
-        read_picture(path)
+        read_image(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)

@@ -31,7 +31,7 @@ from vild.store.shards import read_head
 from vild.teacher.clip import Teacher
 from vild.utils import untrusted
 from vild.utils.errors import UserError
-from vild.utils.images import read_picture
+from vild.utils.images import read_image
 from vild.utils.weight_files import load_weights
 from vild.vocabulary.prompts import LearnedPrompts
 from vild.vocabulary.vocabulary import Vocabulary
@@ -209,14 +209,14 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path, monkeypatch):
     Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png")
     Image.init()
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it is decoded"))
-    one_line(read_picture, tmp_path / "a.png", match="10,000 x 10,000 pixels, more than the limit")
+    one_line(read_image, tmp_path / "a.png", match="10,000 x 10,000 pixels, more than the limit")
 
 
-def test_pictures_are_files_that_no_other_program_reads(tmp_path):
+def test_images_are_files_that_no_other_program_reads(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\n")
-    one_line(read_picture, tmp_path / "a.jpg", match="cannot identify")  # Pillow would start Ghostscript
+    one_line(read_image, tmp_path / "a.jpg", match="cannot identify")  # Pillow would start Ghostscript
     os.mkfifo(tmp_path / "pipe.jpg")
-    one_line(read_picture, tmp_path / "pipe.jpg", match="not a regular file")
+    one_line(read_image, tmp_path / "pipe.jpg", match="not a regular file")
     one_line(read_json, tmp_path / "pipe.jpg", match="not a regular file")
 
 
@@ -240,10 +240,10 @@ def test_words_are_read_in_bounds(tmp_path):
         *(("coco_url", n) for n in ("http://x/../a.jpg", "x/..", "", "http://x/a\\..\\..\\b", "x/\ud800.jpg")),
     ],
 )
-def test_a_picture_lies_below_its_folder(key, name):
+def test_a_image_lies_below_its_folder(key, name):
     image = {"id": 1, "height": 4, "width": 4, key: name}
     told = one_line(check_annotations, {"images": [image], "annotations": [], "categories": []}, "f.json")
-    assert told.startswith(f"f.json: images[0] (id 1): {key} is ") and "below the picture folder" in told
+    assert told.startswith(f"f.json: images[0] (id 1): {key} is ") and "below the image folder" in told
 
 
 def test_names_that_stay_below():
@@ -326,7 +326,7 @@ def test_run_lengths_are_those_of_pycocotools():
 
 
 @pytest.mark.parametrize("counts", ["o", "1o", "\u20ac", "~~", "P" * 40, [5, -1, 12], [16], [1 << 70], "0" * 9])
-def test_masks_fit_their_picture(counts):
+def test_masks_fit_their_image(counts):
     record = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}
     document = {
         "images": [{"id": 1, "height": 4, "width": 5, "file_name": "a"}],
@@ -345,8 +345,8 @@ def test_a_message_is_one_line_whatever_is_in_it():
     error = UserError("file 'a\nb\x1b[2J\u2028\r'" + "x" * 9999)
     assert str(error).startswith("file 'a b [2J  'xxx") and len(str(error)) == 2000
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    told = "Caught UserError in DataLoader process 0.\nTraceback ...\nvild.utils.errors.UserError: picture a is broken"
-    assert str(UserError(told)) == "picture a is broken"
+    told = "Caught UserError in DataLoader process 0.\nTraceback ...\nvild.utils.errors.UserError: image a is broken"
+    assert str(UserError(told)) == "image a is broken"
 
 
 def test_what_ships_is_read(teacher_folder):

@@ -47,14 +47,14 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
         torch.set_num_threads(args.threads)
     teacher = Teacher(args.teacher, args.pretrained, args.device)
     rng = np.random.default_rng(0)
-    pictures = read_pictures(args.images) if args.images else [made_up(rng) for _ in range(8)]
-    pictures = pictures[: args.boxes]
-    share = np.array_split(np.arange(args.boxes), len(pictures))
-    boxes = [boxes_of_all_shapes(rng, len(s), *p.shape[1:]) for p, s in zip(pictures, share, strict=True)]
+    images = read_images(args.images) if args.images else [made_up(rng) for _ in range(8)]
+    images = images[: args.boxes]
+    share = np.array_split(np.arange(args.boxes), len(images))
+    boxes = [boxes_of_all_shapes(rng, len(s), *p.shape[1:]) for p, s in zip(images, share, strict=True)]
     at_once = args.at_once or (256 if args.device == "cpu" else 2048)
-    per_call = max(1, at_once * len(pictures) // args.boxes)  # pictures
-    starts = range(0, len(pictures), per_call)
-    work = [(pictures[i : i + per_call], boxes[i : i + per_call]) for i in starts]
+    per_call = max(1, at_once * len(images) // args.boxes)  # images
+    starts = range(0, len(images), per_call)
+    work = [(images[i : i + per_call], boxes[i : i + per_call]) for i in starts]
     ways = {"PIL and CLIP's preprocessing": pil_chain, "roi_align, sampling ratio 2": by_roi_align, "ours": ours}
     seconds = {name: [] for name in ways}
     for way in ways.values():  # threads and memory, once
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
     for name in list(ways)[:2]:
         took = statistics.median(seconds[name])
         yield {
-            "what": f"{crops} crops of {len(pictures)} pictures, {args.device}", "baseline": name, "baseline_s": took,
+            "what": f"{crops} crops of {len(images)} images, {args.device}", "baseline": name, "baseline_s": took,
             "ours_s": ours_s, "ratio": took / ours_s, "crops_per_s": crops / ours_s,
             "share_of_encoder": ours_s / crops / (seconds["the encoder itself"][0] / (2 * len(chosen))),
             **accuracy(wrong["ours"], cosines["ours"]),
@@ -106,35 +106,35 @@ def accuracy(wrong: list[Tensor], cosines: list[Tensor]) -> dict[str, float]:
     }
 
 
-def pil_chain(pictures: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
+def pil_chain(images: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
     """Normalised [N, 2, 3, h, w], as the other ways; on the teacher's device."""
     mode, crops = Image.Resampling[teacher.interpolation.upper()], []
-    for picture, of_picture in zip(pictures, boxes, strict=True):
-        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        for window in windows(picture, of_picture).tolist():
-            crop = image.crop(window).resize(teacher.size[::-1], mode)
+    for image, of_image in zip(images, boxes, strict=True):
+        opened = Image.fromarray(image.permute(1, 2, 0).numpy())
+        for window in windows(image, of_image).tolist():
+            crop = opened.crop(window).resize(teacher.size[::-1], mode)
             crops.append(normalize(to_tensor(crop), teacher.mean, teacher.std))
     return torch.stack(crops).view(-1, len(SCALES), 3, *teacher.size).to(teacher.device)
 
 
-def by_roi_align(pictures: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
+def by_roi_align(images: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
     crops = []
-    for picture, of_picture in zip(pictures, boxes, strict=True):
-        image = normalise(picture.to(teacher.device)[None], teacher.mean, teacher.std)
-        rois = windows(picture, of_picture).to(image)
-        crops.append(roi_align(image, [rois], teacher.size, sampling_ratio=2, aligned=True))
+    for image, of_image in zip(images, boxes, strict=True):
+        normalised = normalise(image.to(teacher.device)[None], teacher.mean, teacher.std)
+        rois = windows(image, of_image).to(normalised)
+        crops.append(roi_align(normalised, [rois], teacher.size, sampling_ratio=2, aligned=True))
     return torch.cat(crops).view(-1, len(SCALES), 3, *teacher.size)
 
 
-def ours(pictures: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
-    pictures = [picture.to(teacher.device) for picture in pictures]
-    crops = crop_batch(pictures, boxes, teacher.size, teacher.mean, teacher.interpolation)
+def ours(images: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
+    images = [image.to(teacher.device) for image in images]
+    crops = crop_batch(images, boxes, teacher.size, teacher.mean, teacher.interpolation)
     return normalise(crops, teacher.mean, teacher.std)
 
 
-def windows(picture: Tensor, boxes: Tensor) -> Tensor:
+def windows(image: Tensor, boxes: Tensor) -> Tensor:
     """int64 [N * 2, 4]: what each box covers at both scales."""
-    return torch.stack([to_pixels(enlarge(boxes, s), *picture.shape[1:]) for s in SCALES], 1).flatten(0, 1)
+    return torch.stack([to_pixels(enlarge(boxes, s), *image.shape[1:]) for s in SCALES], 1).flatten(0, 1)
 
 
 def pixels(crops: Tensor, teacher: Teacher) -> Tensor:
@@ -162,8 +162,8 @@ def timed(function: Callable[..., Tensor], device: str, *args: object) -> tuple[
     return value, time.perf_counter() - start
 
 
-def read_pictures(folder: Path) -> list[Tensor]:
-    """uint8 RGB [3, H, W] of every picture in the folder."""
+def read_images(folder: Path) -> list[Tensor]:
+    """uint8 RGB [3, H, W] of every image in the folder."""
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not files:
         raise UserError(f"--images {folder}: no folder with {', '.join(SUFFIXES)} files")
@@ -181,7 +181,7 @@ def made_up(rng: np.random.Generator, height: int = 480, width: int = 640) -> Te
 
 
 def boxes_of_all_shapes(rng: np.random.Generator, count: int, height: int, width: int) -> Tensor:
-    """float [count, 4]: sides log-uniform from 2 px to the picture's, independent of each other (so long and thin
+    """float [count, 4]: sides log-uniform from 2 px to the image's, independent of each other (so long and thin
     ones, too), every fourth at a border."""
     sides = np.exp(rng.uniform(np.log(2), np.log([width, height]), (count, 2)))
     corner = rng.uniform(0, 1, (count, 2))

@@ -1,6 +1,6 @@
-"""Evaluation, from the files to AP: synthetic results of LVIS's size (300 detections a picture, 1,203 classes), each
+"""Evaluation, from the files to AP: synthetic results of LVIS's size (300 detections an image, 1,203 classes), each
 program in a process of its own, ours beside pycocotools and lvis-api where these fit into memory, ours alone at full
-size (their memory grows with the pictures). The programs' APs stand in the rows: they must agree."""
+size (their memory grows with the images). The programs' APs stand in the rows: they must agree."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ SIZE = (480, 640)  # height, width
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, default=20_000)
-    parser.add_argument("--reference-pictures", type=int, default=1000)
-    parser.add_argument("--masks", action="store_true", help="masks (rectangles) at --pictures, too")
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--reference-images", type=int, default=1000)
+    parser.add_argument("--masks", action="store_true", help="masks (rectangles) at --images, too")
     parser.add_argument("--scratch", help="a folder with some GB to spare (default: the system's)")
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
-        count = args.reference_pictures
+        count = args.reference_images
         small = write_case(Path(folder), count, 300)
         for protocol, baseline, reference in (("coco", "pycocotools", pycocotools), ("lvis", "lvis-api", lvis_api)):
             mine, theirs = measure(ours, *small, protocol), measure(reference, *small)
             yield {
-                "what": f"{protocol} box AP, {count} pictures", "baseline": baseline,
+                "what": f"{protocol} box AP, {count} images", "baseline": baseline,
                 "baseline_s": theirs[1], "ours_s": mine[1], "ratio": theirs[1] / mine[1],
                 "baseline_GiB": theirs[2], "ours_GiB": mine[2], "baseline_AP": theirs[0], "ours_AP": mine[0],
             }  # fmt: skip
-        large = write_case(Path(folder), args.pictures, 300, masks=args.masks)
+        large = write_case(Path(folder), args.images, 300, masks=args.masks)
         for iou_type in ("bbox", "segm")[: 1 + args.masks]:
             mine = measure(ours, *large, "lvis", iou_type)
-            yield {"what": f"lvis {iou_type} AP, {args.pictures} pictures", "baseline": None, "ours_s": mine[1],
+            yield {"what": f"lvis {iou_type} AP, {args.images} images", "baseline": None, "ours_s": mine[1],
                    "ours_GiB": mine[2], "ours_AP": mine[0]}  # fmt: skip
 
 
-def write_case(folder: Path, pictures: int, per_picture: int, masks: bool = False, seed: int = 0) -> tuple[Path, Path]:
-    """Synthetic ground truth in LVIS form (twelve boxes a picture, classes by a power law) and results: each box
-    found once, shaken, and noise up to ``per_picture``. ``masks``: rectangles. Returns both files."""
+def write_case(folder: Path, image_count: int, per_image: int, masks: bool = False, seed: int = 0) -> tuple[Path, Path]:
+    """Synthetic ground truth in LVIS form (twelve boxes an image, classes by a power law) and results: each box
+    found once, shaken, and noise up to ``per_image``. ``masks``: rectangles. Returns both files."""
     rng = np.random.default_rng(seed)
     share = 1 / np.arange(1, CLASSES + 1) ** 0.8
     share /= share.sum()
-    truth, results = folder / f"gt_{pictures}.json", folder / f"results_{pictures}.json"
+    truth, results = folder / f"gt_{image_count}.json", folder / f"results_{image_count}.json"
     images, annotations = [], []
     with open(results, "w") as file:
-        for image_id in range(1, pictures + 1):
+        for image_id in range(1, image_count + 1):
             boxes, classes = _boxes(rng, 12), rng.choice(CLASSES, 12, p=share) + 1
             rows = zip(boxes.tolist(), classes.tolist(), strict=True)
             annotations += [
@@ -65,7 +65,7 @@ def write_case(folder: Path, pictures: int, per_picture: int, masks: bool = Fals
             images.append({"id": image_id, "height": SIZE[0], "width": SIZE[1], "file_name": f"{image_id}.jpg",
                            "neg_category_ids": [c for c in negative if c not in classes],
                            "not_exhaustive_category_ids": []})  # fmt: skip
-            noise = per_picture - 12
+            noise = per_image - 12
             found = np.concatenate([(boxes + rng.normal(0, 3, boxes.shape)).clip(1), _boxes(rng, noise)])
             names = np.concatenate([classes, rng.choice(CLASSES, noise, p=share) + 1])
             scores = np.concatenate([rng.uniform(0.3, 1, 12), rng.uniform(0, 0.7, noise)])

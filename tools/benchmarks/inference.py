@@ -1,8 +1,8 @@
 """Inference beside a plain Detectron2 Mask R-CNN of the same backbone, RPN, box head and mask head. Both have
-class-agnostic boxes and masks, the same weights, the same pictures of noise, the same score threshold (--threshold)
-and detections a picture.
+class-agnostic boxes and masks, the same weights, the same images of noise, the same score threshold (--threshold)
+and detections an image.
 
-Weights are random, so scores are spread as a trained detector's are: batch norm takes the pictures' statistics, region
+Weights are random, so scores are spread as a trained detector's are: batch norm takes the images' statistics, region
 embeddings are centred, and the Mask R-CNN's class weights are the text embeddings carried through our projection.
 Hence both have about as many (proposal, class) pairs above the threshold (``pairs`` in the rows): fewer than
 MODEL.VILD.PRE_NMS_TOPK, so that both take all of them to NMS. Last, our own threshold, 0, where all pairs count.
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_common_arguments(parser: argparse.ArgumentParser, repeats: int = 5) -> None:
     parser.add_argument("--config-file", type=Path, default=CONFIG, help="the detector (configs/LVIS/vild.yaml)")
-    parser.add_argument("--size", type=int, default=320, help="side of the square pictures (320)")
+    parser.add_argument("--size", type=int, default=320, help="side of the square images (320)")
     parser.add_argument("--repeats", type=int, default=repeats, help=f"the least of so many, interleaved ({repeats})")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
     ours = build_detector(args.config_file, CLASSES, args.device, ["TEST.DETECTIONS_PER_IMAGE", 300]).eval()
     heads = ours.roi_heads
     generator = torch.Generator().manual_seed(0)
-    picture = torch.randint(0, 256, (3, args.size, args.size), generator=generator, dtype=torch.uint8)
-    scale = spread_scores(ours, picture)
+    image = torch.randint(0, 256, (3, args.size, args.size), generator=generator, dtype=torch.uint8)
+    scale = spread_scores(ours, image)
     heads.score_threshold = args.threshold
     plain = build_plain(args.config_file, ours, scale, args)
     for names in args.names:
@@ -53,10 +53,10 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
         for threshold in (args.threshold, 0.0):
             ours.set_vocabulary(vocabulary)
             heads.score_threshold = threshold
-            functions = [lambda: detect(plain, picture), lambda: detect(ours, picture)]
+            functions = [lambda: detect(plain, image), lambda: detect(ours, image)]
             baseline_s, ours_s = interleaved(functions, args.repeats, args.device)
             found, pairs = [f()[0]["instances"] for f in functions], [count_pairs(*x) for x in (
-                (plain, picture, args.threshold), (ours, picture, threshold))]  # fmt: skip
+                (plain, image, args.threshold), (ours, image, threshold))]  # fmt: skip
             memory = [peak_mib(f, args.device) for f in functions]
             yield {
                 "what": f"{names} names, {args.size} px, threshold {threshold:g}",
@@ -106,19 +106,19 @@ def build_plain(config_file: Path, ours: nn.Module, scale: float, args: argparse
     return plain
 
 
-def spread_scores(detector: nn.Module, picture: Tensor) -> float:
-    """Give a detector with random weights the statistics of a trained one, in place: batch norm's of the picture,
+def spread_scores(detector: nn.Module, image: Tensor) -> float:
+    """Give a detector with random weights the statistics of a trained one, in place: batch norm's of the image,
     region embeddings that point everywhere. Returns one over the mean length of these before normalisation."""
     norms = [m for m in detector.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0
         norm.train()
-    detect(detector, picture)
+    detect(detector, image)
     for norm in norms:
         norm.eval()
     projection, seen = detector.roi_heads.embedding.projection, []
     hook = projection.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    detect(detector, picture)
+    detect(detector, image)
     hook.remove()
     with torch.no_grad():
         projection.bias -= seen[0].mean(0)
@@ -126,12 +126,12 @@ def spread_scores(detector: nn.Module, picture: Tensor) -> float:
 
 
 @torch.inference_mode()
-def count_pairs(detector: nn.Module, picture: Tensor, threshold: float) -> int:
-    """(Proposal, class) pairs of one picture that score above the threshold."""
+def count_pairs(detector: nn.Module, image: Tensor, threshold: float) -> int:
+    """(Proposal, class) pairs of one image that score above the threshold."""
     seen, heads = [], detector.roi_heads
     last = heads.embedding if hasattr(heads, "embedding") else heads.box_predictor
     hook = last.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
-    detect(detector, picture)
+    detect(detector, image)
     hook.remove()
     if last is heads.box_predictor:
         return (seen[0].softmax(1)[:, :-1] > threshold).sum().item()
@@ -140,8 +140,8 @@ def count_pairs(detector: nn.Module, picture: Tensor, threshold: float) -> int:
 
 
 @torch.inference_mode()
-def detect(detector: nn.Module, picture: Tensor) -> list[dict]:
-    return detector([{"image": picture, "height": picture.shape[1], "width": picture.shape[2]}])
+def detect(detector: nn.Module, image: Tensor) -> list[dict]:
+    return detector([{"image": image, "height": image.shape[1], "width": image.shape[2]}])
 
 
 def interleaved(functions: Sequence[Callable[[], object]], repeats: int, device: str = "cpu") -> list[float]:

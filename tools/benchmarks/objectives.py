@@ -1,8 +1,8 @@
 """A training step with each objective of MODEL.VILD.OBJECTIVES beside the same step with none (``[]``: the distilled
 regions pass the head, nothing is learned of them).
 
-One detector, one batch, the same draws: --batch pictures of noise with eight objects each and --regions distilled
-regions a picture, everything of a step but the data. ``times_baseline`` is what the objective itself costs. Those of
+One detector, one batch, the same draws: --batch images of noise with eight objects each and --regions distilled
+regions an image, everything of a step but the data. ``times_baseline`` is what the objective itself costs. Those of
 feature maps find the teacher's (random, of ViT-B/32's shape) ready: what its pass costs is the verb ``teacher``'s."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from detectron2.structures import Instances
 
 from benchmarks.inference import CLASSES, add_common_arguments, build_detector, interleaved
-from benchmarks.train_step import build_mapper, train_step, write_pictures, write_store
+from benchmarks.train_step import build_mapper, train_step, write_images, write_store
 from vild.modeling.objectives import OBJECTIVES, adapters, of_maps, parse_objectives
 
 NAMES = list(OBJECTIVES)
@@ -26,8 +26,8 @@ MAP = (768, 7, 7)  # channels, height and width of ViT-B/32's last feature map
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
     parser.add_argument("--objectives", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
-    parser.add_argument("--batch", type=int, default=2, help="pictures a step (2)")
-    parser.add_argument("--regions", type=int, default=300, help="distilled regions a picture (300)")
+    parser.add_argument("--batch", type=int, default=2, help="images a step (2)")
+    parser.add_argument("--regions", type=int, default=300, help="distilled regions an image (300)")
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
     built = {"adapter": heads.adapter, "picture_adapter": heads.picture_adapter}
     step = train_step(detector, args)
     with tempfile.TemporaryDirectory() as folder:
-        records = write_pictures(Path(folder), args.batch, args.size)
+        records = write_images(Path(folder), args.batch, args.size)
         store = write_store(Path(folder) / "store", args.batch, args.size, args.regions)
         mapper = build_mapper(args, store)
         inputs = [mapper(r) for r in records]
@@ -67,10 +67,10 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
 
 
 class RandomMaps:
-    """In the live teacher's place: a map for a picture, and no pass."""
+    """In the live teacher's place: a map for an image, and no pass."""
 
     def __init__(self):
         self.map = torch.randn(MAP)
 
-    def picture_map(self, image: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
+    def image_map(self, image: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
         return self.map.to(image.device)

@@ -1,4 +1,4 @@
-"""The store: one picture's record read at random, beside per-picture ``.pth`` files read with ``torch.load``.
+"""The store: one image's record read at random, beside per-image ``.pth`` files read with ``torch.load``.
 
 In float16 and int8, from the page cache and with every file dropped from it; the bytes beside the embeddings' alone.
 "as stored" is what ``torch.load`` gives and ``EmbeddingStore.read``; "float32 unit rows", what training uses, adds
@@ -24,14 +24,14 @@ from torch import Tensor
 from vild.store.shards import DTYPES, minimum_size, pack, plan_size, unpack
 from vild.store.store import EmbeddingStore, Regions, StoreWriter
 
-LVIS_PICTURES = 100_170  # of LVIS v1 train
-PER_PICTURE = 300  # proposals that the paper distils
-SHARD_PICTURES = 200
+LVIS_IMAGES = 100_170  # of LVIS v1 train
+PER_IMAGE = 300  # proposals that the paper distils
+SHARD_IMAGES = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, default=1000)
-    parser.add_argument("--regions", type=int, default=PER_PICTURE, help="a picture")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--regions", type=int, default=PER_IMAGE, help="an image")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--scratch", help="a folder with some GB to spare (default: the system's)")
 
@@ -39,15 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[dict]:
     for dtype in DTYPES:
         with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
-            yield from compare(Path(folder), dtype, args.pictures, args.regions, args.width)
-    regions = LVIS_PICTURES * PER_PICTURE
+            yield from compare(Path(folder), dtype, args.images, args.regions, args.width)
+    regions = LVIS_IMAGES * PER_IMAGE
     for dtype in DTYPES:
-        minimum, size = minimum_size(regions, 512, dtype), plan_size([PER_PICTURE] * LVIS_PICTURES, 512, dtype)
-        yield {"what": f"LVIS train, {PER_PICTURE} a picture, 512-d {dtype}: by arithmetic", "baseline": None,
+        minimum, size = minimum_size(regions, 512, dtype), plan_size([PER_IMAGE] * LVIS_IMAGES, 512, dtype)
+        yield {"what": f"LVIS train, {PER_IMAGE} an image, 512-d {dtype}: by arithmetic", "baseline": None,
                "bytes": size, "minimum_bytes": minimum, "share_over_minimum": size / minimum - 1}  # fmt: skip
 
 
-def compare(folder: Path, dtype: str, pictures: int, regions: int, width: int) -> Iterator[dict]:
+def compare(folder: Path, dtype: str, images: int, regions: int, width: int) -> Iterator[dict]:
     """Write both, read both."""
 
     def original(image_id: int) -> Regions:
@@ -57,9 +57,9 @@ def compare(folder: Path, dtype: str, pictures: int, regions: int, width: int) -
         boxes[:, 2:] += boxes[:, :2]
         return Regions(boxes, embeddings, torch.rand(regions, generator=generator))
 
-    ids = np.random.default_rng(0).permutation(pictures).tolist()
+    ids = np.random.default_rng(0).permutation(images).tolist()
     plan = {"fingerprint": {"name": "synthetic", "pretrained": "", "weights": "", "width": width}}
-    writer = StoreWriter(folder / "store", plan, ids, SHARD_PICTURES, dtype=dtype)
+    writer = StoreWriter(folder / "store", plan, ids, SHARD_IMAGES, dtype=dtype)
     for index, _ in writer.missing():
         writer.write_shard(index, original)
     writer.finish()
@@ -82,9 +82,9 @@ def compare(folder: Path, dtype: str, pictures: int, regions: int, width: int) -
     store = EmbeddingStore(folder / "store")  # that one has mapped its shards
     shards = [path for path in store.folder.iterdir() if path.suffix == ".safetensors"]
     size = sum(path.stat().st_size for path in shards)
-    minimum = minimum_size(pictures * regions, width, dtype)
+    minimum = minimum_size(images * regions, width, dtype)
     accuracy = {
-        "record_copied_in_s": size / pictures / copy_rate(),
+        "record_copied_in_s": size / images / copy_rate(),
         "bytes": size, "minimum_bytes": minimum, "share_over_minimum": size / minimum - 1,
         "max_abs_diff": max(float((mine - theirs).abs().max()) for mine, theirs, _ in rows),
         "min_cosine": min(float((mine * first).sum(1).min()) for mine, _, first in rows),

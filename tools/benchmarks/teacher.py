@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from vild.store.build import Encoder, load_pictures, write_shards
 from vild.store.store import StoreWriter
 from vild.teacher.clip import PRECISIONS, Teacher
+from vild.teacher.region_pass import Encoder, load_images, write_shards
 from vild.utils.errors import UserError
 
 
@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gpu = torch.cuda.is_available()
     parser.add_argument("--teacher", default="ViT-B-32", help="open_clip model name")
     parser.add_argument("--pretrained", default="random")
-    parser.add_argument("--images", type=Path, help="a folder of pictures (default: synthetic JPEGs, 480 x 640)")
-    parser.add_argument("--pictures", type=int, default=512 if gpu else 8)
-    parser.add_argument("--regions", type=int, default=300 if gpu else 50, help="boxes a picture")
+    parser.add_argument("--images", type=Path, help="a folder of images (default: synthetic JPEGs, 480 x 640)")
+    parser.add_argument("--images", type=int, default=512 if gpu else 8)
+    parser.add_argument("--regions", type=int, default=300 if gpu else 50, help="boxes an image")
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16" if gpu else "fp32")
     parser.add_argument("--compile", action="store_true")
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[dict]:
     teacher = Teacher(args.teacher, args.pretrained, args.device, precision=args.precision, compile=args.compile)
     with tempfile.TemporaryDirectory() as folder:
-        files = _files(args.images, Path(folder), args.pictures)
+        files = _files(args.images, Path(folder), args.images)
         rng = np.random.default_rng(0)
         regions = {i: _boxes(rng, Image.open(file).size, args.regions) for i, file in files.items()}
         crops = args.regions * len(files) * 2
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
             pass_s.append(_timed(teacher, lambda store=store: _pass(teacher, files, regions, store, args)))
         baseline, ours = float(np.median(encoder_s[1:])), float(np.median(pass_s[1:]))
         flops, rate = flops_of(teacher, ready[:1]), matrix_rate(teacher)
-        what = f"{args.teacher} {args.precision} on {args.device}, {len(files)} pictures x {args.regions} x 2 crops"
+        what = f"{args.teacher} {args.precision} on {args.device}, {len(files)} images x {args.regions} x 2 crops"
         yield {
             "what": what,
             "baseline": "encoder alone", "baseline_s": baseline, "ours_s": ours, "ratio": baseline / ours,
@@ -65,7 +65,7 @@ def _files(images: Path | None, folder: Path, count: int) -> dict[int, str]:
     if images is not None:
         found = sorted(p for p in images.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not found:
-            raise UserError(f"--images {images}: no picture in it")
+            raise UserError(f"--images {images}: no image in it")
         return {i: str(found[i % len(found)]) for i in range(count)}
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -75,7 +75,7 @@ def _files(images: Path | None, folder: Path, count: int) -> dict[int, str]:
 
 
 def _boxes(rng: np.random.Generator, size: tuple[int, int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes of all sizes, log-uniform from 8 pixels to the picture, and scores."""
+    """Boxes of all sizes, log-uniform from 8 pixels to the image, and scores."""
     extent = np.exp(rng.uniform(np.log(8), np.log(size), (count, 2)))
     corner = rng.uniform(0, 1, (count, 2)) * (np.array(size) - extent)
     return torch.from_numpy(np.concatenate([corner, corner + extent], 1)).float(), torch.linspace(1, 0, count)
@@ -89,8 +89,8 @@ def _encode(teacher: Teacher, ready: torch.Tensor, crops: int) -> None:
 def _pass(teacher: Teacher, files: dict, regions: dict, folder: Path, args: argparse.Namespace) -> None:
     writer = StoreWriter(folder, {"fingerprint": teacher.fingerprint, "proposals": "benchmark"}, sorted(files))
     shards = list(writer.missing())
-    pictures = load_pictures(files, [i for _, ids in shards for i in ids], args.workers, args.device == "cuda")
-    for _ in write_shards(writer, shards, Encoder(teacher, args.batch), pictures, regions):
+    images = load_images(files, [i for _, ids in shards for i in ids], args.workers, args.device == "cuda")
+    for _ in write_shards(writer, shards, Encoder(teacher, args.batch), images, regions):
         pass
     writer.finish()
 

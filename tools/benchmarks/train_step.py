@@ -1,13 +1,13 @@
 """A training step with distillation from a store beside the same detector without ("text"): "vild", and "ensemble",
 whose second head is more network, not overhead. The aim for "vild": ``times_baseline`` at most 1.15.
 
-One step: forward, backward and the optimiser's step on --batch pictures of noise with eight objects each and
---regions distilled regions a picture. "step" rows take inputs that the mapper has made; "step and data" rows also read
+One step: forward, backward and the optimiser's step on --batch images of noise with eight objects each and
+--regions distilled regions an image. "step" rows take inputs that the mapper has made; "step and data" rows also read
 JPEG files, store and masks through the mapper, in this process. Augmentation is the flip, so that every region stays.
 
-A distilled region passes the box head as a sampled RoI does: work that grows with --regions and not with the picture,
+A distilled region passes the box head as a sampled RoI does: work that grows with --regions and not with the image,
 so that the ratio falls as --size grows. ``times_flops`` is the ratio of convolutions' and matrix products' operations,
-the floor of ``times_baseline``; ``regions_at_1.15``, how many regions a picture would cost a factor of 1.15."""
+the floor of ``times_baseline``; ``regions_at_1.15``, how many regions an image would cost a factor of 1.15."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ AIM = 1.15
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser, repeats=3)
     parser.add_argument("--variants", nargs="+", default=["vild", "ensemble"], choices=["vild", "ensemble"])
-    parser.add_argument("--batch", type=int, default=2, help="pictures a step (2)")
-    parser.add_argument("--regions", type=int, default=300, help="distilled regions a picture (300)")
+    parser.add_argument("--batch", type=int, default=2, help="images a step (2)")
+    parser.add_argument("--regions", type=int, default=300, help="distilled regions an image (300)")
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder:
-        records = write_pictures(Path(folder), args.batch, args.size)
+        records = write_images(Path(folder), args.batch, args.size)
         store = write_store(Path(folder) / "store", args.batch, args.size, args.regions)
         steps, flops = {}, {}
         for variant in ("text", *args.variants):
@@ -94,7 +94,7 @@ def build_mapper(args: argparse.Namespace, store: EmbeddingStore | None) -> ViLD
     return ViLDMapper.from_config(load_config(str(args.config_file), overrides), store)
 
 
-def write_pictures(folder: Path, count: int, size: int, objects: int = 8) -> list[dict]:
+def write_images(folder: Path, count: int, size: int, objects: int = 8) -> list[dict]:
     """JPEG files of noise; their records, with boxes and rectangular masks of base classes."""
     rng, records = np.random.default_rng(0), []
     for image_id in range(count):
@@ -111,7 +111,7 @@ def write_pictures(folder: Path, count: int, size: int, objects: int = 8) -> lis
     return records
 
 
-def write_store(folder: Path, pictures: int, size: int, regions: int) -> EmbeddingStore:
+def write_store(folder: Path, images: int, size: int, regions: int) -> EmbeddingStore:
     """Random unit embeddings at random boxes."""
     rng = np.random.default_rng(1)
 
@@ -120,7 +120,7 @@ def write_store(folder: Path, pictures: int, size: int, regions: int) -> Embeddi
         unit = nn.functional.normalize(embeddings, dim=1)
         return Regions(torch.from_numpy(random_boxes(rng, regions, size)).float(), unit, torch.ones(regions))
 
-    writer = StoreWriter(folder, {"fingerprint": {}}, list(range(pictures)))
+    writer = StoreWriter(folder, {"fingerprint": {}}, list(range(images)))
     for index, _ in writer.missing():
         writer.write_shard(index, random_regions)
     writer.finish()
@@ -128,7 +128,7 @@ def write_store(folder: Path, pictures: int, size: int, regions: int) -> Embeddi
 
 
 def random_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """xyxy float [count, 4] inside, sides of a sixteenth to a half of the picture's."""
+    """xyxy float [count, 4] inside, sides of a sixteenth to a half of the image's."""
     sides = rng.uniform(size / 16, size / 2, (count, 2))
     corner = rng.uniform(0, size - sides)
     return np.concatenate([corner, corner + sides], 1)

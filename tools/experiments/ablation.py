@@ -153,7 +153,7 @@ def plot(results: Mapping[str, list[dict]], path: Path) -> None:
 
 
 def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
-    """Novel (filled) and base (open) box AP50 over GFLOP a picture, a row each; nothing where all rows cost the
+    """Novel (filled) and base (open) box AP50 over GFLOP an image, a row each; nothing where all rows cost the
     same."""
     rows = [(n, *row) for n, row in enumerate(results.items()) if row[1] and GFLOP in row[1][0]]
     if len({round(values[0][GFLOP], 6) for _, _, values in rows}) < 2:
@@ -167,12 +167,12 @@ def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:.3g}")
         axes.xaxis.set_minor_formatter("{x:.3g}")
-        axes.set_xlabel("GFLOP a picture")
+        axes.set_xlabel("GFLOP an image")
         axes.set_ylabel("box AP50, novel (filled) and base names")
 
 
 def _look(number: int) -> dict[str, object]:
-    """Of a row's points, by its place among the results: the same in every picture."""
+    """Of a row's points, by its place among the results: the same in every image."""
     return {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "linestyle": "none", "capsize": 3}
 
 
@@ -182,7 +182,7 @@ def _spread(values: list[float]) -> float | None:
 
 @contextmanager
 def _axes(path: Path, results: Mapping[str, list[dict]]) -> Iterator[Any]:
-    """The axes of a picture of ``results`` with the legend beside it, written when the block ends."""
+    """The axes of an image of ``results`` with the legend beside it, written when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -234,7 +234,7 @@ class GlyphsRun(Pipeline):
 
     def second_teacher(self) -> dict[str, str]:
         """An entry of MODEL.VILD.TEACHERS, made after :meth:`prepare`: a teacher of another width that learned from
-        other pictures, its words, and its store over the same proposals."""
+        other images, its words, and its store over the same proposals."""
         self.run(self._train_teacher("teacher2", self.seed + 100, "--width", SECOND_WIDTH))
         teacher = f"local-dir:{self.folder / 'teacher2'}"
         self.run(

@@ -1,4 +1,4 @@
-"""Pictures and videos with what was found drawn on them, and beside each the same as JSON."""
+"""Images and videos with what was found drawn on them, and beside each the same as JSON."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vild.apps.inputs import SUFFIXES, PictureFile
+from vild.apps.inputs import SUFFIXES, ImageFile
 from vild.apps.video import Frames, VideoWriter
 from vild.inference.detections import Detections
 from vild.inference.drawing import draw
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError, printable
-from vild.utils.files import write_json, write_picture, written_whole
-from vild.utils.images import read_picture
+from vild.utils.files import write_image, write_json, written_whole
+from vild.utils.images import read_image
 
 
-def detect_in(detector: OpenVocabularyDetector, picture: np.ndarray) -> Detections:
+def detect_in(detector: OpenVocabularyDetector, image: np.ndarray) -> Detections:
     """Detect in a uint8 array [H, W, 3], RGB, whatever the config's ``INPUT.FORMAT`` is."""
-    return detector(picture if detector.cfg.INPUT.FORMAT == "RGB" else picture[:, :, ::-1])
+    return detector(image if detector.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1])
 
 
-def picture_targets(pictures: Sequence[PictureFile], output: Path, one_file: bool) -> list[Path]:
-    """Where each drawn picture goes: below the folder ``output``, by its name; or, where there is ``one_file`` to draw
-    and ``output`` is a picture's name, there. Pictures that differ in the suffix alone keep it in the name.
+def image_targets(images: Sequence[ImageFile], output: Path, one_file: bool) -> list[Path]:
+    """Where each drawn image goes: below the folder ``output``, by its name; or, where there is ``one_file`` to draw
+    and ``output`` is an image's name, there. Images that differ in the suffix alone keep it in the name.
 
     Raises:
-        UserError: two pictures of one name, or a result in the place of an input.
+        UserError: two images of one name, or a result in the place of an input.
     """
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         if not one_file:
-            raise UserError(f"--output {output}: is a picture's name; give a folder for the pictures")
+            raise UserError(f"--output {output}: is an image's name; give a folder for the images")
         targets = [output]
     else:
-        stems = [Path(p.name).with_suffix("") for p in pictures]
+        stems = [Path(p.name).with_suffix("") for p in images]
         often = Counter(stems)
-        names = [s.as_posix() if often[s] == 1 else p.name for s, p in zip(stems, pictures, strict=True)]
+        names = [s.as_posix() if often[s] == 1 else p.name for s, p in zip(stems, images, strict=True)]
         targets = [output / f"{name}.jpg" for name in names]
-    inputs = {p.path.resolve() for p in pictures}
+    inputs = {p.path.resolve() for p in images}
     for target, count in Counter(targets).items():
         if count > 1:
-            raise UserError(f"--input: two pictures have the same name; their results would both be {target}")
+            raise UserError(f"--input: two images have the same name; their results would both be {target}")
         if target.resolve() in inputs:
-            raise UserError(f"--output {output}: the result {target} would take the place of the picture")
+            raise UserError(f"--output {output}: the result {target} would take the place of the image")
     return targets
 
 
@@ -71,25 +71,25 @@ def writing(output: Path, folder: Path) -> Iterator[None]:
         raise UserError(f"--output {output}: cannot be written ({error})") from error
 
 
-def annotate_pictures(
-    detector: OpenVocabularyDetector, pictures: Sequence[PictureFile], targets: Sequence[Path]
+def annotate_images(
+    detector: OpenVocabularyDetector, images: Sequence[ImageFile], targets: Sequence[Path]
 ) -> list[str]:
-    """Write each drawn picture, and beside it ``NAME.json`` (``Detections.to_dict`` and the picture's name).
+    """Write each drawn image, and beside it ``NAME.json`` (``Detections.to_dict`` and the image's name).
 
     Returns:
         what is wrong with those that could not be read, a line each.
     """
     broken = []
-    for picture, target in zip(tqdm(pictures, desc="pictures", unit="picture"), targets, strict=True):
+    for image, target in zip(tqdm(images, desc="images", unit="image"), targets, strict=True):
         try:
-            array = read_picture(picture.path, "RGB")
+            array = read_image(image.path, "RGB")
             found = detect_in(detector, array)
         except UserError as error:
             told = str(error)
-            broken.append(told if str(picture.path) in told else f"{picture.path}: {told}")
+            broken.append(told if str(image.path) in told else f"{image.path}: {told}")
             continue
-        write_picture(target, draw(array, found, found.names), quality=92)
-        write_json(target.with_suffix(".json"), {"file_name": picture.name, **found.to_dict()})
+        write_image(target, draw(array, found, found.names), quality=92)
+        write_json(target.with_suffix(".json"), {"file_name": image.name, **found.to_dict()})
         tqdm.write(printable(f"{target}: {describe(found)}"))
     return broken
 
@@ -116,8 +116,8 @@ def annotate_video(detector: OpenVocabularyDetector, frames: Frames, target: Pat
         open(records, "w") as lines,
         VideoWriter(video, frames) as writer,
     ):
-        for number, (ticks, picture) in enumerate(progress):
-            found = detect_in(detector, picture)
-            writer.add(ticks, np.asarray(draw(picture, found, found.names, min_side=0)))
+        for number, (ticks, image) in enumerate(progress):
+            found = detect_in(detector, image)
+            writer.add(ticks, np.asarray(draw(image, found, found.names, min_side=0)))
             lines.write(json.dumps({"frame": number, "seconds": float(ticks * frames.tick), **found.to_dict()}) + "\n")
     return number + 1

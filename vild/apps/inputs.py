@@ -1,4 +1,4 @@
-"""What a user points at: picture files and folders of them."""
+"""What a user points at: image files and folders of them."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", "
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture's file, and its name for results: below the folder that was given, with "/"."""
+class ImageFile:
+    """An image's file, and its name for results: below the folder that was given, with "/"."""
 
     path: Path
     name: str
 
 
-def find_pictures(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[PictureFile]:
-    """The pictures that are meant: a file is taken whatever it is called, of a folder all files with a picture's suffix
+def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[ImageFile]:
+    """The images that are meant: a file is taken whatever it is called, of a folder all files with an image's suffix
     below it, sorted; hidden ones are left out.
 
     Args:
-        leave_out: a folder whose pictures are not meant, the one for the results.
+        leave_out: a folder whose images are not meant, the one for the results.
 
     Raises:
-        UserError: no such file or folder, or a folder without pictures.
+        UserError: no such file or folder, or a folder without images.
     """
     found = []
     for given in map(Path, inputs):
         if not given.exists():
             raise UserError(f"--input {given}: does not exist")
         if not given.is_dir():
-            found.append(PictureFile(given, given.name))
+            found.append(ImageFile(given, given.name))
             continue
-        names = sorted(path.relative_to(given).as_posix() for path in _pictures_below(given, leave_out))
+        names = sorted(path.relative_to(given).as_posix() for path in _images_below(given, leave_out))
         if not names:
-            raise UserError(f"--input {given}: the folder holds no picture ({', '.join(SUFFIXES)})")
-        found += [PictureFile(given / name, name) for name in names]
+            raise UserError(f"--input {given}: the folder holds no image ({', '.join(SUFFIXES)})")
+        found += [ImageFile(given / name, name) for name in names]
     return found
 
 
-def _pictures_below(folder: Path, leave_out: Path | None) -> list[Path]:
+def _images_below(folder: Path, leave_out: Path | None) -> list[Path]:
     found = []
     for where, folders, files in os.walk(folder):
         here = Path(where)

@@ -1,6 +1,6 @@
-"""Labels of a folder of pictures as one COCO file, written so that a killed run goes on where it was.
+"""Labels of a folder of images as one COCO file, written so that a killed run goes on where it was.
 
-What is found in a picture is a line of ``NAME.partial`` at once; when all are there they become the file. The first
+What is found in an image is a line of ``NAME.partial`` at once; when all are there they become the file. The first
 line is the plan: whatever the labels depend on. The file holds no time, so that a run that was killed ends in the same
 bytes as one that was not.
 """
@@ -24,7 +24,7 @@ from vild.utils.files import cannot_write, hash_file, written_whole
 
 
 def to_annotations(found: Detections) -> list[dict]:
-    """COCO's annotations of one picture, by falling score; ``id`` and ``image_id`` are still to come.
+    """COCO's annotations of one image, by falling score; ``id`` and ``image_id`` are still to come.
 
     ``category_id`` counts from 1 in the vocabulary's order, ``bbox`` is xywh in pixels, ``area`` in pixels, of the mask
     where there is one; a detector with masks gives ``segmentation``, a compressed RLE.
@@ -45,13 +45,13 @@ def to_annotations(found: Detections) -> list[dict]:
 
 
 def check_name(file_name: str) -> None:
-    """UserError for a picture's name that readers of the labels, vild among them, would refuse."""
+    """UserError for an image's name that readers of the labels, vild among them, would refuse."""
     if not stays_below(file_name):
-        raise UserError(f"picture {printable(file_name)}: labels cannot hold such a name; rename it")
+        raise UserError(f"image {printable(file_name)}: labels cannot hold such a name; rename it")
 
 
 class PartialLabels:
-    """The side file: a plan and a record a picture, appended; a context manager.
+    """The side file: a plan and a record an image, appended; a context manager.
 
     A record is {"file_name", "height", "width", "annotations"} or {"file_name", "broken": why}.
 
@@ -60,7 +60,7 @@ class PartialLabels:
         plan: plain values that the labels depend on.
 
     Attributes:
-        done: the pictures that are in it.
+        done: the images that are in it.
 
     Raises:
         UserError: the side file was begun with another plan, or the labels are already there.
@@ -128,13 +128,13 @@ class PartialLabels:
         return set(self._at)
 
     def add(self, file_name: str, found: Detections) -> None:
-        """What was found in a picture."""
+        """What was found in an image."""
         height, width = found.image_size
         record = {"file_name": file_name, "height": height, "width": width, "annotations": to_annotations(found)}
         self._know(record, self._append(record))
 
     def add_broken(self, file_name: str, why: str) -> None:
-        """A picture that cannot be read."""
+        """An image that cannot be read."""
         record = {"file_name": file_name, "broken": why}
         self._know(record, self._append(record))
 
@@ -143,7 +143,7 @@ class PartialLabels:
         return json.loads(self._file.readline())
 
     def finish(self, file_names: Sequence[str], names: Sequence[str], info: dict) -> list[str]:
-        """Write the labels of these pictures, in this order, and remove the side file. One picture is in memory at a
+        """Write the labels of these images, in this order, and remove the side file. One image is in memory at a
         time.
 
         Args:

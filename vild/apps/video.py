@@ -28,7 +28,7 @@ class Frames:
     """Frames to come.
 
     Attributes:
-        stream: of (time, picture): ticks from the first frame, rising; uint8 [H, W, 3], RGB, upright.
+        stream: of (time, image): ticks from the first frame, rising; uint8 [H, W, 3], RGB, upright.
         tick: seconds a tick.
         rate: frames a second, as the source says.
         count: how many there will be, about (None: unknown).
@@ -47,7 +47,7 @@ def open_video(path: str | Path) -> Iterator[Frames]:
     """Read a video file. Packets that cannot be decoded are left out, and the log says how many.
 
     Raises:
-        UserError: no video, or one without a picture track, or of a codec that FFmpeg lacks; PyAV is not installed.
+        UserError: no video, or one without an image track, or of a codec that FFmpeg lacks; PyAV is not installed.
     """
     av = _import_av()
     if not Path(path).is_file():
@@ -105,21 +105,21 @@ def open_camera(index: int, stop: threading.Event) -> Iterator[Frames]:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong is told in one line
     camera = cv2.VideoCapture(index)
     try:
-        good, picture = camera.read()
+        good, image = camera.read()
         if not good:
             raise UserError(f"--webcam {index}: there is no such camera, or another program uses it")
         rate = Fraction(camera.get(cv2.CAP_PROP_FPS) or USUAL_RATE).limit_denominator(1001)
-        yield Frames(_capture(camera, picture, stop), Fraction(1, 1000), rate)
+        yield Frames(_capture(camera, image, stop), Fraction(1, 1000), rate)
     finally:
         camera.release()
 
 
-def _capture(camera, picture: np.ndarray, stop: threading.Event) -> Iterator[tuple[int, np.ndarray]]:
+def _capture(camera, image: np.ndarray, stop: threading.Event) -> Iterator[tuple[int, np.ndarray]]:
     start, last, good = time.monotonic(), -1, True
     while good and not stop.is_set():
         last = max(last + 1, round(1000 * (time.monotonic() - start)))
-        yield last, picture[:, :, ::-1]
-        good, picture = camera.read()
+        yield last, image[:, :, ::-1]
+        good, image = camera.read()
 
 
 class VideoWriter:
@@ -146,15 +146,15 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def add(self, ticks: int, picture: np.ndarray) -> None:
+    def add(self, ticks: int, image: np.ndarray) -> None:
         """One frame, uint8 RGB [H, W, 3]."""
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         if height % 2 or width % 2:
-            picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if not self._begun:
-            self._stream.height, self._stream.width = picture.shape[:2]
+            self._stream.height, self._stream.width = image.shape[:2]
             self._begun = True
-        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         if self._bt709:
             frame = frame.reformat(format="yuv420p", dst_colorspace=BT709)
         frame.pts, frame.time_base = ticks, self._tick

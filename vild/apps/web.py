@@ -1,4 +1,4 @@
-"""What the web page does: uploads to pictures, texts to words, detections to a drawing and a table.
+"""What the web page does: uploads to images, texts to words, detections to a drawing and a table.
 
 Visitors are strangers: what they send is read within the limits below or refused in a sentence.
 ``web_page.py`` builds the page around it.
@@ -24,12 +24,12 @@ from vild.inference.drawing import COLOURS, draw
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.inference.words import Words, parse_words
 from vild.utils.errors import UserError
-from vild.utils.images import TooManyPixels, open_picture, to_array
+from vild.utils.images import TooManyPixels, open_image, to_array
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that Pillow hands to another program
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 50_000_000
-LONGEST_SIDE = 1600  # pixels; masks of a hundred things in a larger picture would fill the memory
+LONGEST_SIDE = 1600  # pixels; masks of a hundred things in a larger image would fill the memory
 SHORTEST_SIDE = 8
 MOST_WORDS = 2_000  # spellings, "not these" among them
 
@@ -38,7 +38,7 @@ _drawing = threading.Lock()  # matplotlib draws for one thread at a time
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture as it is searched: uint8 RGB [H, W, 3], the longer side at most LONGEST_SIDE, and how many pixels of
+    """An image as it is searched: uint8 RGB [H, W, 3], the longer side at most LONGEST_SIDE, and how many pixels of
     the file one of its pixels is."""
 
     array: np.ndarray
@@ -70,36 +70,36 @@ def read_photo(path: str | Path) -> Photo:
     """Read an uploaded file.
 
     Raises:
-        UserError: too many bytes or pixels, too narrow, or no whole picture of FORMATS; the path is not named.
+        UserError: too many bytes or pixels, too narrow, or no whole image of FORMATS; the path is not named.
     """
     if Path(path).stat().st_size > MOST_BYTES:
         raise UserError(f"This file is larger than {MOST_BYTES >> 20} MB.")
     try:
-        with open_picture(path, FORMATS) as picture:
-            width, height = picture.size
+        with open_image(path, FORMATS) as image:
+            width, height = image.size
             _check_size(width, height)
-            array = to_array(picture, "RGB")
+            array = to_array(image, "RGB")
     except UserError:
         raise
     except (Image.DecompressionBombError, TooManyPixels) as error:
-        raise UserError(f"This picture has more than {MOST_PIXELS // 10**6} million pixels.") from error
+        raise UserError(f"This image has more than {MOST_PIXELS // 10**6} million pixels.") from error
     except Exception as error:  # a broken file can fail anywhere in the decoders
-        raise UserError("This file is not a picture that can be read, or only a part of one.") from error
+        raise UserError("This file is not an image that can be read, or only a part of one.") from error
     shrink = LONGEST_SIDE / max(width, height)
     if shrink >= 1:
         return Photo(array, 1.0)
-    picture = Image.fromarray(array)
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), reducing_gap=3.0)
-    return Photo(np.asarray(picture), 1 / shrink)
+    image = Image.fromarray(array)
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), reducing_gap=3.0)
+    return Photo(np.asarray(image), 1 / shrink)
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
         raise UserError(
-            f"This picture has {width:,} x {height:,} pixels, more than {MOST_PIXELS // 10**6} million altogether."
+            f"This image has {width:,} x {height:,} pixels, more than {MOST_PIXELS // 10**6} million altogether."
         )
     if min(width, height) * min(1.0, LONGEST_SIDE / max(width, height)) < SHORTEST_SIDE:
-        raise UserError(f"This picture is too small or too narrow: {width:,} x {height:,} pixels.")
+        raise UserError(f"This image is too small or too narrow: {width:,} x {height:,} pixels.")
 
 
 def read_texts(words: str, negatives: str = "") -> tuple[Words, tuple[str, ...]]:
@@ -164,7 +164,7 @@ def summary(findings: Findings, threshold: float) -> str:
 
 
 def drawing(findings: Findings, threshold: float) -> Image.Image:
-    """The picture with what was found in it, coloured by base and novel."""
+    """The image with what was found in it, coloured by base and novel."""
     some = findings.above(threshold)
     with _drawing:
         return draw(findings.photo.array, some, some.names, some.splits)

@@ -70,7 +70,7 @@ class Guard:
         if int(length) > (self.most_bytes + AROUND if path == UPLOAD else MOST_JSON):
             return 413, "This is too large."
         if path == UPLOAD and stored(self.folder) > MOST_STORED:
-            return 503, "Too many pictures at the moment."
+            return 503, "Too many images at the moment."
         return None
 
 

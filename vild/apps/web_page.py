@@ -18,7 +18,7 @@ from vild.utils.errors import UserError
 
 THRESHOLD = 0.5
 WAITING = 16  # calls; more are sent away
-SESSIONS = 64  # whose pictures are kept, up to 8 MB each
+SESSIONS = 64  # whose images are kept, up to 8 MB each
 STORED_SECONDS = 600
 
 INTRO = """<h1>Find anything</h1>
@@ -35,7 +35,7 @@ footer { display: none !important; }
 #note .wrong { color: #dc2626; font-weight: 700; }
 .mark { display: inline-block; padding: 0 .6em; border-radius: 1em; font-size: .85em; line-height: 1.5;
   border: 1px solid var(--mark); background: color-mix(in srgb, var(--mark) 18%, transparent); }
-#picture img, #result img { width: 100%; height: 100%; object-fit: contain; }
+#image img, #result img { width: 100%; height: 100%; object-fit: contain; }
 #examples .gallery { gap: .4rem; }
 #examples .gallery-item, #examples .gallery-item .container { width: 3.6rem; height: 3.6rem; }
 #examples .gallery-item img { width: 100%; height: 100%; object-fit: cover; }
@@ -62,7 +62,7 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
         return f'<span class="wrong">{html.escape(web.sentence(error))}</span>'
 
     def upload(payload):
-        """A visitor's picture; what comes is gradio's raw description of a file."""
+        """A visitor's image; what comes is gradio's raw description of a file."""
         try:
             photo = web.read_photo(uploaded(payload))
         except UserError as error:
@@ -77,7 +77,7 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
     def find(photo, words, negatives, threshold):
         try:
             if photo is None:
-                raise UserError("Upload a picture, or pick an example.")
+                raise UserError("Upload an image, or pick an example.")
             findings = web.search(detector, photo, words, negatives)
         except UserError as error:
             return None, None, "", wrong(error)
@@ -94,8 +94,8 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
         gr.HTML(intro, elem_id="intro")
         with gr.Row():
             with gr.Column(scale=5):
-                picture = gr.Image(label="Picture", sources=["upload", "clipboard"], height=300, buttons=[],
-                                   elem_id="picture", format="jpeg")  # fmt: skip
+                image = gr.Image(label="Image", sources=["upload", "clipboard"], height=300, buttons=[],
+                                   elem_id="image", format="jpeg")  # fmt: skip
                 samples = None
                 if photos:
                     samples = gr.Dataset(components=[gr.Image(visible=False, format="jpeg")], type="index",
@@ -121,10 +121,10 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
             "fn": find, "inputs": [photo, words, negatives, threshold], "outputs": [findings, *shown],
             "concurrency_id": "search", "concurrency_limit": 1, "show_progress_on": [result], **private,
         }  # fmt: skip
-        emptied = [picture, photo, findings, *shown]
+        emptied = [image, photo, findings, *shown]
         # raw: gradio's own reading of a broken file ends in its paths
-        picture.upload(upload, picture, emptied, preprocess=False, **light)
-        picture.clear(lambda: (None, None, None, "", ""), None, emptied[1:], **light)
+        image.upload(upload, image, emptied, preprocess=False, **light)
+        image.clear(lambda: (None, None, None, "", ""), None, emptied[1:], **light)
         gr.on([button.click, words.submit, negatives.submit], **search)
         threshold.change(show, [findings, threshold], shown, trigger_mode="always_last", **light)
         if samples is not None:
@@ -144,9 +144,9 @@ def uploaded(payload: object) -> Path:
     path = payload.get("path") if isinstance(payload, dict) else None
     folder = Path(gr.utils.get_upload_folder()).resolve()
     if not isinstance(path, str) or "\0" in path or not (found := Path(path).resolve()).is_relative_to(folder):
-        raise UserError("This is not an uploaded picture.")
+        raise UserError("This is not an uploaded image.")
     if not found.is_file():
-        raise UserError("This picture is no longer here: upload it again.")
+        raise UserError("This image is no longer here: upload it again.")
     return found
 
 
@@ -154,7 +154,7 @@ def serve(detector: OpenVocabularyDetector, examples: Sequence[Path], host: str,
     """Serve the page until interrupted; uploads and drawings lie in a temporary folder meanwhile.
 
     Raises:
-        UserError: the port is taken, the host is not this machine's, or an example is no picture.
+        UserError: the port is taken, the host is not this machine's, or an example is no image.
     """
     with tempfile.TemporaryDirectory(prefix="vild-web-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

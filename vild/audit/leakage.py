@@ -1,5 +1,5 @@
 """Has a training set or a vocabulary seen novel annotations? What can be *measured* against the full annotations of
-the same pictures, and against the teacher.
+the same images, and against the teacher.
 
 (For proposals see ``vild.audit.pasted_boxes``; what the tools wrote down about a file's origin is the other kind of
 evidence, ``vild.data.provenance``.)
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vild.audit.pasted_boxes import EXACT, Truth, measure_boxes, truth_by_picture
+from vild.audit.pasted_boxes import EXACT, Truth, measure_boxes, truth_by_image
 from vild.data import datasets
 from vild.data.provenance import CLEAN, LEAK, UNKNOWN
 from vild.utils.errors import UserError
@@ -41,7 +41,7 @@ class Benchmark:
     Attributes:
         base, novel: names.
         known: names of all categories, also of those that are neither.
-        truth: by picture, all annotated boxes; None without a full annotation file.
+        truth: by image, all annotated boxes; None without a full annotation file.
     """
 
     base: frozenset[str]
@@ -62,13 +62,13 @@ class Benchmark:
             frozenset(n for n, s in zip(classes.names, classes.splits, strict=True) if s == mark)
             for mark in ("base", "novel")
         )
-        truth = truth_by_picture(document, classes) if full else None
+        truth = truth_by_image(document, classes) if full else None
         return cls(base, novel, frozenset(c["name"] for c in document["categories"]), truth)
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a training is given, by picture: the name and box (xyxy) of each annotation; and, handed on or not, id and
+    """What a training is given, by image: the name and box (xyxy) of each annotation; and, handed on or not, id and
     name of the file's annotations of novel names."""
 
     where: str
@@ -118,7 +118,7 @@ def judge_training_set(training: TrainingSet, benchmark: Benchmark) -> tuple[str
         empty = [i for i, b in boxes.items() if len(b) == 0]
         only = sum(len(truth[i].novel) > 0 for i in empty if i in truth)
         evidence += (
-            f"; {hidden} boxes are those of novel objects under other names; of its {len(handed)} pictures "
+            f"; {hidden} boxes are those of novel objects under other names; of its {len(handed)} images "
             f"{len(empty)} hold no base annotation, {only} of these a novel object (dropped both by "
             f"DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
         )
@@ -129,7 +129,7 @@ def judge_vocabulary(vocabulary: Vocabulary, expected: dict[str, Tensor], benchm
     """Verdict and evidence on a vocabulary: are its embeddings of novel names the teacher's of these very names?
 
     A novel name may stand in a vocabulary; that is what a vocabulary is for. What must not stand there is an embedding
-    that was learned from pictures of the class. Where the base names do not agree with the teacher either, other
+    that was learned from images of the class. Where the base names do not agree with the teacher either, other
     prompts (or tuned ones) were used, and this cannot tell.
 
     Args:

@@ -1,10 +1,10 @@
-"""Is ground truth among the proposals? Boxes compared with the full annotations of the same pictures.
+"""Is ground truth among the proposals? Boxes compared with the full annotations of the same images.
 
 A detector's boxes lie around the true ones with an error of pixels in four coordinates; ground truth that was
 pasted in lies on them to the precision of the file. A novel box is *met* when a proposal equals it to ``EXACT`` in
 every coordinate. By chance that happens to about (EXACT / NEAR)^4 = 1e-8 of the boxes met to ``NEAR``, as an error that
 is smooth over NEAR fills a cube of four dimensions evenly; so one hit among thousands tells. Two things make chance
-hits likely and are allowed for: coordinates clipped to the picture's edge are equal without knowledge (only boxes clear
+hits likely and are allowed for: coordinates clipped to the image's edge are equal without knowledge (only boxes clear
 of the edges are measured), and files with rounded coordinates have a grid to meet on (EXACT grows to half a grid step,
 NEAR to two). Ground truth shaken by a pixel or more cannot be told from a good detector's boxes.
 """
@@ -25,12 +25,12 @@ from vild.data.provenance import CLEAN, LEAK, UNKNOWN
 EXACT, NEAR = 0.01, 1.0  # pixels
 CHANCE = 1e-3  # hits that chance explains with a smaller probability than this are a leak
 GRIDS = (1.0, 0.5, 0.25, 0.2, 0.1, 0.05)  # roundings that files come with, in pixels; finer ones are below EXACT
-SAME_COUNT = 5  # pictures from which on it means something that nearly all hold as many proposals as annotated boxes
+SAME_COUNT = 5  # images from which on it means something that nearly all hold as many proposals as annotated boxes
 
 
 @dataclass(frozen=True)
 class Truth:
-    """One picture's annotated boxes, float64 [*, 4] xyxy, and its size in pixels."""
+    """One image's annotated boxes, float64 [*, 4] xyxy, and its size in pixels."""
 
     base: Tensor
     novel: Tensor
@@ -41,7 +41,7 @@ class Truth:
 @dataclass(frozen=True)
 class Met:
     """How closely proposals meet some annotated boxes: the least over proposals of the greatest difference of a
-    coordinate, float64 [G] pixels (inf: the picture has no proposal), and the greatest IoU [G]."""
+    coordinate, float64 [G] pixels (inf: the image has no proposal), and the greatest IoU [G]."""
 
     distance: Tensor
     iou: Tensor
@@ -49,18 +49,18 @@ class Met:
 
 @dataclass(frozen=True)
 class Measured:
-    """``grid``: the step all proposals are rounded to (0: none). ``same_count``: of ``pictures`` with novel boxes,
+    """``grid``: the step all proposals are rounded to (0: none). ``same_count``: of ``images`` with novel boxes,
     those that have as many proposals as novel boxes, or as all boxes. ``varied``: not always the same number."""
 
     novel: Met
     base: Met
     grid: float
     same_count: int
-    pictures: int
+    images: int
     varied: bool
 
 
-def truth_by_picture(document: dict, classes: Classes) -> dict[int, Truth]:
+def truth_by_image(document: dict, classes: Classes) -> dict[int, Truth]:
     """The boxes of an annotation file (COCO or LVIS form), crowds and empty boxes left out."""
     base_ids, novel_ids = (
         {i for i, s in zip(classes.ids, classes.splits, strict=True) if s == mark} for mark in ("base", "novel")
@@ -84,9 +84,9 @@ def distances(truth: Tensor, found: Tensor) -> Tensor:
 
 
 def measure_boxes(found: Iterable[tuple[int, Tensor]], truth: dict[int, Truth], edges: bool = False) -> Measured:
-    """Compare boxes [N, 4] by picture with the full annotations.
+    """Compare boxes [N, 4] by image with the full annotations.
 
-    Novel boxes that equal a base box tell nothing and are left out; so are boxes at the picture's edges, unless
+    Novel boxes that equal a base box tell nothing and are left out; so are boxes at the image's edges, unless
     ``edges`` (for boxes that nobody clips: annotations).
     """
     rows: dict[str, list] = {"novel": [], "base": []}
@@ -119,8 +119,8 @@ def chance_of(hits: int, expected: float) -> float:
 def judge_boxes(m: Measured) -> tuple[str, str]:
     """Verdict and evidence on proposals: is ground truth of novel objects among them?"""
     total = len(m.novel.distance)
-    if m.pictures == 0:
-        return UNKNOWN, "none of its pictures holds an annotated novel object"
+    if m.images == 0:
+        return UNKNOWN, "none of its images holds an annotated novel object"
     exact, near = max(EXACT, m.grid / 2), max(NEAR, 2 * m.grid)
     hits, around = (int((m.novel.distance <= limit).sum()) for limit in (exact, near))
     of_base = int((m.base.distance <= exact).sum())
@@ -131,11 +131,11 @@ def judge_boxes(m: Measured) -> tuple[str, str]:
         f"{hits} of {total} novel boxes clear of the edges met to {exact:g} px (base: {of_base} of "
         f"{len(m.base.distance)}), where noise gives {expected:.2g} (of {around} met to {near:g} px): probability "
         f"{chance:.1g}, a leak below {CHANCE:g}; IoU >= 0.99: {iou_novel} novel, {iou_base} base; "
-        f"as many boxes as annotated in {m.same_count} of {m.pictures} pictures with novel objects"
+        f"as many boxes as annotated in {m.same_count} of {m.images} images with novel objects"
     )
     if m.grid:
         evidence += f"; coordinates rounded to {m.grid:g} px"
-    counted = m.varied and m.pictures >= SAME_COUNT and m.same_count >= 0.95 * m.pictures
+    counted = m.varied and m.images >= SAME_COUNT and m.same_count >= 0.95 * m.images
     if chance < CHANCE or counted:
         return LEAK, evidence
     return (CLEAN if total else UNKNOWN), evidence

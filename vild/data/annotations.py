@@ -1,7 +1,7 @@
 """Annotation files, read and checked: what is wrong with a file is told before anything is made from it.
 
-Both forms are COCO's (``images``, ``annotations``, ``categories``); LVIS's pictures also list category ids. Boxes
-are xywh in pixels. Official files hold boxes that stick out of their picture (Objects365) or have no width or height
+Both forms are COCO's (``images``, ``annotations``, ``categories``); LVIS's images also list category ids. Boxes
+are xywh in pixels. Official files hold boxes that stick out of their image (Objects365) or have no width or height
 (COCO); both pass, and readers drop the latter.
 """
 
@@ -17,7 +17,7 @@ from vild.data.rle import fits
 from vild.utils.errors import UserError
 from vild.utils.untrusted import MOST_DATA, parse_json, read_bytes, refused_as
 
-FAR = 1e18  # beyond it float32 and int64 end, and no picture reaches it
+FAR = 1e18  # beyond it float32 and int64 end, and no image reaches it
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -30,7 +30,7 @@ def read_json(path: str | Path):
 
 
 def is_lvis_form(document: dict) -> bool:
-    """Is a checked document in LVIS's form: categories with a frequency, pictures with negative categories?"""
+    """Is a checked document in LVIS's form: categories with a frequency, images with negative categories?"""
     return all("frequency" in c for c in document["categories"]) and all(
         "neg_category_ids" in i for i in document["images"]
     )
@@ -98,10 +98,10 @@ def _image_fault(image: dict, categories: dict[int, dict]) -> str | None:
             return f"{_found(image, key)}; it must be a positive integer"
     key = "coco_url" if "file_name" not in image and "coco_url" in image else "file_name"
     if not isinstance(image.get(key), str):
-        return f"{_found(image, key)}; a text must name the picture's file"
+        return f"{_found(image, key)}; a text must name the image's file"
     for key, place in (("file_name", str), ("coco_url", file_of_url)):
         if isinstance(image.get(key), str) and not stays_below(place(image[key])):
-            return f"{_found(image, key)}; it must name a file below the picture folder"
+            return f"{_found(image, key)}; it must name a file below the image folder"
     for key in LVIS_LISTS:
         if key in image:
             if not _is_list_of(image[key], int):
@@ -112,7 +112,7 @@ def _image_fault(image: dict, categories: dict[int, dict]) -> str | None:
 
 
 def file_of_url(url: str) -> str:
-    """Folder and file of a picture of COCO's, the last two parts of its address: "val2017/000000000139.jpg"."""
+    """Folder and file of an image of COCO's, the last two parts of its address: "val2017/000000000139.jpg"."""
     return "/".join(url.split("/")[-2:])
 
 
@@ -145,7 +145,7 @@ def _is_sound(a: dict, sizes: dict[int, tuple[int, int]], categories: dict[int, 
 
 
 def _segmentation_is_sound(segmentation, width: int, height: int) -> bool:
-    """None, polygons (lists of finite numbers) or RLE of the picture's size. May raise what _is_sound expects."""
+    """None, polygons (lists of finite numbers) or RLE of the image's size. May raise what _is_sound expects."""
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         is_text_or_list = isinstance(counts, str) or _is_list_of(counts, int)
@@ -158,11 +158,11 @@ def _segmentation_is_sound(segmentation, width: int, height: int) -> bool:
 
 def _annotation_fault(a: dict, sizes: dict[int, tuple[int, int]], categories: dict[int, dict]) -> str:
     """What is wrong with an annotation that is not sound."""
-    for key, known, what in (("image_id", sizes, "picture"), ("category_id", categories, "category")):
+    for key, known, what in (("image_id", sizes, "an image"), ("category_id", categories, "a category")):
         if type(a.get(key)) is not int:
             return f"{_found(a, key)}; it must be an integer"
         if a[key] not in known:
-            return f"{key} {a[key]} is not the id of a {what}"
+            return f"{key} {a[key]} is not the id of {what}"
     box = a.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)):
         return f"{_found(a, 'bbox')}; it must be four numbers (x, y, width, height)"
@@ -173,12 +173,12 @@ def _annotation_fault(a: dict, sizes: dict[int, tuple[int, int]], categories: di
         return f"bbox is {_short(box)}: negative width or height"
     width, height = sizes[a["image_id"]]
     if w and h and not (x < width and y < height and x + w > 0 and y + h > 0):
-        return f"bbox is {_short(box)}: wholly outside its picture of {width} x {height}"
+        return f"bbox is {_short(box)}: wholly outside its image of {width} x {height}"
     if a.get("iscrowd", 0) not in (0, 1):
         return f"{_found(a, 'iscrowd')}; it must be 0 or 1"
     if type(a.get("area", 0)) not in (int, float) or not -FAR < a.get("area", 0) < FAR:
         return f"{_found(a, 'area')}; it must be a finite number"
-    return f"{_found(a, 'segmentation')}; it must be a list of polygons or RLE (size and counts that fit the picture)"
+    return f"{_found(a, 'segmentation')}; it must be a list of polygons or RLE (size and counts that fit the image)"
 
 
 def _is_list_of(values, kind: type) -> bool:

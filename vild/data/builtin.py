@@ -14,7 +14,7 @@ class Entry:
 
     Attributes:
         json: annotation file, below the root.
-        images: picture folder, below the root.
+        images: image folder, below the root.
         split: a file in ``vild/data/splits`` (without .json) or a path; says which names are base and novel.
             Names in none of its lists are left out.
         keep: "base" drops every annotation that is not of a base name (training), "all" keeps all.

@@ -111,7 +111,7 @@ def load_dicts(name: str) -> list[dict]:
     """The data set in Detectron2's form.
 
     With ``keep="base"`` nothing of a novel annotation gets through: neither its box, nor its class, nor that
-    the picture holds one (LVIS's image-level lists stay in the file, for the evaluator alone).
+    the image holds one (LVIS's image-level lists stay in the file, for the evaluator alone).
 
     A data set that only Detectron2's catalog knows comes as the catalog has it.
     """
@@ -148,8 +148,8 @@ def load_dicts(name: str) -> list[dict]:
 
 
 def _file_name(image: dict, entry: Entry) -> str:
-    """A picture's file below the picture folder. LVIS v1 names none, and what later copies of it name lacks the
-    folder (train2017, val2017) of the picture below ``coco/``: the last two parts of the URL are folder and file."""
+    """An image's file below the image folder. LVIS v1 names none, and what later copies of it name lacks the
+    folder (train2017, val2017) of the image below ``coco/``: the last two parts of the URL are folder and file."""
     if "coco_url" in image and (entry.images == "coco" or "file_name" not in image):
         return file_of_url(image["coco_url"])
     return image["file_name"]
@@ -169,8 +169,8 @@ def _from_catalog(name: str) -> list[dict]:
         raise UserError(f"data set '{name}' (Detectron2's own): {first_line(error)}") from error
 
 
-def pictures_hash(name: str) -> str:
-    """Which pictures a data set holds: SHA-256 over ids, folder and file names, sizes (16 hex digits)."""
+def images_hash(name: str) -> str:
+    """Which images a data set holds: SHA-256 over ids, folder and file names, sizes (16 hex digits)."""
     digest = hashlib.sha256()
     for r in sorted(load_dicts(name), key=lambda r: r["image_id"]):
         place = "/".join(Path(r["file_name"]).parts[-2:])
@@ -185,7 +185,7 @@ def forget() -> None:
 
 def register_all() -> None:
     """Tell Detectron2's catalogs every data set. Where Detectron2 has one of the same name (lvis_v1_val,
-    coco_2017_val ...), ours takes its place, so that every reader means the same pictures and classes."""
+    coco_2017_val ...), ours takes its place, so that every reader means the same images and classes."""
     for name in entries():
         if name in DatasetCatalog.list():
             if MetadataCatalog.get(name).get("evaluator_type") == "vild":

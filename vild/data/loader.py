@@ -22,12 +22,12 @@ from vild.data.mapper import InferenceMapper, ViLDMapper
 from vild.data.unreadable import REASON, Counted, skips
 from vild.store.store import EmbeddingStore
 from vild.utils import signals
-from vild.utils.errors import KILLED, WORKER, BadPicture, Failure, UserError
+from vild.utils.errors import KILLED, WORKER, BadImage, Failure, UserError
 
 logger = logging.getLogger(__name__)
 
 
-MOST_SKIPPED = 100  # unreadable pictures in a row: then it is not the pictures, but where they lie
+MOST_SKIPPED = 100  # unreadable images in a row: then it is not the images, but where they lie
 
 
 class WorkerDied(Failure):
@@ -80,7 +80,7 @@ class SeededStream(torch.utils.data.Dataset):
     """Map (position, index) to a mapped record, the random generators seeded by the position.
 
     Args:
-        skip: in place of a picture that cannot be read comes another, drawn by the seed and the position alone from
+        skip: in place of an image that cannot be read comes another, drawn by the seed and the position alone from
             all records alike; the record says for which (``unreadable.REASON``).
     """
 
@@ -103,7 +103,7 @@ class SeededStream(torch.utils.data.Dataset):
             record = self.records[index]
             try:
                 mapped = self.mapper(record)
-            except BadPicture as error:
+            except BadImage as error:
                 if not self.skip:
                     raise
                 unreadable[record["file_name"]] = str(error)
@@ -111,7 +111,7 @@ class SeededStream(torch.utils.data.Dataset):
             else:
                 return {**mapped, REASON: unreadable} if unreadable else mapped
         raise UserError(
-            f"{MOST_SKIPPED} pictures in a row are not as they should be; the last: {[*unreadable.values()][-1]}"
+            f"{MOST_SKIPPED} images in a row are not as they should be; the last: {[*unreadable.values()][-1]}"
         )
 
 
@@ -160,7 +160,7 @@ def training_records(names: tuple[str, ...], filter_empty: bool) -> list[dict]:
     if filter_empty:
         records = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
     if not records:
-        raise UserError(f"DATASETS.TRAIN {tuple(names)}: no picture with an annotation of a base name")
+        raise UserError(f"DATASETS.TRAIN {tuple(names)}: no image with an annotation of a base name")
     return records
 
 
@@ -172,19 +172,19 @@ def check_masks(records: list[dict], mask_format: str) -> None:
             if annotation["iscrowd"]:
                 continue
             if not mask:
-                raise UserError(f"picture {record['file_name']}: a box without a mask, but MODEL.MASK_ON is True")
+                raise UserError(f"image {record['file_name']}: a box without a mask, but MODEL.MASK_ON is True")
             if isinstance(mask, dict) and mask_format == "polygon":
-                raise UserError(f"picture {record['file_name']}: its masks are RLE; set INPUT.MASK_FORMAT to bitmask")
+                raise UserError(f"image {record['file_name']}: its masks are RLE; set INPUT.MASK_FORMAT to bitmask")
 
 
 def check_store(store: EmbeddingStore, names: tuple[str, ...], records: list[dict], mixed: bool = False) -> None:
-    """UserError unless the store was made from these pictures and holds all of them (``mixed``: or some), each
+    """UserError unless the store was made from these images and holds all of them (``mixed``: or some), each
     under an id of its own."""
     if made_from := store.plan.get("pictures"):
-        given = {datasets.pictures_hash(name) for name in names}
+        given = {datasets.images_hash(name) for name in names}
         # a merged store has a list, and must know every set
         if not (given <= set(made_from) if isinstance(made_from, list) else made_from in given):
-            raise UserError(f"store {store.folder}: it was made from other pictures than DATASETS.TRAIN {tuple(names)}")
+            raise UserError(f"store {store.folder}: it was made from other images than DATASETS.TRAIN {tuple(names)}")
     files: dict[int, str] = {}
     for record in records:
         image_id = record["image_id"]
@@ -197,7 +197,7 @@ def check_store(store: EmbeddingStore, names: tuple[str, ...], records: list[dic
             raise UserError(f"store {store.folder}: image_id {image_id} is not in it")
     if mixed:
         held = sum(r["image_id"] in store for r in records)
-        logger.info("store %s has %d of %d pictures; the others' targets come live", store.folder, held, len(records))
+        logger.info("store %s has %d of %d images; the others' targets come live", store.folder, held, len(records))
 
 
 def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int = 0):

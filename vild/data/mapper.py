@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vild.data.unreadable import REASON, skips
 from vild.store.store import EmbeddingStore, Regions
-from vild.utils.errors import BadPicture
-from vild.utils.images import read_picture
+from vild.utils.errors import BadImage
+from vild.utils.images import read_image
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def visible_regions(boxes: Tensor, window: Sequence[float], min_visible: float) 
 
 
 def visible_window(size: tuple[int, int], transforms: T.TransformList, image_size: tuple[int, int]) -> tuple[int, ...]:
-    """Where the picture, ``size`` (height, width) before augmentation, lies in the augmented one: xyxy. The rest is
+    """Where the image, ``size`` (height, width) before augmentation, lies in the augmented one: xyxy. The rest is
     padding (of large-scale jitter, say)."""
     corners = transforms.apply_box(np.array([[0.0, 0.0, size[1], size[0]]])).reshape(2, 2)
     return tuple(corners.round().clip(0, image_size[::-1]).astype(int).flatten().tolist())
@@ -48,12 +48,12 @@ def transform_regions(
     """Carry boxes along with an augmentation.
 
     Args:
-        boxes: [N, 4] xyxy in the original picture.
+        boxes: [N, 4] xyxy in the original image.
         image_size: (height, width) after augmentation.
         min_visible: see :func:`visible_regions`.
 
     Returns:
-        boxes [K, 4] in the augmented picture, clipped; their rows, int64 [K].
+        boxes [K, 4] in the augmented image, clipped; their rows, int64 [K].
     """
     moved = torch.from_numpy(transforms.apply_box(boxes.numpy())).float()
     return visible_regions(moved, (0, 0, image_size[1], image_size[0]), min_visible)
@@ -75,12 +75,12 @@ class ViLDMapper:
     ``distill``.
 
     Args:
-        augmentations: Detectron2's; they act on picture, annotations and distilled regions alike.
+        augmentations: Detectron2's; they act on image, annotations and distilled regions alike.
         image_format: of the detector's input.
         mask_format: "polygon" or "bitmask", or "" for a detector without masks.
         store: the teacher's embeddings (None: no ``distill``).
-        mixed: a picture of which the store has nothing comes without ``distill`` (the model has a live teacher).
-        distill_per_image: at most so many regions a picture, a random choice of those that stay.
+        mixed: an image of which the store has nothing comes without ``distill`` (the model has a live teacher).
+        distill_per_image: at most so many regions an image, a random choice of those that stay.
         min_visible: see :func:`visible_regions`.
     """
 
@@ -118,16 +118,14 @@ class ViLDMapper:
 
     def __call__(self, record: dict) -> dict:
         record = copy.deepcopy(record)
-        picture = read_picture(record["file_name"], self.image_format)
-        if picture.shape[:2] != (record["height"], record["width"]):
-            sizes = (
-                f"{picture.shape[1]}x{picture.shape[0]}, the annotation file says {record['width']}x{record['height']}"
-            )
-            raise BadPicture(f"picture {record['file_name']} is {sizes}")
-        inputs = T.AugInput(picture)
-        size, transforms = picture.shape[:2], self.augmentations(inputs)
-        picture = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
-        image_size = picture.shape[1:]
+        image = read_image(record["file_name"], self.image_format)
+        if image.shape[:2] != (record["height"], record["width"]):
+            sizes = f"{image.shape[1]}x{image.shape[0]}, the annotation file says {record['width']}x{record['height']}"
+            raise BadImage(f"image {record['file_name']} is {sizes}")
+        inputs = T.AugInput(image)
+        size, transforms = image.shape[:2], self.augmentations(inputs)
+        image = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
+        image_size = image.shape[1:]
         annotations = [
             utils.transform_instance_annotations(a, transforms, image_size)
             for a in record.pop("annotations")
@@ -139,7 +137,7 @@ class ViLDMapper:
         instances = utils.annotations_to_instances(annotations, image_size, self.mask_format or "polygon")
         result = {
             **record,
-            "image": torch.from_numpy(picture),
+            "image": torch.from_numpy(image),
             "window": visible_window(size, transforms, image_size),
             "instances": utils.filter_empty_instances(instances),
         }
@@ -151,7 +149,7 @@ class ViLDMapper:
         return result
 
     def distilled(self, regions: Regions, transforms: T.TransformList, image_size: tuple[int, int]) -> Instances:
-        """A picture's regions from the store, augmented as it is; a random choice of them."""
+        """An image's regions from the store, augmented as it is; a random choice of them."""
         boxes, rows = transform_regions(regions.boxes, transforms, image_size, self.min_visible)
         if len(rows) > self.distill_per_image:
             chosen = np.sort(np.random.choice(len(rows), self.distill_per_image, replace=False))
@@ -174,8 +172,8 @@ class InferenceMapper:
 
     def __call__(self, record: dict) -> dict:
         try:
-            inputs = T.AugInput(read_picture(record["file_name"], self.image_format))
-        except BadPicture as error:
+            inputs = T.AugInput(read_image(record["file_name"], self.image_format))
+        except BadImage as error:
             if not self.skip:
                 raise
             grey = torch.full((3, 64, 64), 128, dtype=torch.uint8)

@@ -1,7 +1,7 @@
 """The open-vocabulary annotation files, made from the official ones and checked (datasets/prepare_*.py).
 
-They are the files that go round: LVIS loses its rare annotations and keeps its pictures and its 1,203 categories;
-COCO's ``_2`` files (OVR-CNN, ipynb/003) keep the annotations of some names, crowds among them, the pictures that hold
+They are the files that go round: LVIS loses its rare annotations and keeps its images and its 1,203 categories;
+COCO's ``_2`` files (OVR-CNN, ipynb/003) keep the annotations of some names, crowds among them, the images that hold
 any, and those names' categories; ``_oriorder`` (Detic) is the same with all 80 categories.
 """
 
@@ -20,9 +20,9 @@ from vild.utils.files import written_whole
 
 KINDS = ("images", "annotations", "categories")
 
-# Published sizes of the official files: (pictures, annotations, categories); None: not published
+# Published sizes of the official files: (images, annotations, categories); None: not published
 OFFICIAL = {
-    # lvisdataset.org (the download page gives 1,270,141 instances in 100,170 pictures, and 19,809 for val)
+    # lvisdataset.org (the download page gives 1,270,141 instances in 100,170 images, and 19,809 for val)
     "lvis/lvis_v1_train.json": (100_170, 1_270_141, 1203),
     "lvis/lvis_v1_val.json": (19_809, None, 1203),
     # cocodataset.org
@@ -50,27 +50,27 @@ class Derived:
 
 
 def keep_annotations(document: dict, split: Split, marks: tuple[str, ...]) -> dict:
-    """The same pictures and categories, the annotations of the marked names alone."""
+    """The same images and categories, the annotations of the marked names alone."""
     ids = _marked_ids(document, split, marks)
     return {**document, "annotations": [a for a in document["annotations"] if a["category_id"] in ids]}
 
 
 def keep_names(document: dict, split: Split, marks: tuple[str, ...]) -> dict:
-    """The marked names' categories and annotations, and the pictures that hold one of these."""
+    """The marked names' categories and annotations, and the images that hold one of these."""
     document = keep_names_of_all(document, split, marks)
     ids = _marked_ids(document, split, marks)
     return {**document, "categories": [c for c in document["categories"] if c["id"] in ids]}
 
 
 def keep_names_of_all(document: dict, split: Split, marks: tuple[str, ...]) -> dict:
-    """The marked names' annotations and the pictures that hold one of these; every category."""
+    """The marked names' annotations and the images that hold one of these; every category."""
     document = keep_annotations(document, split, marks)
     held = {a["image_id"] for a in document["annotations"]}
     return {**document, "images": [i for i in document["images"] if i["id"] in held]}
 
 
 def keep_val2017(document: dict, split: Split, marks: tuple[str, ...]) -> dict:
-    """The pictures that lie in COCO's val2017, as their URLs tell (MDETR's "minival")."""
+    """The images that lie in COCO's val2017, as their URLs tell (MDETR's "minival")."""
     del split, marks
     images = [i for i in document["images"] if i.get("coco_url", "").split("/")[-2:-1] == ["val2017"]]
     held = {i["id"] for i in images}
@@ -95,7 +95,7 @@ LVIS = (
     # 4,809: the catalogue of TensorFlow Datasets (lvis, "minival")
     Derived("lvis/lvis_v1_minival.json", "lvis/lvis_v1_val.json", keep_val2017, BOTH, (4_809, None, 1203)),
 )
-# 107,761 pictures with 665,387 base boxes: as quoted from OVR-CNN (Zareian et al. 2021), not held against its text
+# 107,761 images with 665,387 base boxes: as quoted from OVR-CNN (Zareian et al. 2021), not held against its text
 # here; 4,836: also its issue 17
 COCO = (
     _zeroshot("train", "seen_2", keep_names, ("base",), (107_761, 665_387, 48)),
@@ -116,7 +116,7 @@ class Summary:
 
 
 def summarize(document: dict) -> Summary:
-    """Pictures by id and size, annotations by id, picture, category and box, categories by id and name."""
+    """Images by id and size, annotations by id, image, category and box, categories by id and name."""
     fields = (("id", "height", "width"), ("id", "image_id", "category_id", "bbox"), ("id", "name"))
     hashes = []
     for kind, keys in zip(KINDS, fields, strict=True):
@@ -161,7 +161,7 @@ def prepare(derived: Sequence[Derived], root: Path, split_name: str, official: b
                 say(f"{d.path}: already there, and what {source} gives")
                 continue
             if not made["images"]:
-                raise UserError(f"{root / source}: not one picture of it belongs into {d.path}")
+                raise UserError(f"{root / source}: not one image of it belongs into {d.path}")
             _check_derived(d, made, split, official, say)
             write_json(root / d.path, made)
             say(f"{d.path}: written")

@@ -1,5 +1,5 @@
 """Proposal files: ``image_ids`` int64 [I], ``offsets`` int64 [I + 1], ``boxes`` float32 [N, 4] (xyxy, absolute
-pixels of the original picture) and ``scores`` float32 [N] in one ``.safetensors``, or COCO-results JSON. The former
+pixels of the original image) and ``scores`` float32 [N] in one ``.safetensors``, or COCO-results JSON. The former
 may say in its metadata where the proposals are from (``vild.data.provenance``)."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Proposals = dict[int, tuple[Tensor, Tensor]]  # image_id: boxes [N, 4] xyxy, sco
 
 
 def save_proposals(path: str | Path, proposals: Proposals, provenance: dict | None = None) -> None:
-    """Write the file, whole or not at all, pictures by rising id."""
+    """Write the file, whole or not at all, images by rising id."""
     ids = sorted(proposals)
     counts = torch.tensor([len(proposals[i][0]) for i in ids])
     tensors = {
@@ -48,11 +48,11 @@ def load_proposals(path: str | Path) -> Proposals:
 def select_rows(
     boxes: Tensor, scores: Tensor, limit: int, min_size: float | None = None, nms: float | None = None
 ) -> tuple[Tensor, dict[str, int]]:
-    """Which of a picture's proposals are worth their cost.
+    """Which of an image's proposals are worth their cost.
 
     Args:
         limit: at most so many, the best.
-        min_size: drop boxes whose shorter side is less, in pixels of the original picture.
+        min_size: drop boxes whose shorter side is less, in pixels of the original image.
         nms: drop boxes whose IoU with a better one that stays is more (one class, ties in the order given).
 
     Returns:
@@ -72,7 +72,7 @@ def select_rows(
 def select_proposals(
     proposals: Proposals, limit: int, min_size: float | None = None, nms: float | None = None
 ) -> tuple[Proposals, dict[str, int]]:
-    """:func:`select_rows` of every picture; the numbers dropped are sums.
+    """:func:`select_rows` of every image; the numbers dropped are sums.
 
     Raises:
         UserError: a threshold that drops everything or nothing by its meaning.
@@ -146,7 +146,7 @@ def _from_tensors(ids: Tensor, offsets: Tensor, boxes: Tensor, scores: Tensor) -
 
 
 def _split_up(ids: Iterable[int], counts: Sequence[int], boxes: Tensor, scores: Tensor) -> Proposals:
-    """By picture; ValueError for numbers that are not finite."""
+    """By image; ValueError for numbers that are not finite."""
     if not boxes.isfinite().all() or not scores.isfinite().all():
         raise ValueError("a box or a score is not finite")
     return dict(zip(ids, zip(boxes.split(counts), scores.split(counts), strict=True), strict=True))

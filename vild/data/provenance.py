@@ -6,7 +6,7 @@ Three nested records of plain values. They are statements, not proofs: a file sa
   "provenance": proposals or None}], "starts": [network]}; lists, as a resumed run may have been given others, and an
   old student that is remembered stands beside the weights it starts from.
 * network: {"file", "sha", "trained_on": training or None}.
-* proposals, in their file's metadata and in a store's manifest: {"data_set", "pictures", "network": network}; in that
+* proposals, in their file's metadata and in a store's manifest: {"data_set", "images", "network": network}; in that
   of a merged store {"merged": [proposals or None of each part]}.
 
 Annotations are counted by *name*, so that any split can be asked later which of them were novel.

@@ -1,4 +1,4 @@
-"""Every picture of a data set decoded once, before a day is spent on it (tools/check_dataset.py)."""
+"""Every image of a data set decoded once, before a day is spent on it (tools/check_dataset.py)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 from vild.utils.errors import UserError
-from vild.utils.images import read_picture
+from vild.utils.images import read_image
 
 UNREADABLE, OTHER_SIZE = "unreadable", "another size"
-AHEAD = 4  # pictures a thread, decoded or waiting
+AHEAD = 4  # images a thread, decoded or waiting
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a picture: UNREADABLE or OTHER_SIZE (than the annotation file says), and a line."""
+    """What is wrong with an image: UNREADABLE or OTHER_SIZE (than the annotation file says), and a line."""
 
     image_id: int
     file_name: str
@@ -26,15 +26,15 @@ class Fault:
 
 
 def look_at(record: dict) -> Fault | None:
-    """Read a picture as training does; None if all is well."""
+    """Read an image as training does; None if all is well."""
     about = record["image_id"], record["file_name"]
     try:
-        height, width = read_picture(record["file_name"]).shape[:2]
+        height, width = read_image(record["file_name"]).shape[:2]
     except UserError as error:
         return Fault(*about, UNREADABLE, str(error))
     if (height, width) != (record["height"], record["width"]):
         reason = f"{width}x{height}, the annotation file says {record['width']}x{record['height']}"
-        return Fault(*about, OTHER_SIZE, f"picture {record['file_name']} is {reason}")
+        return Fault(*about, OTHER_SIZE, f"image {record['file_name']} is {reason}")
     return None
 
 

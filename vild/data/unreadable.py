@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: refused (``INPUT.UNREADABLE: "refuse"``) or left out and counted ("skip")."""
+"""Images that cannot be read: refused (``INPUT.UNREADABLE: "refuse"``) or left out and counted ("skip")."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from vild.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 
-REASON = "unreadable"  # of a mapped record: {file: why}, the pictures that were met before (or, in evaluation, instead)
+REASON = "unreadable"  # of a mapped record: {file: why}, the images that were met before (or, in evaluation, instead)
 FILE = "unreadable.json"  # in an output folder: the same of all that was met
 CHOICES = ("refuse", "skip")
 
 
 def skips(cfg) -> bool:
-    """``INPUT.UNREADABLE``: are pictures that cannot be read left out?"""
+    """``INPUT.UNREADABLE``: are images that cannot be read left out?"""
     if cfg.INPUT.UNREADABLE not in CHOICES:
         raise UserError(f"INPUT.UNREADABLE: '{cfg.INPUT.UNREADABLE}' is not one of {', '.join(CHOICES)}")
     return cfg.INPUT.UNREADABLE == "skip"
 
 
 class Counted:
-    """A training loader whose batches tell of the pictures that were left out: each is logged once, the file
+    """A training loader whose batches tell of the images that were left out: each is logged once, the file
     ``unreadable.json`` in ``folder`` has them all (that of another rank is ``unreadable-RANK.json``), and the metric
-    ``unreadable_pictures`` says how many they are.
+    ``unreadable_images`` says how many they are.
 
-    Different pictures are counted, not how often they came: a run that was killed and resumed counts what an
+    Different images are counted, not how often they came: a run that was killed and resumed counts what an
     undisturbed one would.
     """
 
@@ -64,7 +64,7 @@ class Counted:
 
 
 def gathered(found: dict[str, str], name: str, output_dir: str | Path | None) -> int:
-    """Evaluation's: the pictures that any rank could not read, logged, and written as ``unreadable.json`` by the main
+    """Evaluation's: the images that any rank could not read, logged, and written as ``unreadable.json`` by the main
     process; how many they are (0 on the others). Called by all ranks."""
     together = {file: why for some in comm.gather(found, dst=0) for file, why in some.items()}
     if not comm.is_main_process():
@@ -72,7 +72,7 @@ def gathered(found: dict[str, str], name: str, output_dir: str | Path | None) ->
     for why in together.values():
         logger.warning("without detections: %s", why)
     if together:
-        logger.warning("%s: %d pictures CANNOT BE READ; they count as pictures without detections", name, len(together))
+        logger.warning("%s: %d images CANNOT BE READ; they count as images without detections", name, len(together))
     if output_dir:
         if together:
             write_json(Path(output_dir) / FILE, together)

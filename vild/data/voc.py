@@ -39,19 +39,19 @@ def read_voc(folder: Path, image_set: str) -> dict:
     for stem in stems:
         path = folder / "Annotations" / f"{stem}.xml"
         try:
-            picture, annotations = _read_picture(path)
+            image, annotations = _read_image(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
         except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a VOC annotation ({error})") from error
         image_id = len(document["images"]) + 1
-        document["images"].append({"id": image_id, "file_name": f"{stem}.jpg", **picture})
+        document["images"].append({"id": image_id, "file_name": f"{stem}.jpg", **image})
         for annotation in annotations:
             document["annotations"].append({"id": len(document["annotations"]) + 1, "image_id": image_id, **annotation})
     return document
 
 
-def _read_picture(path: Path) -> tuple[dict, list[dict]]:
+def _read_image(path: Path) -> tuple[dict, list[dict]]:
     """Size and annotations of one XML file."""
     tree = ElementTree.parse(path).getroot()
     size = {key: int(tree.find(f"size/{key}").text) for key in ("width", "height")}

@@ -3,7 +3,7 @@
 ``weights.pth`` is a checkpoint of the weights before the step, with the vocabulary (running statistics of a BatchNorm
 in training have seen the step already), ``config.yaml`` the config, ``step.pth`` the inputs of one rank, iteration and
 rank, ``step.json`` what people want to know of it. The store is not needed, a live teacher is. With SyncBN, whose
-statistics are of all ranks, the losses are those of this rank's pictures alone.
+statistics are of all ranks, the losses are those of this rank's images alone.
 """
 
 from __future__ import annotations
@@ -59,5 +59,5 @@ def write_dump(
     write_checkpoint(folder / "step.pth", {"inputs": packed, "iteration": iteration, "rank": rank})
     write_text(folder / "config.yaml", cfg.dump())
     values = {name: str(value.item()) for name, value in losses.items()}  # JSON knows no NaN
-    pictures = [str(x["file_name"]) for x in inputs]
-    write_json(folder / "step.json", {"iteration": iteration, "rank": rank, "losses": values, "pictures": pictures})
+    images = [str(x["file_name"]) for x in inputs]
+    write_json(folder / "step.json", {"iteration": iteration, "rank": rank, "losses": values, "pictures": images})

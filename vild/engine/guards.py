@@ -94,9 +94,9 @@ class Guard(HookBase):
         several = f"_rank{rank}" if comm.get_world_size() > 1 else ""
         folder = Path(self.cfg.OUTPUT_DIR) / f"nan_{iteration:07d}{several}"
         write_dump(folder, self.cfg, self.trainer.model, self._inputs, self._losses, iteration, rank)
-        pictures = ", ".join(str(x["file_name"]) for x in self._inputs)
+        images = ", ".join(str(x["file_name"]) for x in self._inputs)
         return Failure(
-            f"step {iteration}: {what}; pictures {pictures}; compute it again: python -m vild.engine.replay {folder}"
+            f"step {iteration}: {what}; images {images}; compute it again: python -m vild.engine.replay {folder}"
         )
 
     def after_step(self):

@@ -13,14 +13,14 @@ from vild.utils.errors import UserError
 
 
 class LiveTargets:
-    """Of a picture's proposals the best, with the teacher's embeddings: what the mapper gives out of a store.
+    """Of an image's proposals the best, with the teacher's embeddings: what the mapper gives out of a store.
 
     Args:
         encode: the teacher's uint8 RGB [3, H, W], boxes [N, 4] to unit [N, D]
             (:meth:`vild.teacher.clip.Teacher.encode_regions`); with ``map_channels`` to these and the teacher's feature
             maps [N, T, h, w] (:meth:`vild.teacher.clip.Teacher.encode_regions_and_maps`).
         image_format: of the detector's input, "BGR" or "RGB".
-        per_image: at most so many regions a picture.
+        per_image: at most so many regions an image.
         min_visible: see :func:`vild.data.mapper.visible_regions`.
         map_channels: T; 0 where no objective looks at maps.
     """
@@ -35,7 +35,7 @@ class LiveTargets:
         map_channels: int = 0,
     ):
         if image_format not in ("BGR", "RGB"):
-            raise UserError(f"INPUT.FORMAT: the teacher cannot look at '{image_format}' pictures; use BGR or RGB")
+            raise UserError(f"INPUT.FORMAT: the teacher cannot look at '{image_format}' images; use BGR or RGB")
         self.encode = encode
         self.image_format = image_format
         self.per_image = per_image
@@ -44,11 +44,11 @@ class LiveTargets:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, window: tuple[int, ...], proposals: Instances) -> Instances:
-        """One picture's ``proposal_boxes``, ``embeddings`` and, with ``map_channels``, ``maps``.
+        """One image's ``proposal_boxes``, ``embeddings`` and, with ``map_channels``, ``maps``.
 
         Args:
             image: uint8 [3, H, W], as augmented, not normalised.
-            window: where in it the picture lies (xyxy), the rest being padding, into which no crop may reach.
+            window: where in it the image lies (xyxy), the rest being padding, into which no crop may reach.
             proposals: ``proposal_boxes``, the best first.
         """
         boxes, _ = visible_regions(proposals.proposal_boxes.tensor.float(), window, self.min_visible)
@@ -60,15 +60,15 @@ class LiveTargets:
         return Instances(proposals.image_size, proposal_boxes=Boxes(boxes), **fields)
 
     @torch.no_grad()
-    def picture_map(self, image: Tensor, window: tuple[int, ...]) -> Tensor:
-        """The teacher's feature map [T, h, w] of the whole picture as one crop."""
+    def image_map(self, image: Tensor, window: tuple[int, ...]) -> Tensor:
+        """The teacher's feature map [T, h, w] of the whole image as one crop."""
         return self._look(image, window, torch.tensor([window], dtype=torch.float32, device=image.device))[1][0].clone()
 
     def _look(self, image: Tensor, window: tuple[int, ...], boxes: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x0, y0, x1, y1 = window
-        picture = image[:, y0:y1, x0:x1]
+        visible = image[:, y0:y1, x0:x1]
         if self.image_format == "BGR":
-            picture = picture.flip(0)
+            visible = visible.flip(0)
         # the detector's mixed precision is not the teacher's, which here computes as it does for a store
         with torch.autocast(image.device.type, enabled=False):
-            return self.encode(picture, boxes - boxes.new_tensor([x0, y0, x0, y0]))
+            return self.encode(visible, boxes - boxes.new_tensor([x0, y0, x0, y0]))

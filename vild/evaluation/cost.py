@@ -1,4 +1,4 @@
-"""What a detector costs: parameters, operations and seconds a picture. Of the network alone, whatever its weights."""
+"""What a detector costs: parameters, operations and seconds an image. Of the network alone, whatever its weights."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def flops(model: nn.Module, size: int) -> dict[str, int]:
-    """Operations of convolutions and matrix products (a multiplication and an addition are two) on one picture of
+    """Operations of convolutions and matrix products (a multiplication and an addition are two) on one image of
     ``size`` x ``size`` pixels, of each part and of ``all``. The heads see as many proposals, and the mask head as many
     detections, as the config lets them, so that the number is the same whatever the weights."""
     device, heads, rpn = model.device, model.roi_heads, model.proposal_generator
     divisor = max(model.backbone.size_divisibility, 1)
     side = -(-size // divisor) * divisor  # padded, as in detection
-    picture = torch.zeros(1, 3, side, side, device=device)
+    image = torch.zeros(1, 3, side, side, device=device)
     box = torch.tensor([[0.0, 0.0, size / 2, size / 2]], device=device)
 
     def masks() -> None:
@@ -51,10 +51,10 @@ def flops(model: nn.Module, size: int) -> dict[str, int]:
 
     mode = model.training
     model.eval()
-    features = model.backbone(picture)
+    features = model.backbone(image)
     proposals = [Boxes(box.repeat(rpn.post_nms_topk[False], 1))]
-    body = _count(lambda: model.backbone.bottom_up(picture))
-    pyramid = _count(lambda: model.backbone(picture)) - body
+    body = _count(lambda: model.backbone.bottom_up(image))
+    pyramid = _count(lambda: model.backbone(image)) - body
     anchors = _count(lambda: rpn.rpn_head([features[f] for f in rpn.in_features]))
     regions = _count(lambda: heads.scores(heads._pool(features, proposals))) + _count(masks)
     model.train(mode)
@@ -70,9 +70,9 @@ def _count(function: Callable[[], object]) -> int:
 
 @torch.inference_mode()
 def latency(model: nn.Module, size: int, runs: int = 5) -> float:
-    """Median seconds of so many detections in a picture of noise, alone, after one that is not counted."""
-    picture = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
-    inputs, seconds, mode = [{"image": picture, "height": size, "width": size}], [], model.training
+    """Median seconds of so many detections in an image of noise, alone, after one that is not counted."""
+    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
+    inputs, seconds, mode = [{"image": image, "height": size, "width": size}], [], model.training
     model.eval()
     for _ in range(runs + 1):
         start = time.perf_counter()

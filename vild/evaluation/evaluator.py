@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "vild_metrics.json"
 RESULTS_FILE = "coco_instances_results.json"
 CLASSES_FILE = "per_class.json"
-PICTURES = "pictures"  # beside "bbox" and "segm" among the metrics: a count, where pictures could not be read
+IMAGES = "pictures"  # beside "bbox" and "segm" among the metrics: a count, where images could not be read
 RECALL_LIMITS = (100, 300, 1000)
 
 
@@ -71,7 +71,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return {}
             metrics = evaluate_results(self.name, path, self.iou_types, self.output_dir).metrics
-            return {**metrics, PICTURES: {REASON: float(unreadable)}} if unreadable else metrics
+            return {**metrics, IMAGES: {REASON: float(unreadable)}} if unreadable else metrics
 
 
 def truth_of(name: str) -> Truth:
@@ -100,8 +100,8 @@ def heading(name: str, truth: Truth, evaluation: Evaluation) -> str:
         for mark in ("base", "novel")
     )
     return (
-        f"{name}: {truth.protocol} protocol, {counts['offered']}-way; {groups}; {counts['pictures']} pictures, "
-        f"{counts['detections']} detections, at most {counts['most_detections_of_a_picture']} a picture"
+        f"{name}: {truth.protocol} protocol, {counts['offered']}-way; {groups}; {counts['pictures']} images, "
+        f"{counts['detections']} detections, at most {counts['most_detections_of_a_picture']} an image"
     )
 
 
@@ -153,7 +153,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             self.add(given["image_id"], boxes[:0] if REASON in given else boxes)
 
     def add(self, image_id: int, proposals: torch.Tensor) -> None:
-        """One picture's proposals [N, 4] xyxy, the best first."""
+        """One image's proposals [N, 4] xyxy, the best first."""
         boxes, classes = self.truth[image_id]
         overlaps = [best_overlaps(boxes, proposals[:limit]).tolist() for limit in RECALL_LIMITS]
         hits = covered(boxes, proposals[: self.per_image], 0.5).tolist()
@@ -173,7 +173,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
                 result[f"AR@{limit}_{mark}"] = average_recall(column)
             result[f"recall50@{self.per_image}_{mark}"] = 100 * float(hits.mean())
         logger.info("%s\n%s", self.name, as_table({"proposals": result}))
-        return {"proposals": result} | ({PICTURES: {REASON: float(unreadable)}} if unreadable else {})
+        return {"proposals": result} | ({IMAGES: {REASON: float(unreadable)}} if unreadable else {})
 
 
 def ground_truth_boxes(name: str) -> dict[int, tuple[torch.Tensor, list[int]]]:

@@ -13,8 +13,8 @@ from vild.data.classes import Classes
 from vild.evaluation.metrics import class_ap, fixed_summary, summarize
 from vild.evaluation.results import Detections, best_per_class
 
-PICTURES_AT_ONCE = 500
-LVIS_PER_PICTURE = 300
+IMAGES_AT_ONCE = 500
+LVIS_PER_IMAGE = 300
 FIXED_PER_CLASS = 10_000
 
 
@@ -26,8 +26,8 @@ class Truth:
         document: annotation file, LVIS or COCO form (shared: not changed).
         classes: the classes that are offered, in order; those marked neither base nor novel are not scored where
             others are marked.
-        protocol: "coco" (all classes compete everywhere; 100 detections a picture and class) or "lvis" (federated:
-            only where a class is known to be or not to be; 300 detections a picture).
+        protocol: "coco" (all classes compete everywhere; 100 detections an image and class) or "lvis" (federated:
+            only where a class is known to be or not to be; 300 detections an image).
     """
 
     document: dict
@@ -39,8 +39,8 @@ class Truth:
         """image_id to (height, width)."""
         return {i["id"]: (i["height"], i["width"]) for i in self.document["images"]}
 
-    def only_annotated_pictures(self) -> Truth:
-        """Without the pictures that hold no annotation of the base and novel classes (as in the COCO 48/17 files)."""
+    def only_annotated_images(self) -> Truth:
+        """Without the images that hold no annotation of the base and novel classes (as in the COCO 48/17 files)."""
         marked = {i for i, s in zip(self.classes.ids, self.classes.splits, strict=True) if s}
         kept = {a["image_id"] for a in self.document["annotations"] if a["category_id"] in marked}
         images = [i for i in self.document["images"] if i["id"] in kept]
@@ -61,9 +61,9 @@ def evaluate(truth: Truth, detections: Detections, iou_types: tuple[str, ...], f
     """Score detections.
 
     Args:
-        detections: of any categories and pictures; what is not in the truth is left out.
+        detections: of any categories and images; what is not in the truth is left out.
         fixed: also AP-fixed (Dave et al., arXiv 2102.01066): at most 10,000 detections a class over the whole set
-            and no limit a picture. Another protocol, in columns of its own.
+            and no limit an image. Another protocol, in columns of its own.
     """
     classes = truth.classes
     detections = detections.take(
@@ -98,19 +98,19 @@ def _annotation(annotation: dict, protocol: str) -> dict:
 
 
 def _precision(truth: Truth, by_image: dict, detections: Detections, iou_type: str, limit: int = 0) -> np.ndarray:
-    """[T, R, K, A] as COCOeval accumulates it; the pictures are matched a few hundred at a time."""
+    """[T, R, K, A] as COCOeval accumulates it; the images are matched a few hundred at a time."""
     lvis = truth.protocol == "lvis"
     params = hotcoco.Params(iou_type)
     if limit:
         params.max_dets = [limit]
     elif lvis:
-        params.max_dets = [LVIS_PER_PICTURE]
+        params.max_dets = [LVIS_PER_IMAGE]
     categories = [{"id": i, "name": n, "frequency": f or "f"} for i, n, f in
                   zip(truth.classes.ids, truth.classes.names, truth.classes.frequencies, strict=True)]  # fmt: skip
     run = hotcoco.StreamingEval(categories, iou_type, lvis_style=lvis, params=params)
     images = sorted(truth.document["images"], key=lambda i: i["id"])
-    for start in range(0, len(images), PICTURES_AT_ONCE):
-        some = images[start : start + PICTURES_AT_ONCE]
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        some = images[start : start + IMAGES_AT_ONCE]
         annotations = [a for i in some for a in by_image.get(i["id"], ())]
         first, last = np.searchsorted(detections.image_ids, [some[0]["id"], some[-1]["id"] + 1])
         run.update(some, annotations, _records(detections, slice(first, last), truth.sizes, iou_type))
@@ -145,20 +145,20 @@ def _counts(truth: Truth, by_image: dict, detections: Detections) -> dict[str, i
         members = [i for i, s in zip(classes.ids, classes.splits, strict=True) if s == mark]
         counts[f"classes_{mark}"] = len(members)
         counts[f"classes_{mark}_with_ground_truth"] = len(present & set(members))
-    per_picture = np.unique(detections.image_ids, return_counts=True)[1]
-    counts["most_detections_of_a_picture"] = int(per_picture.max(initial=0))
+    per_image = np.unique(detections.image_ids, return_counts=True)[1]
+    counts["most_detections_of_a_picture"] = int(per_image.max(initial=0))
     return counts
 
 
 def _class_rows(classes: Classes, by_image: dict, detections: Detections) -> list[dict]:
-    boxes, pictures = dict.fromkeys(classes.ids, 0), {i: set() for i in classes.ids}
+    boxes, images = dict.fromkeys(classes.ids, 0), {i: set() for i in classes.ids}
     for image_id, rows in by_image.items():
         for a in rows:
             boxes[a["category_id"]] += 1
-            pictures[a["category_id"]].add(image_id)
+            images[a["category_id"]].add(image_id)
     found = dict(zip(*(v.tolist() for v in np.unique(detections.category_ids, return_counts=True)), strict=True))
     return [
-        {"id": i, "name": n, "split": s, "frequency": f, "pictures": len(pictures[i]), "boxes": boxes[i],
+        {"id": i, "name": n, "split": s, "frequency": f, "pictures": len(images[i]), "boxes": boxes[i],
          "detections": found.get(i, 0)}
         for i, n, s, f in zip(classes.ids, classes.names, classes.splits, classes.frequencies, strict=True)
     ]  # fmt: skip

@@ -31,11 +31,11 @@ _SEPARATORS = re.compile(r"[\s,]*")
 
 @dataclass(frozen=True)
 class Detections:
-    """N detections as columns, pictures by rising id, the file's order within a picture.
+    """N detections as columns, images by rising id, the file's order within an image.
 
     Attributes:
         image_ids, category_ids: int64 [N].
-        boxes: float64 [N, 4], xywh in pixels of the original picture.
+        boxes: float64 [N, 4], xywh in pixels of the original image.
         scores: float64 [N].
         masks: N compressed RLEs (their ``counts``), or None.
     """
@@ -107,7 +107,7 @@ def read_results(
     """Read a results file and check every record against the ground truth.
 
     Args:
-        sizes: image_id to (height, width) of every picture of the ground truth.
+        sizes: image_id to (height, width) of every image of the ground truth.
         categories: every category id that may occur.
         masks: whether masks are wanted.
 
@@ -147,14 +147,14 @@ def read_results(
 
 def _counts(segmentation: dict, size: tuple[int, int]) -> bytes:
     if tuple(segmentation["size"]) != size:
-        raise ValueError(f"segmentation's size {segmentation['size']} is not the picture's {list(size)}")
+        raise ValueError(f"segmentation's size {segmentation['size']} is not the image's {list(size)}")
     counts = segmentation["counts"]
     if isinstance(counts, str):
         check_end(counts)
     elif fits(counts, *size):
         counts = mask_api.frPyObjects(segmentation, *size)["counts"]
     else:
-        raise ValueError("segmentation's counts are not a mask of the picture's size")
+        raise ValueError("segmentation's counts are not a mask of the image's size")
     return counts.encode() if isinstance(counts, str) else counts
 
 

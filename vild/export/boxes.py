@@ -27,7 +27,7 @@ def nms_by_class(boxes: Tensor, scores: Tensor, iou: float, threshold: float, li
 
 
 def clip(boxes: Tensor, height: int, width: int) -> Tensor:
-    """xyxy [R, 4] within a picture."""
+    """xyxy [R, 4] within an image."""
     return torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).flatten(1)
 
 
@@ -40,9 +40,9 @@ def grid_anchors(generator: nn.Module, level: int, x: Tensor) -> Tensor:
 
 
 def pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor) -> Tensor:
-    """Detectron2's pooling of one picture's boxes [R, 4] from a pyramid, [R + 1, F, S, S]: the last is of no box, and
+    """Detectron2's pooling of one image's boxes [R, 4] from a pyramid, [R + 1, F, S, S]: the last is of no box, and
     makes sure that no batch is empty (neither exporter nor ONNX runtimes bear that everywhere)."""
-    rois = F.pad(boxes, (1, 0, 0, 1))  # the picture's index, 0, before each
+    rois = F.pad(boxes, (1, 0, 0, 1))  # the image's index, 0, before each
     if len(maps) == 1:
         return pooler.level_poolers[0](maps[0], rois)
     side = (rois[:, 3:] - rois[:, 1:3]).prod(1).sqrt()

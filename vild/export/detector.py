@@ -21,15 +21,15 @@ ALL = 2**63 - 1
 
 
 class ExportedDetector(nn.Module):
-    """A trained :class:`ViLDRCNN` (on the CPU, in evaluation mode) for one picture, without a vocabulary of its own.
+    """A trained :class:`ViLDRCNN` (on the CPU, in evaluation mode) for one image, without a vocabulary of its own.
 
     Inputs:
-        picture: uint8 [H, W, 3] in the config's ``INPUT.FORMAT``, resized.
+        image: uint8 [H, W, 3] in the config's ``INPUT.FORMAT``, resized.
         text: unit float32 [C, D].
         shown: int64 [], only the first so many classes are detected; the others take part in the softmax.
         base: bool [C]; only the ensemble has this input.
 
-    Outputs, N detections by falling score: boxes float32 [N, 4] (xyxy, pixels of ``picture``), scores [N], classes
+    Outputs, N detections by falling score: boxes float32 [N, 4] (xyxy, pixels of ``image``), scores [N], classes
     int64 [N], and mask probabilities [N, M, M] within the boxes where the detector has masks.
     """
 
@@ -47,7 +47,7 @@ class ExportedDetector(nn.Module):
 
     @torch.no_grad()
     def program(self) -> ExportedProgram:
-        """Traced, for pictures and vocabularies of any size."""
+        """Traced, for images and vocabularies of any size."""
         example = {
             "picture": torch.zeros(320, 384, 3, dtype=torch.uint8),
             "text": torch.zeros(5, self.model.vocabulary.width),
@@ -61,23 +61,23 @@ class ExportedDetector(nn.Module):
             prefer_deferred_runtime_asserts_over_guards=True,
         )
 
-    def forward(self, picture: Tensor, text: Tensor, shown: Tensor, base: Tensor | None = None) -> tuple[Tensor, ...]:
-        size = self._size(picture)
-        features = self.model.backbone(self._normalise(picture))
+    def forward(self, image: Tensor, text: Tensor, shown: Tensor, base: Tensor | None = None) -> tuple[Tensor, ...]:
+        size = self._size(image)
+        features = self.model.backbone(self._normalise(image))
         proposals = self._proposals(features, *size)
         boxes, scores, classes = self._detections(features, proposals, size, text, shown, base)
-        heads, placed = self.model.roi_heads, self._placed(boxes, picture)
+        heads, placed = self.model.roi_heads, self._placed(boxes, image)
         if not heads.mask_on:
             return placed, scores, classes
         pooled = self._pool(heads.mask_pooler, [features[f] for f in heads.mask_in_features], boxes)
         return placed, scores, classes, heads.mask_head.layers(pooled)[:-1, 0].sigmoid()
 
-    def _size(self, picture: Tensor) -> tuple[int, int]:
+    def _size(self, image: Tensor) -> tuple[int, int]:
         """Height and width that boxes are clipped to."""
-        return picture.shape[0], picture.shape[1]
+        return image.shape[0], image.shape[1]
 
-    def _placed(self, boxes: Tensor, picture: Tensor) -> Tensor:
-        """The network's boxes in pixels of the picture."""
+    def _placed(self, boxes: Tensor, image: Tensor) -> Tensor:
+        """The network's boxes in pixels of the image."""
         return boxes
 
     def _clip(self, boxes: Tensor, height: int, width: int) -> Tensor:
@@ -90,9 +90,9 @@ class ExportedDetector(nn.Module):
     def _pool(self, pooler: nn.Module, maps: list[Tensor], boxes: Tensor) -> Tensor:
         return pool(pooler, maps, boxes)
 
-    def _normalise(self, picture: Tensor) -> Tensor:
+    def _normalise(self, image: Tensor) -> Tensor:
         """Float [1, 3, H', W'], padded right and below to a multiple of what the backbone needs."""
-        x = (picture.permute(2, 0, 1).float() - self.model.pixel_mean) / self.model.pixel_std
+        x = (image.permute(2, 0, 1).float() - self.model.pixel_mean) / self.model.pixel_std
         step = max(self.model.backbone.size_divisibility, 1)
         height, width = x.shape[1:]
         right, below = (width + step - 1) // step * step - width, (height + step - 1) // step * step - height

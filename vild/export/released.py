@@ -1,4 +1,4 @@
-"""The released detector as one graph (see ``detector.py``). It resizes the image itself: ``picture`` and the boxes are
+"""The released detector as one graph (see ``detector.py``). It resizes the image itself: ``image`` and the boxes are
 those of the image as it was read."""
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from vild.modeling.released.boxes import clip, upright
 
 
 class ExportedReleased(ExportedDetector):
-    """As :class:`ExportedDetector`; boxes are neither cut at the picture's edge nor left out where they are empty."""
+    """As :class:`ExportedDetector`; boxes are neither cut at the image's edge nor left out where they are empty."""
 
-    def _size(self, picture: Tensor) -> tuple[int, int]:
+    def _size(self, image: Tensor) -> tuple[int, int]:
         return self.model.side, self.model.side
 
-    def _scaled(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """Height and width of the picture and of its part of the canvas, float32 [2] each (``scaled_size``)."""
-        size = torch.stack([picture.new_ones(n, dtype=torch.float32).sum() for n in picture.shape[:2]])
+    def _scaled(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Height and width of the image and of its part of the canvas, float32 [2] each (``scaled_size``)."""
+        size = torch.stack([image.new_ones(n, dtype=torch.float32).sum() for n in image.shape[:2]])
         return size, (size * (self.model.side / size).min()).round().clamp(min=1)
 
-    def _normalise(self, picture: Tensor) -> Tensor:
-        """``onto_canvas`` where sizes are tensors: what lies beyond the picture is sampled at its edge, then 0."""
-        x = (picture.permute(2, 0, 1).float() - self.model.pixel_mean) / self.model.pixel_std
-        size, scaled = self._scaled(picture)
+    def _normalise(self, image: Tensor) -> Tensor:
+        """``onto_canvas`` where sizes are tensors: what lies beyond the image is sampled at its edge, then 0."""
+        x = (image.permute(2, 0, 1).float() - self.model.pixel_mean) / self.model.pixel_std
+        size, scaled = self._scaled(image)
         place = torch.arange(self.model.side, dtype=torch.float32)
         for dim, axis in ((2, 1), (1, 0)):
             last = size[axis] - 1
@@ -38,8 +38,8 @@ class ExportedReleased(ExportedDetector):
             x = (first + (x.index_select(dim, high.long()) - first) * share) * inside
         return x[None]
 
-    def _placed(self, boxes: Tensor, picture: Tensor) -> Tensor:
-        size, scaled = self._scaled(picture)
+    def _placed(self, boxes: Tensor, image: Tensor) -> Tensor:
+        size, scaled = self._scaled(image)
         return boxes * (size / scaled).flip(0).repeat(2)
 
     def _clip(self, boxes: Tensor, height: int, width: int) -> Tensor:

@@ -21,7 +21,7 @@ def write_model(detector: OpenVocabularyDetector, path: str | Path) -> None:
     ``NAME.json`` and ``context.safetensors``, the base names of training as a vocabulary.
 
     ONNX's ``shown`` may be left out: all names are detected then. An archive wants ``import vild.export.boxes``
-    before it is loaded (for :func:`nms_by_class`), and pictures with sides longer than the stride of its coarsest
+    before it is loaded (for :func:`nms_by_class`), and images with sides longer than the stride of its coarsest
     feature map.
 
     Raises:
@@ -42,7 +42,7 @@ def write_model(detector: OpenVocabularyDetector, path: str | Path) -> None:
 
 
 def manifest(detector: OpenVocabularyDetector) -> dict:
-    """What a program must know to run the file: the teacher whose vocabularies fit, how a picture is prepared
+    """What a program must know to run the file: the teacher whose vocabularies fit, how an image is prepared
     (normalisation and padding are in the graph), and what the scores are."""
     cfg, heads = detector.cfg, detector.model.roi_heads
     return {

@@ -1,8 +1,8 @@
-"""The built-in world ("Glyphs"): pictures of pictographs, so that everything runs on a fresh machine.
+"""The built-in world ("Glyphs"): images of pictographs, so that everything runs on a fresh machine.
 
 ``glyphs.json`` is the whole data set: name, synonyms, frequency and code points in the DejaVu Sans font that
 matplotlib ships. Frequent and common names are base, rare ones novel. A *scene* composes objects with colour,
-texture, outline, rotation, scale, overlap and clutter. A *captioned picture* holds one object and is what the
+texture, outline, rotation, scale, overlap and clutter. A *captioned image* holds one object and is what the
 teacher learns from, as CLIP saw captions of everything and boxes of nothing.
 
 Pure functions of a seed: no Detectron2, no torch.
@@ -162,20 +162,20 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.asarray(image, np.float32) + rng.normal(0, 6, (size, size, 3))
 
 
-# --- pictures ---------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------
 
 
 def scene(seed: int, index: int, *, novel: bool = True, uniform: bool = False, val_styles: bool = False):
     """One scene of 5 to 11 objects, fewer where they would hide one another.
 
     Args:
-        seed, index: together they fix the picture.
+        seed, index: together they fix the image.
         novel: False leaves rare objects out (the control: a detector that never saw novel regions).
         uniform: every name is equally likely (evaluation); otherwise by ``SAMPLING_WEIGHT``.
         val_styles: also draw with ``VAL_ONLY_FILLS``.
 
     Returns:
-        picture uint8 [128, 128, 3] RGB, list of :class:`Placed` (those at least 40 % visible).
+        image uint8 [128, 128, 3] RGB, list of :class:`Placed` (those at least 40 % visible).
     """
     rng = np.random.default_rng([seed, index])
     glyphs = table()
@@ -195,23 +195,23 @@ def scene(seed: int, index: int, *, novel: bool = True, uniform: bool = False, v
         mask = _draw(canvas, rng, glyphs[which], size, centre, fills)
         if mask.any():
             drawn.append((which, mask))
-    picture = np.clip(canvas, 0, 255).astype(np.uint8)
+    image = np.clip(canvas, 0, 255).astype(np.uint8)
     placed, covered = [], np.zeros(canvas.shape[:2], bool)
     for which, mask in reversed(drawn):  # later objects lie on top
         visible = mask & ~covered
         if visible.sum() >= 0.4 * mask.sum() and visible.sum() >= 40:
             placed.append(Placed(which, visible))
         covered |= mask
-    return picture, placed[::-1]
+    return image, placed[::-1]
 
 
 def captioned(seed: int, index: int, *, background: bool = False):
-    """One picture of a single object (or of clutter alone), as a web picture with a caption.
+    """One image of a single object (or of clutter alone), as a web image with a caption.
 
     Neighbouring objects may reach into the corners, as they do into the crops of proposals.
 
     Returns:
-        picture uint8 [80, 80, 3] RGB, index into ``table()`` (-1 for background), box xyxy of the object.
+        image uint8 [80, 80, 3] RGB, index into ``table()`` (-1 for background), box xyxy of the object.
     """
     rng = np.random.default_rng([seed, 7, index])
     glyphs = table()

@@ -1,4 +1,4 @@
-"""Train the built-in world's teacher: a small open_clip model on captioned pictures of single objects.
+"""Train the built-in world's teacher: a small open_clip model on captioned images of single objects.
 
 It sees captions of every name, as CLIP did, and boxes of nothing. open_clip's own tokenizer and loss.
 """
@@ -36,8 +36,8 @@ MODEL_CFG = {
 }
 PREPROCESS_CFG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
 BACKGROUND_CAPTIONS = ("a photo of nothing.", "an empty background.", "clutter.", "a blurry background.")
-PICTURES_PER_NAME = 150
-GROUPS = 3  # groups a step; each holds every name once, so that no caption in it fits two pictures
+IMAGES_PER_NAME = 150
+GROUPS = 3  # groups a step; each holds every name once, so that no caption in it fits two images
 BACKGROUND_PER_GROUP = 3
 
 
@@ -59,14 +59,14 @@ def _jitter(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], np.float32)
 
 
-def _crops(pictures: list, rng: np.random.Generator) -> Tensor:
-    """Jittered, randomly mirrored crops [N, 3, S, S] of (picture, index, box) triples, cut as proposals are."""
+def _crops(images: list, rng: np.random.Generator) -> Tensor:
+    """Jittered, randomly mirrored crops [N, 3, S, S] of (image, index, box) triples, cut as proposals are."""
     size = (MODEL_CFG["vision_cfg"]["image_size"],) * 2
     parts = []
-    for picture, _, box in pictures:
-        image = torch.from_numpy(picture).permute(2, 0, 1)
+    for image, _, box in images:
+        tensor = torch.from_numpy(image).permute(2, 0, 1)
         boxes = torch.from_numpy(_jitter(np.array(box), rng))[None]
-        crop = crop_regions(image, boxes, size, PREPROCESS_CFG["mean"], PREPROCESS_CFG["std"], scales=(1.0,))
+        crop = crop_regions(tensor, boxes, size, PREPROCESS_CFG["mean"], PREPROCESS_CFG["std"], scales=(1.0,))
         parts.append(crop[0, 0].flip(-1) if rng.random() < 0.5 else crop[0, 0])
     return torch.stack(parts).contiguous(memory_format=torch.channels_last)
 
@@ -87,8 +87,8 @@ def train(
     rng = np.random.default_rng([seed, 11])
     names = [g.name for g in drawing.table()]
     count = len(names)
-    total = PICTURES_PER_NAME * count
-    pool = [drawing.captioned(seed, i) for i in tqdm(range(total), desc="captioned pictures")]
+    total = IMAGES_PER_NAME * count
+    pool = [drawing.captioned(seed, i) for i in tqdm(range(total), desc="captioned images")]
     empty = [drawing.captioned(seed, total + i, background=True) for i in range(total // 12)]
 
     model = build_model(width).train()
@@ -99,15 +99,15 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.15)
     progress = tqdm(range(steps), desc="teacher")
     for _ in progress:
-        pictures, texts = [], []
+        images, texts = [], []
         for _ in range(GROUPS):
-            group = [pool[rng.integers(PICTURES_PER_NAME) * count + c] for c in range(count)]
-            pictures += group + [empty[rng.integers(len(empty))] for _ in range(BACKGROUND_PER_GROUP)]
+            group = [pool[rng.integers(IMAGES_PER_NAME) * count + c] for c in range(count)]
+            images += group + [empty[rng.integers(len(empty))] for _ in range(BACKGROUND_PER_GROUP)]
             for glyph in drawing.table():
                 word = str(rng.choice([glyph.name, glyph.name, *glyph.synonyms]))
                 texts.append(str(rng.choice(fill(templates, word))))
             texts += [str(t) for t in rng.choice(BACKGROUND_CAPTIONS, BACKGROUND_PER_GROUP, replace=False)]
-        image_features = F.normalize(model.encode_image(_crops(pictures, rng)), dim=1)
+        image_features = F.normalize(model.encode_image(_crops(images, rng)), dim=1)
         text_features = F.normalize(model.encode_text(tokenizer(texts)), dim=1)
         pairs = zip(image_features.chunk(GROUPS), text_features.chunk(GROUPS), strict=True)
         scale = model.logit_scale.exp()

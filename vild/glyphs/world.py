@@ -1,4 +1,4 @@
-"""Write the built-in world to disk: pictures, LVIS-form and COCO-form annotations, a contact sheet."""
+"""Write the built-in world to disk: images, LVIS-form and COCO-form annotations, a contact sheet."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def _categories() -> list[dict]:
 def _make_scene(job: tuple[int, int, SceneSet, str]) -> tuple[dict, list[dict]]:
     """Draw and save one scene; returns its image record and its annotations (LVIS form, without ids)."""
     seed, index, kind, path = job
-    picture, placed = drawing.scene(
+    image, placed = drawing.scene(
         seed * 1000 + kind.offset, index, novel=kind.novel, uniform=kind.uniform, val_styles=kind.val_styles
     )
     with cannot_write(path):
-        Image.fromarray(picture).save(path, quality=95)
+        Image.fromarray(image).save(path, quality=95)
     image_id = index + 1
     annotations = []
     for thing in placed:
@@ -70,19 +70,19 @@ def _make_scene(job: tuple[int, int, SceneSet, str]) -> tuple[dict, list[dict]]:
     present = {a["category_id"] for a in annotations}
     absent = [c for c in range(1, len(drawing.table()) + 1) if c not in present]
     negative = np.random.default_rng([seed, 5, index]).choice(absent, 20, replace=False)
-    image = {
+    record = {
         "id": image_id,
         "file_name": os.path.basename(path),
-        "height": picture.shape[0],
-        "width": picture.shape[1],
+        "height": image.shape[0],
+        "width": image.shape[1],
         "neg_category_ids": sorted(int(c) for c in negative),
         "not_exhaustive_category_ids": [],
     }
-    return image, annotations
+    return record, annotations
 
 
 def _write_json(path: Path, info: dict, images: list[dict], annotations: list[dict], lvis: bool) -> None:
-    """One annotation file, whole or not at all. ``info``: what the pictures were made with."""
+    """One annotation file, whole or not at all. ``info``: what the images were made with."""
     if not lvis:
         drop = {"neg_category_ids", "not_exhaustive_category_ids"}
         images = [{k: v for k, v in image.items() if k not in drop} for image in images]

@@ -1,4 +1,4 @@
-"""What a detector found in a picture: Detectron2's ``Instances``, which also knows the names."""
+"""What a detector found in an image: Detectron2's ``Instances``, which also knows the names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pycocotools import mask as mask_api
 
 
 class Detections(Instances):
-    """By falling score: ``pred_boxes`` (xyxy, pixels of the picture), ``scores``, ``pred_classes`` (indices into
+    """By falling score: ``pred_boxes`` (xyxy, pixels of the image), ``scores``, ``pred_classes`` (indices into
     ``names``) and, where the detector has masks, ``pred_masks`` bool [N, H, W]. On the CPU."""
 
     def __init__(self, image_size: tuple[int, int], names: Sequence[str], splits: Sequence[str], **fields):

@@ -1,4 +1,4 @@
-"""Pictures for people: detections drawn on a picture, and several side by side."""
+"""Images for people: detections drawn on an image, and several side by side."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image, ImageDraw
 
 COLOURS = {"base": (0.25, 0.55, 1.0), "novel": (1.0, 0.55, 0.1), "": (0.25, 0.8, 0.4)}
-LONGEST_SIDE = 4  # times min_side: a picture of 3 x 3000 would be one of 480 x 480,000
+LONGEST_SIDE = 4  # times min_side: an image of 3 x 3000 would be one of 480 x 480,000
 
 
 def draw(
-    picture: np.ndarray,
+    image: np.ndarray,
     found: Instances,
     names: Sequence[str],
     splits: Sequence[str] | None = None,
@@ -24,10 +24,10 @@ def draw(
     """Boxes, masks, names and scores.
 
     Args:
-        picture: uint8 [H, W, 3], RGB.
+        image: uint8 [H, W, 3], RGB.
         found: ``pred_boxes``, ``pred_classes`` and, optionally, ``scores`` and ``pred_masks``.
         splits: per name "base" or "novel", for the colours (None: a colour each).
-        min_side: smaller pictures are enlarged to it, so that the labels can be read; but not so far that the longer
+        min_side: smaller images are enlarged to it, so that the labels can be read; but not so far that the longer
             side would be more than LONGEST_SIDE times that.
     """
     classes = found.pred_classes.tolist()
@@ -38,8 +38,8 @@ def draw(
         colours = [_colour(c) for c in classes]
     else:
         colours = [COLOURS[splits[c]] for c in classes]
-    scale = max(1.0, min(min_side / min(picture.shape[:2]), LONGEST_SIDE * min_side / max(picture.shape[:2])))
-    visualizer = Visualizer(picture, scale=scale, instance_mode=ColorMode.SEGMENTATION)
+    scale = max(1.0, min(min_side / min(image.shape[:2]), LONGEST_SIDE * min_side / max(image.shape[:2])))
+    visualizer = Visualizer(image, scale=scale, instance_mode=ColorMode.SEGMENTATION)
     drawn = visualizer.overlay_instances(
         boxes=found.pred_boxes,
         labels=labels,
@@ -56,13 +56,13 @@ def _colour(index: int) -> tuple[float, float, float]:
 
 
 def side_by_side(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
-    """A grid of equally large pictures with a title over each column."""
+    """A grid of equally large images with a title over each column."""
     width, height = rows[0][0].size
     band = 28
     sheet = Image.new("RGB", (width * len(titles), band + height * len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         pen.text((width * (column + 0.5), band / 2), title, fill="black", anchor="mm", font_size=20)
-        for row, pictures in enumerate(rows):
-            sheet.paste(pictures[column], (width * column, band + height * row))
+        for row, images in enumerate(rows):
+            sheet.paste(images[column], (width * column, band + height * row))
     return sheet

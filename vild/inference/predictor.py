@@ -1,4 +1,4 @@
-"""A picture and a list of words in, Detectron2 ``Instances`` out."""
+"""An image and a list of words in, Detectron2 ``Instances`` out."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from vild.teacher.clip import Teacher
 from vild.utils.errors import UserError
 from vild.utils.files import cache_folder, write_text
 from vild.utils.fingerprint import check_same_teacher
-from vild.utils.images import read_picture, to_array
+from vild.utils.images import read_image, to_array
 from vild.vocabulary.cache import TextCache
 from vild.vocabulary.prompts import LearnedPrompts
 from vild.vocabulary.vocabulary import Vocabulary
 
 CONFIG, WEIGHTS, TEACHER = "config.yaml", "model.safetensors", "teacher"  # in a folder of OpenVocabularyDetector.save
-Picture = str | Path | Image.Image | np.ndarray | Tensor
+ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class OpenVocabularyDetector:
     """The detector of a config and its checkpoint (``MODEL.WEIGHTS``), for any words.
 
-    ``detector(picture)`` looks for the names it was trained with, ``detector(picture, ["kite"])`` or
-    ``detector.with_vocabulary(["kite"])(picture)`` for others. Nothing of a detector changes once it is made: it can be
+    ``detector(image)`` looks for the names it was trained with, ``detector(image, ["kite"])`` or
+    ``detector.with_vocabulary(["kite"])(image)`` for others. Nothing of a detector changes once it is made: it can be
     called from several threads, with a vocabulary each.
 
     Args:
@@ -169,14 +169,14 @@ class OpenVocabularyDetector:
     @torch.inference_mode()
     def __call__(
         self,
-        pictures: Picture | Sequence[Picture],
+        images: ImageInput | Sequence[ImageInput],
         words: Sequence[str] | Vocabulary | None = None,
         threshold: float | None = None,
     ) -> Detections | list[Detections]:
-        """Detect in one picture, or in several of any sizes.
+        """Detect in one image, or in several of any sizes.
 
         Args:
-            pictures: a file, a PIL picture, a uint8 array [H, W, 3] in the config's ``INPUT.FORMAT`` (BGR unless
+            images: a file, a PIL image, a uint8 array [H, W, 3] in the config's ``INPUT.FORMAT`` (BGR unless
                 changed, as Detectron2's predictor takes it), a uint8 RGB tensor [3, H, W]; or a list or tuple of these.
             words: as :meth:`with_vocabulary`, for this call.
             threshold: report only scores above it.
@@ -185,15 +185,15 @@ class OpenVocabularyDetector:
             a :class:`Detections` (on the CPU, by falling score), or a list of them.
 
         Raises:
-            UserError: a picture that cannot be read, or words that cannot be looked for.
+            UserError: an image that cannot be read, or words that cannot be looked for.
         """
         if words is not None:
-            return self.with_vocabulary(words)(pictures, threshold=threshold)
-        if not isinstance(pictures, list | tuple):
-            return self([pictures], threshold=threshold)[0]
-        inputs = [self._input(picture) for picture in pictures]
+            return self.with_vocabulary(words)(images, threshold=threshold)
+        if not isinstance(images, list | tuple):
+            return self([images], threshold=threshold)[0]
+        inputs = [self._input(image) for image in images]
         results: list[Detections | None] = [None] * len(inputs)
-        # pictures of other sizes would be padded, and what lies beside a picture reaches into it: they go by themselves
+        # images of other sizes would be padded, and what lies beside an image reaches into it: they go by themselves
         alike = defaultdict(list)
         for index, x in enumerate(inputs):
             alike[x["image"].shape].append(index)
@@ -217,16 +217,16 @@ class OpenVocabularyDetector:
         thresholds = thresholds.clamp(min=threshold)
         return replace(offered, thresholds=thresholds, least=thresholds.min().item())
 
-    def _input(self, picture: Picture) -> dict:
+    def _input(self, image: ImageInput) -> dict:
         """What Detectron2's meta-architectures take."""
-        array = _as_array(picture, self.cfg.INPUT.FORMAT)
+        array = _as_array(image, self.cfg.INPUT.FORMAT)
         resize = self.resize.get_transform(array)
         if 0 in (getattr(resize, "new_h", 1), getattr(resize, "new_w", 1)):
             size = f"{array.shape[1]} x {array.shape[0]}"
-            raise UserError(f"picture: {size} is too thin, at INPUT.MAX_SIZE_TEST {self.cfg.INPUT.MAX_SIZE_TEST}")
-        image = resize.apply_image(array)
-        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return {"image": image, "height": array.shape[0], "width": array.shape[1]}
+            raise UserError(f"image: {size} is too thin, at INPUT.MAX_SIZE_TEST {self.cfg.INPUT.MAX_SIZE_TEST}")
+        resized = resize.apply_image(array)
+        resized = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return {"image": resized, "height": array.shape[0], "width": array.shape[1]}
 
 
 class _TextEncoder:
@@ -251,25 +251,25 @@ class _TextEncoder:
         return self.teacher.encode_text(texts, prompts=prompts)
 
 
-def _as_array(picture: Picture, image_format: str) -> np.ndarray:
+def _as_array(image: ImageInput, image_format: str) -> np.ndarray:
     """uint8 [H, W, 3] in ``image_format``."""
-    if isinstance(picture, str | Path):
-        return read_picture(picture, image_format)
-    if isinstance(picture, Image.Image):
+    if isinstance(image, str | Path):
+        return read_image(image, image_format)
+    if isinstance(image, Image.Image):
         try:
-            return to_array(picture, image_format)
+            return to_array(image, image_format)
         except (OSError, ValueError) as error:  # PIL opens lazily
-            raise UserError(f"picture cannot be read: {error}") from error
-    if isinstance(picture, Tensor):
-        if picture.dtype != torch.uint8 or picture.dim() != 3 or len(picture) != 3 or 0 in picture.shape:
-            raise UserError(f"picture: a tensor must be uint8 RGB [3, H, W], not {picture.dtype} {[*picture.shape]}")
-        array = picture.permute(1, 2, 0).cpu().numpy()
+            raise UserError(f"image cannot be read: {error}") from error
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3 or 0 in image.shape:
+            raise UserError(f"image: a tensor must be uint8 RGB [3, H, W], not {image.dtype} {[*image.shape]}")
+        array = image.permute(1, 2, 0).cpu().numpy()
         return array if image_format == "RGB" else array[:, :, ::-1]
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-            raise UserError(f"picture: an array must be uint8 [H, W, 3], not {picture.dtype} {[*picture.shape]}")
-        return picture
-    raise UserError(f"picture: {type(picture).__name__} is no path, PIL picture, array or tensor")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise UserError(f"image: an array must be uint8 [H, W, 3], not {image.dtype} {[*image.shape]}")
+        return image
+    raise UserError(f"image: {type(image).__name__} is no path, PIL image, array or tensor")
 
 
 def vocabulary_of(detector: OpenVocabularyDetector, name: str) -> Vocabulary:

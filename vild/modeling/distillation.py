@@ -1,6 +1,6 @@
 """What the distilled regions of a step learn: from heads and teachers to losses by name.
 
-Shapes: M distilled RoIs of B pictures, D embedding width, F features of the head.
+Shapes: M distilled RoIs of B images, D embedding width, F features of the head.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def feature_maps(
     return {"student_maps": student, "adapted_maps": adapted, "teacher_maps": teacher}
 
 
-def picture_maps(
-    level: Tensor, stride: int, pictures: Sequence[tuple[tuple[int, ...], Tensor]], adapter: nn.Module
+def image_maps(
+    level: Tensor, stride: int, windows_and_maps: Sequence[tuple[tuple[int, ...], Tensor]], adapter: nn.Module
 ) -> dict[str, Tensor]:
-    """The same of whole pictures, from a level [B, C, H, W] of the FPN.
+    """The same of whole images, from a level [B, C, H, W] of the FPN.
 
     Args:
-        pictures: where each lies in its image (xyxy) and the teacher's map [T, h, w] of it.
+        windows_and_maps: where each lies in its image (xyxy) and the teacher's map [T, h, w] of it.
     """
-    teacher = torch.stack([of_teacher for _, of_teacher in pictures])
-    windows = [torch.tensor([window], dtype=torch.float32, device=level.device) for window, _ in pictures]
+    teacher = torch.stack([of_teacher for _, of_teacher in windows_and_maps])
+    windows = [torch.tensor([window], dtype=torch.float32, device=level.device) for window, _ in windows_and_maps]
     pooled = roi_align(level.float(), windows, teacher.shape[-2:], 1 / stride, aligned=True)
-    return {"adapted_pictures": adapter(pooled), "teacher_pictures": teacher}
+    return {"adapted_images": adapter(pooled), "teacher_images": teacher}
 
 
 def gather(

@@ -1,6 +1,6 @@
 """From logits to detections at test time. Pure functions.
 
-Shapes: R proposals of one picture, C classes of the vocabulary.
+Shapes: R proposals of one image, C classes of the vocabulary.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Detectron2's GeneralizedRCNN, which also hands the distilled regions to the RoI heads: those that came with a
-picture, else those of a live teacher."""
+image, else those of a live teacher."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ViLDRCNN(GeneralizedRCNN):
     live_teacher: Callable[[Tensor, tuple[int, ...], Instances], Instances] | None = None
 
     def set_live_teacher(self, targets: Callable[[Tensor, tuple[int, ...], Instances], Instances]) -> None:
-        """Take the targets of pictures without ``distill`` from ``targets(image, window, proposals)``: the input's
+        """Take the targets of images without ``distill`` from ``targets(image, window, proposals)``: the input's
         uint8 ``image`` [3, H, W], its ``window`` and the RPN's proposals to what ``distill`` would hold."""
         self.live_teacher = targets
 
@@ -72,18 +72,18 @@ class ViLDRCNN(GeneralizedRCNN):
         if self.roi_heads.variant != "text":
             distill = [self._distilled(x, p) for x, p in zip(batched_inputs, proposals, strict=True)]
         remembered = partial(self._remembered, images.tensor) if self.old_student else None
-        pictures = None
+        image_maps = None
         if self.roi_heads.picture_adapter is not None:
-            pictures = [
-                (x["window"], self.live_teacher.picture_map(x["image"].to(self.device), x["window"]))
+            image_maps = [
+                (x["window"], self.live_teacher.image_map(x["image"].to(self.device), x["window"]))
                 for x in batched_inputs
             ]
-        _, detector_losses = self.roi_heads(images, features, proposals, targets, distill, remembered, pictures)
+        _, detector_losses = self.roi_heads(images, features, proposals, targets, distill, remembered, image_maps)
         losses, heads = {**detector_losses, **proposal_losses}, self.roi_heads
         return weigh(losses, heads.loss_weights, heads.progress) if heads.loss_weights else losses
 
     def _distilled(self, x: dict, proposals: Instances) -> Instances:
-        """One picture's distilled regions, on the detector's device."""
+        """One image's distilled regions, on the detector's device."""
         if "distill" in x:
             return x["distill"].to(self.device)
         assert self.live_teacher is not None, "neither distilled regions nor a live teacher"

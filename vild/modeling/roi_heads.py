@@ -182,18 +182,18 @@ class ViLDROIHeads(StandardROIHeads):
         self.classifier.set_vocabulary(vocabulary)
         self.num_classes = len(vocabulary)
 
-    def forward(self, images, features, proposals, targets=None, distill=None, remembered=None, pictures=None):
+    def forward(self, images, features, proposals, targets=None, distill=None, remembered=None, image_maps=None):
         """As :meth:`StandardROIHeads.forward`.
 
-        ``distill``: in training, a picture each, ``Instances`` with ``proposal_boxes`` and unit ``embeddings``
+        ``distill``: in training, an image each, ``Instances`` with ``proposal_boxes`` and unit ``embeddings``
         [M, D] (and ``maps`` [M, T, h, w] where an objective looks at them); None for the text variant.
-        ``remembered``: boxes of each picture to the old student's embeddings.
-        ``pictures``: for ``picture_adapter``, see :func:`distillation.picture_maps`.
+        ``remembered``: boxes of each image to the old student's embeddings.
+        ``image_maps``: for ``picture_adapter``, see :func:`distillation.image_maps`.
         """
         if not self.training:
             return super().forward(images, features, proposals)
         proposals = self.label_and_sample_proposals(proposals, targets)
-        loss_dict = self._box_losses(features, proposals, distill, remembered, pictures)
+        loss_dict = self._box_losses(features, proposals, distill, remembered, image_maps)
         loss_dict.update(self._forward_mask(features, proposals))
         return proposals, loss_dict
 
@@ -205,7 +205,9 @@ class ViLDROIHeads(StandardROIHeads):
     def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         return self.box_pooler([features[f] for f in self.box_in_features], boxes)
 
-    def _box_losses(self, features, proposals: list[Instances], distill: list[Instances] | None, remembered, pictures):
+    def _box_losses(
+        self, features, proposals: list[Instances], distill: list[Instances] | None, remembered, image_maps
+    ):
         """The classification, distillation and box losses, by name, weighted."""
         labels = torch.cat([p.gt_classes for p in proposals])
         boxes = [p.proposal_boxes for p in proposals]
@@ -239,9 +241,9 @@ class ViLDROIHeads(StandardROIHeads):
             maps = {}
             if distill[0].has("maps"):
                 maps |= distillation.feature_maps(pooled[is_distilled], distill, self.adapter)
-            if pictures is not None:
+            if image_maps is not None:
                 level = features[self.box_in_features[-1]]
-                maps |= distillation.picture_maps(level, self.stride, pictures, self.picture_adapter)
+                maps |= distillation.image_maps(level, self.stride, image_maps, self.picture_adapter)
             result |= self._distill_losses(distilled, features_distilled, distill, maps)
         return result
 
@@ -312,8 +314,8 @@ class ViLDROIHeads(StandardROIHeads):
         boxes = self.box2box_transform.apply_deltas(deltas.float(), rois)
         counts = [len(p) for p in proposals]
         results = []
-        by_picture = zip(*(head.split(counts) for head in heads), strict=True)
-        for p, b, e in zip(proposals, boxes.split(counts), by_picture, strict=True):
+        by_image = zip(*(head.split(counts) for head in heads), strict=True)
+        for p, b, e in zip(proposals, boxes.split(counts), by_image, strict=True):
             kept, score, found, _ = fusion.best_detections(
                 self._clip(b, p.image_size),
                 self._score_blocks(list(e), offered),
@@ -326,7 +328,7 @@ class ViLDROIHeads(StandardROIHeads):
         return results
 
     def _clip(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Boxes [R, 4] within a picture."""
+        """Boxes [R, 4] within an image."""
         clipped = Boxes(boxes)
         clipped.clip(image_size)
         return clipped.tensor

@@ -24,12 +24,12 @@ from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling.fusion import best_detections
 from vild.modeling.losses import cosine_logits
 from vild.teacher.clip import Teacher
-from vild.utils.images import read_picture
+from vild.utils.images import read_image
 from vild.vocabulary.vocabulary import Vocabulary
 
 
 def _rgb(record: dict) -> Tensor:
-    return torch.from_numpy(read_picture(record["file_name"], "RGB").copy()).permute(2, 0, 1)
+    return torch.from_numpy(read_image(record["file_name"], "RGB").copy()).permute(2, 0, 1)
 
 
 def by_group(values: list[tuple[int, float]], classes: Classes) -> dict[str, float | None]:
@@ -72,11 +72,11 @@ def student_cosine(detector: OpenVocabularyDetector, embeddings: dict[int, Tenso
         boxes, classes = truth[record["image_id"]]
         if not classes:
             continue
-        picture = read_picture(record["file_name"], detector.cfg.INPUT.FORMAT)
-        inputs = T.AugInput(picture)
+        image = read_image(record["file_name"], detector.cfg.INPUT.FORMAT)
+        inputs = T.AugInput(image)
         moved = detector.resize(inputs).apply_box(boxes.numpy())
-        image = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
-        features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
+        tensor = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        features = model.backbone(model.preprocess_image([{"image": tensor}]).tensor)
         student = model.roi_heads.region_embeddings(features, [Boxes(torch.from_numpy(moved).float().to(model.device))])
         cosine = F.cosine_similarity(student.cpu(), embeddings[record["image_id"]])
         values += zip(classes, cosine.tolist(), strict=True)
@@ -97,7 +97,7 @@ def clip_on_crops(
     A detection's score is the geometric mean of its softmax score and its proposal's score.
 
     Returns:
-        metrics as of an evaluator, and seconds a picture.
+        metrics as of an evaluator, and seconds an image.
     """
     classes, writer = datasets.get_classes(name), ResultsWriter()
     text = vocabulary.embeddings.to(teacher.device)
@@ -119,13 +119,13 @@ def clip_on_crops(
         return evaluate_results(name, path, ("bbox",)).metrics, seconds
 
 
-def detector_seconds(detector: OpenVocabularyDetector, name: str, pictures: int = 50) -> float:
-    """Seconds a picture that the detector takes, reading included, over the first few of a data set."""
-    records = datasets.load_dicts(name)[:pictures]
-    detector(read_picture(records[0]["file_name"], detector.cfg.INPUT.FORMAT))  # the first call is slower
+def detector_seconds(detector: OpenVocabularyDetector, name: str, images: int = 50) -> float:
+    """Seconds an image that the detector takes, reading included, over the first few of a data set."""
+    records = datasets.load_dicts(name)[:images]
+    detector(read_image(records[0]["file_name"], detector.cfg.INPUT.FORMAT))  # the first call is slower
     start = time.perf_counter()
     for record in records:
-        detector(read_picture(record["file_name"], detector.cfg.INPUT.FORMAT))
+        detector(read_image(record["file_name"], detector.cfg.INPUT.FORMAT))
     return (time.perf_counter() - start) / len(records)
 
 

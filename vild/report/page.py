@@ -36,8 +36,8 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture file beside the page."""
+class Image:
+    """An image file beside the page."""
 
     file: str
     caption: str
@@ -51,7 +51,7 @@ class Verbatim:
     text: str
 
 
-Block = Heading | Paragraph | Table | Picture | Verbatim
+Block = Heading | Paragraph | Table | Image | Verbatim
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -64,7 +64,7 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
                 parts.append(text)
             case Table(headers, rows, _):
                 parts.append(tabulate(rows, headers, "pipe", disable_numparse=True))
-            case Picture(file, caption):
+            case Image(file, caption):
                 parts.append(f"![{caption}]({file})\n\n*{caption}*")
             case Verbatim(name, text):
                 parts.append(f"<details><summary>{name}</summary>\n\n```\n{text.strip()}\n```\n\n</details>")
@@ -82,7 +82,7 @@ def as_html(title: str, blocks: Sequence[Block]) -> str:
             case Table(headers, rows, folded):
                 table = tabulate(rows, headers, "html", disable_numparse=True)
                 parts.append(f"<details><summary>{html.escape(folded)}</summary>{table}</details>" if folded else table)
-            case Picture(file, caption):
+            case Image(file, caption):
                 parts.append(f'<p><img src="{html.escape(file)}" alt=""><br>{html.escape(caption)}</p>')
             case Verbatim(name, text):
                 summary = f"<summary>{html.escape(name)}</summary>"

@@ -1,4 +1,4 @@
-"""The quickstart's report: a short page, a picture, and the same numbers as JSON."""
+"""The quickstart's report: a short page, an image, and the same numbers as JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tabulate import tabulate
 from vild.data import datasets
 from vild.inference.drawing import draw, side_by_side
 from vild.inference.predictor import OpenVocabularyDetector
-from vild.utils.files import write_json, write_picture, write_text
-from vild.utils.images import read_picture
+from vild.utils.files import write_image, write_json, write_text
+from vild.utils.images import read_image
 
 
 def table(rows: dict[str, dict[str, float | None]], columns: Sequence[str]) -> str:
@@ -63,21 +63,21 @@ def comparison(detectors: dict[str, OpenVocabularyDetector], name: str, count: i
     for record in datasets.load_dicts(name):
         if sum(classes.splits[a["category_id"]] == "novel" for a in record["annotations"]) < 2:
             continue
-        picture = read_picture(record["file_name"], "RGB")
-        row = [draw(picture, ground_truth(record), classes.names, classes.splits, 400)]
+        image = read_image(record["file_name"], "RGB")
+        row = [draw(image, ground_truth(record), classes.names, classes.splits, 400)]
         for detector in detectors.values():
-            found = detector(read_picture(record["file_name"], detector.cfg.INPUT.FORMAT))
+            found = detector(read_image(record["file_name"], detector.cfg.INPUT.FORMAT))
             found = found[found.scores >= threshold]
-            row.append(draw(picture, found, classes.names, classes.splits, 400))
+            row.append(draw(image, found, classes.names, classes.splits, 400))
         rows.append(row)
         if len(rows) == count:
             break
     return side_by_side(rows, ["ground truth", *detectors])
 
 
-def write_report(folder: Path, document: dict, columns: Sequence[str], text: str, picture: Image.Image) -> Path:
+def write_report(folder: Path, document: dict, columns: Sequence[str], text: str, image: Image.Image) -> Path:
     """``report.json``, ``report.md`` and ``report.png`` in ``folder``; returns the page's path."""
-    write_picture(folder / "report.png", picture)
+    write_image(folder / "report.png", image)
     write_json(folder / "report.json", document)
     detectors = {k: v for k, v in document.items() if k not in ("gauges", "seconds")}
     gauges = {
@@ -90,7 +90,7 @@ def write_report(folder: Path, document: dict, columns: Sequence[str], text: str
             text,
             table(detectors, columns),
             "![ground truth, ViLD-text and ViLD; base names blue, novel names orange](report.png)",
-            "Gauges on the same pictures (percent; the cosine as it is):",
+            "Gauges on the same images (percent; the cosine as it is):",
             tabulate(
                 [[name, *("-" if v is None else f"{v:.3g}" for v in (g["base"], g["novel"]))]
                  for name, g in gauges.items()],

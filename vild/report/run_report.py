@@ -1,4 +1,4 @@
-"""The report of an evaluated run: its numbers beside the published ones, what explains them, its classes, pictures
+"""The report of an evaluated run: its numbers beside the published ones, what explains them, its classes, images
 of the novel classes it does best and worst."""
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vild.data import datasets, unreadable
 from vild.data.annotations import read_json
 from vild.engine.run_record import RUN_FILE
 from vild.evaluation import cost
-from vild.evaluation.evaluator import CLASSES_FILE, METRICS_FILE, PICTURES, RESULTS_FILE
+from vild.evaluation.evaluator import CLASSES_FILE, IMAGES, METRICS_FILE, RESULTS_FILE
 from vild.evaluation.results import iterate_records
 from vild.inference.drawing import draw, side_by_side
-from vild.report.page import Block, Heading, Paragraph, Picture, Table, Verbatim
+from vild.report.page import Block, Heading, Image, Paragraph, Table, Verbatim
 from vild.report.quickstart import ground_truth
-from vild.utils.errors import BadPicture, UserError
-from vild.utils.files import write_picture
-from vild.utils.images import read_picture
+from vild.utils.errors import BadImage, UserError
+from vild.utils.files import write_image
+from vild.utils.images import read_image
 from vild.utils.untrusted import refused_as
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -80,7 +80,7 @@ def beside_published(name: str, metrics: dict[str, float | None]) -> list[Block]
             Paragraph(benchmark["title"] + ":"),
             Table(["", *map(_title, benchmark["columns"]), "from"], rows),
         ]
-    metrics = {key: value for key, value in metrics.items() if not key.startswith(f"{PICTURES}/")}
+    metrics = {key: value for key, value in metrics.items() if not key.startswith(f"{IMAGES}/")}
     kinds = list(dict.fromkeys(key.split("/")[0] for key in metrics))
     names = list(dict.fromkeys(key.split("/", 1)[1] for key in metrics))
     rows = [[n, *(_number(metrics.get(f"{kind}/{n}"), 2) for kind in kinds)] for n in names]
@@ -104,7 +104,7 @@ def diagnostics(gauges: dict) -> list[Block]:
         blocks.append(
             Paragraph(
                 f"CLIP on cropped regions takes {mine / detector:.3g} times as long as the detector ({mine:.3g} s "
-                f"against {detector:.3g} s a picture, same machine, same run)."
+                f"against {detector:.3g} s an image, same machine, same run)."
             )
         )
     return blocks
@@ -134,7 +134,7 @@ def cost_blocks(run: Path) -> list[Block]:
             ["GFLOP", *(_number(v / 1e9, 2) for v in operations.values())]]  # fmt: skip
     seconds = cost.latency(model, size)
     threads = f", threads: {torch.get_num_threads()}" if model.device.type == "cpu" else ""
-    text = f"A picture of {size} x {size} pixels takes {1000 * seconds:.0f} ms (median of 5, {model.device}{threads})."
+    text = f"An image of {size} x {size} pixels takes {1000 * seconds:.0f} ms (median of 5, {model.device}{threads})."
     return [Heading("What it costs"), Table(headers, rows), Paragraph(text)]
 
 
@@ -159,7 +159,7 @@ def ranked_novel(classes: Iterable[dict], metric: str) -> list[dict]:
 def class_tables(classes: Sequence[dict], metric: str, count: int = 10) -> list[Block]:
     """The novel classes that do best and worst, and all classes."""
     metrics = [k for k in classes[0] if "/" in k]
-    headers = ["class", "split", "frequency", "pictures", "boxes", "detections", *map(_title, metrics)]
+    headers = ["class", "split", "frequency", "images", "boxes", "detections", *map(_title, metrics)]
 
     def rows(some: Iterable[dict]) -> list[list[str]]:
         return [[*(str(c[k]) for k in ("name", *headers[1:6])), *(_number(c[k]) for k in metrics)] for c in some]
@@ -176,8 +176,8 @@ def class_tables(classes: Sequence[dict], metric: str, count: int = 10) -> list[
     return [*blocks, Heading("All classes"), Table(headers, rows(classes), folded=f"{len(classes)} classes")]
 
 
-def class_pictures(name: str, results: Path, chosen: Sequence[dict], folder: Path, threshold: float) -> list[Block]:
-    """For each class, the first picture of the data set that holds it: its ground truth beside the detections above
+def class_images(name: str, results: Path, chosen: Sequence[dict], folder: Path, threshold: float) -> list[Block]:
+    """For each class, the first image of the data set that holds it: its ground truth beside the detections above
     ``threshold`` that are of this class or lie on one of its objects."""
     classes = datasets.get_classes(name)
     index = {i: k for k, i in enumerate(classes.ids)}
@@ -194,21 +194,21 @@ def class_pictures(name: str, results: Path, chosen: Sequence[dict], folder: Pat
     for c in chosen:
         record, number = records[index[c["id"]]], index[c["id"]]
         if not Path(record["file_name"]).is_file():
-            blocks.append(Paragraph(f"{c['name']}: its picture {record['file_name']} is not here."))
+            blocks.append(Paragraph(f"{c['name']}: its image {record['file_name']} is not here."))
             continue
         try:
-            picture = read_picture(record["file_name"], "RGB")
-        except BadPicture as error:
+            image = read_image(record["file_name"], "RGB")
+        except BadImage as error:
             blocks.append(Paragraph(f"{c['name']}: {error}"))
             continue
         things = {**record, "annotations": [a for a in record["annotations"] if a["category_id"] == number]}
         truth = ground_truth(things)
         instances = _explaining(found.get(record["image_id"], []), index, number, truth)
-        pair = [draw(picture, i, classes.names, classes.splits, 400) for i in (truth, instances)]
+        pair = [draw(image, i, classes.names, classes.splits, 400) for i in (truth, instances)]
         file = f"class_{c['id']}.jpg"
         drawn = side_by_side([pair], [f"ground truth: {c['name']}", "found"])
-        write_picture(folder / file, drawn.convert("RGB"))
-        blocks.append(Picture(file, f"{c['name']}: first picture of the data set that holds it"))
+        write_image(folder / file, drawn.convert("RGB"))
+        blocks.append(Image(file, f"{c['name']}: first image of the data set that holds it"))
     return blocks
 
 
@@ -227,11 +227,11 @@ def _explaining(rows: list[dict], index: dict[int, int], number: int, truth: Ins
 
 
 def unreadable_blocks(folder: Path, what: str, count: int = 5) -> list[Block]:
-    """That, and which, pictures could not be read in a training or an evaluation; nothing where all could."""
+    """That, and which, images could not be read in a training or an evaluation; nothing where all could."""
     if not (reasons := [*unreadable.of_run(folder).values()]):
         return []
     listed = "; ".join(reasons[:count]) + ("; ..." if len(reasons) > count else "")
-    return [Paragraph(f"{len(reasons)} pictures could not be read and {what}: {listed}")]
+    return [Paragraph(f"{len(reasons)} images could not be read and {what}: {listed}")]
 
 
 def run_blocks(run: Path, name: str, metrics: dict, alone: bool, folder: Path, threshold: float) -> list[Block]:
@@ -240,14 +240,14 @@ def run_blocks(run: Path, name: str, metrics: dict, alone: bool, folder: Path, t
     detail = json.loads((inference / CLASSES_FILE).read_text())
     metric = "segm/AP" if "segm/AP" in metrics else "bbox/AP50"
     counts = ", ".join(f"{k.replace('_', ' ')}: {v}" for k, v in detail["counts"].items())
-    blocks = [Heading(name), Paragraph(counts), *unreadable_blocks(inference, "count as pictures without detections")]
+    blocks = [Heading(name), Paragraph(counts), *unreadable_blocks(inference, "count as images without detections")]
     blocks += beside_published(name, metrics)
     ranked = ranked_novel(detail["classes"], metric)
     chosen = ranked if len(ranked) <= 6 else ranked[:3] + ranked[-3:]
     tables = class_tables(detail["classes"], metric)
     if chosen:
         blocks.append(Heading("The best and the worst novel classes"))
-        blocks += class_pictures(name, inference / RESULTS_FILE, chosen, folder, threshold)
+        blocks += class_images(name, inference / RESULTS_FILE, chosen, folder, threshold)
     return blocks + tables
 
 

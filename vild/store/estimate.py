@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vild.store.shards import plan_size
 
-SAMPLE = 64  # pictures
+SAMPLE = 64  # images
 SAMPLE_SECONDS = 20.0  # a slow device gets a smaller sample
 
 
@@ -21,31 +21,31 @@ def describe_work(
     """Size and time of a store in one line.
 
     Args:
-        counts: regions of each picture, by image_id.
+        counts: regions of each image, by image_id.
         width, dtype: of the embeddings.
-        compute: does a store's work on some pictures, from file to embeddings, and throws the result away; it is timed
+        compute: does a store's work on some images, from file to embeddings, and throws the result away; it is timed
             on a sample (None: no time is told).
-        to_do: the pictures still to do (default: all).
+        to_do: the images still to do (default: all).
     """
-    text = f"{len(counts):,} pictures, {_count(sum(counts.values()))} regions: "
+    text = f"{len(counts):,} images, {_count(sum(counts.values()))} regions: "
     text += f"{_bytes(plan_size(list(counts.values()), width, dtype))} as {dtype}"
     to_do = list(counts if to_do is None else to_do)
     if len(to_do) < len(counts):
-        text += f"; {len(to_do):,} pictures are still to do"
+        text += f"; {len(to_do):,} images are still to do"
     if compute is None or not any(counts[i] for i in to_do):
         return text
-    pictures, seconds, share = time_sample(counts, compute, to_do)
+    images, seconds, share = time_sample(counts, compute, to_do)
     took, all_takes = _duration(seconds), _duration(seconds / share)
-    return f"{text}; a sample of {pictures} took {took}: about {all_takes} on this device"
+    return f"{text}; a sample of {images} took {took}: about {all_takes} on this device"
 
 
 def time_sample(
     counts: Mapping[int, int], compute: Callable[[Sequence[int]], object], to_do: Sequence[int]
 ) -> tuple[int, float, float]:
-    """Time ``compute`` on pictures spread evenly over ``to_do``: at most 64 and a fiftieth of them, some 20 seconds.
+    """Time ``compute`` on images spread evenly over ``to_do``: at most 64 and a fiftieth of them, some 20 seconds.
 
     Returns:
-        pictures computed, seconds they took, their share of all the regions to do (0 to 1).
+        images computed, seconds they took, their share of all the regions to do (0 to 1).
     """
     with_regions = [i for i in to_do if counts[i]]
     size = min(SAMPLE, max(1, len(with_regions) // 50))

@@ -25,7 +25,7 @@ def shard_paths(folder: Path, manifest: dict) -> list[Path]:
 
 
 def summarise(folder: Path) -> str:
-    """A few lines: teacher, dtype, pictures, regions, bytes beside the arithmetic minimum, regions a picture."""
+    """A few lines: teacher, dtype, images, regions, bytes beside the arithmetic minimum, regions an image."""
     manifest = read_manifest(folder)
     plan, paths = manifest["plan"], shard_paths(folder, manifest)
     heads = [read_head(path, plan["dtype"]) for path in paths]
@@ -33,12 +33,12 @@ def summarise(folder: Path) -> str:
     regions, size = int(counts.sum()), sum(head.size for head in heads)
     minimum = minimum_size(regions, plan["fingerprint"].get("width", 0), plan["dtype"])
     share = f", {100 * (size / minimum - 1):.2f} % over its embeddings alone" if minimum else ""
-    done = "complete" if manifest["complete"] else f"unfinished, {len(counts):,} of {plan['images']:,} pictures"
+    done = "complete" if manifest["complete"] else f"unfinished, {len(counts):,} of {plan['images']:,} images"
     lines = [
         f"store {folder}: {done}",
         f"teacher     {describe(plan['fingerprint'])}",
         f"embeddings  {plan['dtype']}",
-        f"pictures    {len(counts):,} in {len(paths)} shards",
+        f"images    {len(counts):,} in {len(paths)} shards",
         f"regions     {regions:,}",
         f"bytes       {size:,}{share}",
     ]
@@ -46,27 +46,27 @@ def summarise(folder: Path) -> str:
         if dropped:  # of a merged store, each part's
             lines.append("dropped     " + ", ".join(f"{n:,} by {rule}" for rule, n in dropped.items()))
     if unreadable := manifest.get("unreadable"):
-        lines.append(f"unreadable  {len(unreadable):,} pictures have no regions: image_id {unreadable[0]}, ...")
+        lines.append(f"unreadable  {len(unreadable):,} images have no regions: image_id {unreadable[0]}, ...")
     return "\n".join(lines + list(histogram(counts)))
 
 
 def histogram(counts: np.ndarray, bars: int = 8) -> Iterator[str]:
-    """Regions a picture, as lines of text; pictures without any are a line of their own."""
+    """Regions an image, as lines of text; images without any are a line of their own."""
     if not len(counts):
         return
     step = max(1, -(-int(counts.max()) // bars))
     groups = -(-counts // step)  # 0; 1 to step; step + 1 to 2 step; ...
-    for group, pictures in enumerate(np.bincount(groups).tolist()):
+    for group, images in enumerate(np.bincount(groups).tolist()):
         low, high = (group - 1) * step + 1, group * step
         span = "0" if group == 0 else f"{low}" if low == high else f"{low}-{high}"
-        yield f"{span:>9} regions: {pictures:,} pictures {'#' * round(40 * pictures / len(counts))}".rstrip()
+        yield f"{span:>9} regions: {images:,} images {'#' * round(40 * images / len(counts))}".rstrip()
 
 
 def verify(folder: Path) -> Iterator[tuple[Path | None, str]]:
     """What is wrong with a store: (the broken shard or None, a line). Reads every byte; yields nothing if it is whole.
 
     A shard must have the manifest's checksum (an unfinished store has none yet), finite embeddings of unit length and
-    finite boxes whose corners are in order; a finished store, the pictures that it was begun for.
+    finite boxes whose corners are in order; a finished store, the images that it was begun for.
     """
     manifest = read_manifest(folder)
     plan, paths = manifest["plan"], shard_paths(folder, manifest)
@@ -85,7 +85,7 @@ def verify(folder: Path) -> Iterator[tuple[Path | None, str]]:
     if manifest["complete"] and len(heads) == len(paths):
         ids = [i for head in heads for i in head.image_ids.tolist()]
         if hash_ids(ids) != plan["image_ids_sha"]:
-            yield None, f"store {folder}: its shards do not hold the pictures it was begun for, or not in their order"
+            yield None, f"store {folder}: its shards do not hold the images it was begun for, or not in their order"
 
 
 def check_rows(head: Head) -> str | None:
@@ -103,8 +103,8 @@ def check_rows(head: Head) -> str | None:
         ):
             if not good.all():
                 row = start + int((~good).nonzero()[0])
-                picture = head.image_ids[np.searchsorted(head.offsets, row, "right") - 1]
-                return f"image_id {picture} has {what}"
+                image = head.image_ids[np.searchsorted(head.offsets, row, "right") - 1]
+                return f"image_id {image} has {what}"
     return None
 
 
@@ -115,7 +115,7 @@ def repair(folder: Path) -> list[str]:
         a line for each shard that was broken.
 
     Raises:
-        UserError: what is wrong cannot be built again: the store is a merged one, or it holds other pictures.
+        UserError: what is wrong cannot be built again: the store is a merged one, or it holds other images.
     """
     manifest, found = read_manifest(folder), list(verify(folder))
     if not found:
@@ -132,7 +132,7 @@ def repair(folder: Path) -> list[str]:
 
 
 def coverage(folder: Path, image_ids: Sequence[int]) -> tuple[list[int], int]:
-    """How much of a data set a store has: the pictures that are missing, and how many it has without any region."""
+    """How much of a data set a store has: the images that are missing, and how many it has without any region."""
     manifest = read_manifest(folder)
     counts: dict[int, int] = {}
     for path in shard_paths(folder, manifest):

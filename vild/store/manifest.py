@@ -43,7 +43,7 @@ def _check(manifest: dict) -> None:
         raise ValueError(f"dtype {plan['dtype']}, complete {manifest['complete']}, shards {shards}"[:200])
     check_fingerprint(plan["fingerprint"])
     if type(plan["images"]) is not int or not isinstance(plan["image_ids_sha"], str):
-        raise ValueError("its plan does not say how many pictures, or which")
+        raise ValueError("its plan does not say how many images, or which")
     dropped = plan.get("dropped")
     for part in dropped if isinstance(dropped, list) else [dropped]:  # of a merged store, each part's
         if part is not None and not all(type(n) is int for n in part.values()):
@@ -68,5 +68,5 @@ def unfinished(plan: dict, provenance: dict | None) -> dict:
 
 
 def hash_ids(image_ids: Sequence[int]) -> str:
-    """Which pictures, and in which order (16 hex digits)."""
+    """Which images, and in which order (16 hex digits)."""
     return hashlib.sha256(np.asarray(image_ids, np.int64).tobytes()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from vild.utils.errors import UserError
 from vild.utils.files import cannot_write
 from vild.utils.fingerprint import describe, same_regions
 
-# what may differ between parts: which pictures, and which of their proposals; all else is the embeddings' meaning
+# what may differ between parts: which images, and which of their proposals; all else is the embeddings' meaning
 OF_A_PART = {"pictures", "proposals", "max_per_image", "nms", "min_size", "dropped", "images", "image_ids_sha",
              "shard_pictures"}  # fmt: skip
 
@@ -29,7 +29,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict:
 
     Raises:
         UserError: a part is unfinished or broken, ``output`` exists, or two parts are of other teachers, crop rules or
-            dtypes, or share a picture.
+            dtypes, or share an image.
     """
     if output.exists():
         raise UserError(f"store {output}: it exists; merge into a new folder")
@@ -70,7 +70,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict:
 
 
 def check_mergeable(a: EmbeddingStore, b: EmbeddingStore) -> None:
-    """UserError unless two stores mean the same by a row and have no picture in common."""
+    """UserError unless two stores mean the same by a row and have no image in common."""
     if not same_regions(a.fingerprint, b.fingerprint):
         of = f"{describe(a.fingerprint)}, store {b.folder} of {describe(b.fingerprint)}"
         raise UserError(f"store {a.folder} is of teacher {of}: they cannot be merged")

@@ -31,9 +31,9 @@ class SeveralStores(EmbeddingStore):
                 raise UserError(f"store {other.folder}: it was built from other proposals than store {self.folder}")
 
     def __getitem__(self, image_id: int) -> Regions:
-        """A picture's regions, with ``others``: each further teacher's embeddings."""
+        """An image's regions, with ``others``: each further teacher's embeddings."""
         first, others = super().__getitem__(image_id), [other[image_id] for other in self.others]
         for store, regions in zip(self.others, others, strict=True):
-            if not torch.equal(regions.boxes, first.boxes):  # a picture that could not be read, of one of them alone
+            if not torch.equal(regions.boxes, first.boxes):  # an image that could not be read, of one of them alone
                 raise UserError(f"store {store.folder}: image_id {image_id} has other regions than in {self.folder}")
         return replace(first, others=tuple(regions.embeddings for regions in others))

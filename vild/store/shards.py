@@ -27,7 +27,7 @@ _ITEM = {"I64": 8, "F32": 4, "F16": 2, "I8": 1}
 ROW_TENSORS = ("boxes", "embeddings", "scales", "scores")
 _TYPES = {"image_ids": "I64", "offsets": "I64", "boxes": "F32", "scores": "F32", "scales": "F32"}
 _HEADER_LIMIT = 1 << 16  # ours are of some 500 bytes
-_FIRST_READ = 1 << 14  # the header and, as safetensors puts the widest numbers first, the tables of 200 pictures
+_FIRST_READ = 1 << 14  # the header and, as safetensors puts the widest numbers first, the tables of 200 images
 
 
 def pack(embeddings: Tensor, dtype: str) -> dict[str, Tensor]:
@@ -54,9 +54,9 @@ def unpack(rows: Tensor, scales: Tensor | None) -> Tensor:
 
 
 def plan_size(counts: np.ndarray | list[int], width: int, dtype: str) -> int:
-    """Bytes of a store of pictures with so many regions each, but for its headers (some 600 bytes a shard)."""
+    """Bytes of a store of images with so many regions each, but for its headers (some 600 bytes a shard)."""
     row = width * torch.empty(0, dtype=DTYPES[dtype]).itemsize + SCALE_BYTES[dtype] + BOX_BYTES
-    return int(np.sum(counts, dtype=np.int64)) * row + len(counts) * 16  # an id and an offset a picture
+    return int(np.sum(counts, dtype=np.int64)) * row + len(counts) * 16  # an id and an offset an image
 
 
 def minimum_size(regions: int, width: int, dtype: str) -> int:

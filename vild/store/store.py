@@ -1,9 +1,9 @@
 """The embedding store: the teacher's region embeddings on disk, read by the detector's data mapper.
 
-A folder with ``manifest.json`` and ``shard-00000.safetensors`` ... Each shard holds, for some pictures,
+A folder with ``manifest.json`` and ``shard-00000.safetensors`` ... Each shard holds, for some images,
 ``image_ids`` int64 [I], ``offsets`` int64 [I + 1], ``boxes`` float32 [N, 4] (xyxy, absolute pixels of the
-original picture), ``embeddings`` float16 [N, D], or int8 with ``scales`` float32 [N], and ``scores`` float32 [N].
-Rows offsets[i]:offsets[i + 1] belong to picture i. A shard appears by rename, whole or not at all; the manifest is
+original image), ``embeddings`` float16 [N, D], or int8 with ``scales`` float32 [N], and ``scores`` float32 [N].
+Rows offsets[i]:offsets[i + 1] belong to image i. A shard appears by rename, whole or not at all; the manifest is
 complete once it lists every shard with its checksum. No pickle.
 """
 
@@ -29,7 +29,7 @@ MAPPED_SHARDS = 1024  # at once, in a process; when more are asked for, all are 
 
 @dataclass(frozen=True)
 class Regions:
-    """One picture's rows: boxes float32 [N, 4] xyxy, embeddings float32 [N, D] unit, scores float32 [N].
+    """One image's rows: boxes float32 [N, 4] xyxy, embeddings float32 [N, D] unit, scores float32 [N].
     ``others``: the embeddings [N, D_k] of further teachers (``several_stores.py``)."""
 
     boxes: Tensor
@@ -44,8 +44,8 @@ class StoreWriter:
     Args:
         folder: the store.
         plan: what must be equal for a run to go on: teacher fingerprint, crop rule, hash of the proposals.
-        image_ids: all pictures, in the order in which they are written.
-        shard_pictures: pictures a shard.
+        image_ids: all images, in the order in which they are written.
+        shard_images: images a shard.
         provenance: where the proposals are from; no part of the plan, which has their hash.
         dtype: of the embeddings, "float16" or "int8".
 
@@ -58,7 +58,7 @@ class StoreWriter:
         folder: str | Path,
         plan: dict,
         image_ids: list[int],
-        shard_pictures: int = 200,
+        shard_images: int = 200,
         provenance: dict | None = None,
         dtype: str = "float16",
     ):
@@ -66,7 +66,7 @@ class StoreWriter:
         with cannot_write(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self.plan = {**plan, "dtype": dtype, "images": len(image_ids), "image_ids_sha": hash_ids(image_ids)}
-        self.plan["shard_pictures"] = shard_pictures
+        self.plan["shard_pictures"] = shard_images
         self.provenance = provenance
         self._sums: dict[str, str] = {}  # checksums that were told before: finish() does not take them from the files
         if (self.folder / MANIFEST).exists():
@@ -90,7 +90,7 @@ class StoreWriter:
             )
         else:
             write_manifest(self.folder, unfinished(self.plan, provenance))
-        self.chunks = [image_ids[i : i + shard_pictures] for i in range(0, len(image_ids), shard_pictures)]
+        self.chunks = [image_ids[i : i + shard_images] for i in range(0, len(image_ids), shard_images)]
 
     def shard_path(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.safetensors"
@@ -102,10 +102,10 @@ class StoreWriter:
                 yield index, ids
 
     def write_shard(self, index: int, regions: Callable[[int], Regions]) -> None:
-        """Compute ``regions(image_id)`` for every picture of the shard and write it.
+        """Compute ``regions(image_id)`` for every image of the shard and write it.
 
         Raises:
-            UserError: embeddings that are not finite, with the picture; the store has gone.
+            UserError: embeddings that are not finite, with the image; the store has gone.
         """
         ids = self.chunks[index]
         rows = [regions(i) for i in ids]
@@ -127,7 +127,7 @@ class StoreWriter:
     def finish(self, counts_planned: dict[int, int] | None = None) -> dict:
         """Write the complete manifest, with checksums and counts; returns it.
 
-        ``counts_planned``: how many regions each picture was to have. Those that have none though some were planned
+        ``counts_planned``: how many regions each image was to have. Those that have none though some were planned
         could not be read (``--unreadable skip``); the manifest lists them under "unreadable". What is in the shards is
         asked, so that the list is whole whoever wrote them.
 
@@ -155,7 +155,7 @@ class StoreWriter:
 
 
 class EmbeddingStore:
-    """Random access by picture. Files are mapped, not read; no lock, no open file: safe to use from data loader
+    """Random access by image. Files are mapped, not read; no lock, no open file: safe to use from data loader
     workers, forked or spawned.
 
     Opening one reads the head of every shard, nothing else; checksums are for ``tools/inspect_store.py --verify``.
@@ -186,7 +186,7 @@ class EmbeddingStore:
                     f"store {folder}: {path.name} has {head.offsets[-1]} regions, {MANIFEST} says {shard['regions']}"
                 )
             self._heads.append(head)
-        # four numbers a picture, sorted by id: a dict of LVIS's 100,170 pictures would be copied into every worker
+        # four numbers an image, sorted by id: a dict of LVIS's 100,170 images would be copied into every worker
         nothing = np.zeros(0, np.int64)
         ids = np.concatenate([nothing, *(h.image_ids for h in self._heads)])
         order = ids.argsort(kind="stable")
@@ -197,23 +197,23 @@ class EmbeddingStore:
         self._maps: dict[int, MappedShard] = {}
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.image_ids)
 
     def __contains__(self, image_id: int) -> bool:
         return self._find(image_id) is not None
 
     def __getitem__(self, image_id: int) -> Regions:
-        """A picture's regions, in the order of its proposals.
+        """An image's regions, in the order of its proposals.
 
         Raises:
-            UserError: the store does not know the picture.
+            UserError: the store does not know the image.
         """
         boxes, embeddings, scales, scores = self._views(image_id)
         return Regions(boxes.clone(), unpack(embeddings, scales), scores.clone())
 
     def read(self, image_id: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """A picture's record as it is stored: boxes, embeddings float16 or int8 [N, D], scales [N] (None for float16),
+        """An image's record as it is stored: boxes, embeddings float16 or int8 [N, D], scales [N] (None for float16),
         scores."""
         return tuple(None if t is None else t.clone() for t in self._views(image_id))
 
@@ -225,7 +225,7 @@ class EmbeddingStore:
         return self._map(int(self._shards[row])).rows(int(self._starts[row]), int(self._stops[row]))
 
     def boxes(self) -> Iterator[tuple[int, Tensor]]:
-        """Every picture's id and boxes [N, 4], without reading the embeddings."""
+        """Every image's id and boxes [N, 4], without reading the embeddings."""
         for head in self._heads:
             boxes = MappedShard(head).tensors["boxes"].clone()
             bounds = head.offsets.tolist()
@@ -233,7 +233,7 @@ class EmbeddingStore:
                 yield image_id, boxes[start:stop]
 
     def ids_in_file_order(self) -> list[int]:
-        """Every picture's id, as the shards have them."""
+        """Every image's id, as the shards have them."""
         return [i for head in self._heads for i in head.image_ids.tolist()]
 
     def _find(self, image_id: int) -> int | None:

@@ -149,27 +149,27 @@ class Teacher:
         else:
             save_local(self.model, open_clip.get_model_config(self.name), folder)
 
-    def cut(self, pictures: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """The crops of several pictures' boxes, uint8 [sum of N_i, S, 3, *size] (see ``crop_batch``)."""
-        return crop_batch(pictures, boxes, self.size, self.mean, self.interpolation, mode=self.crop)
+    def cut(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """The crops of several images' boxes, uint8 [sum of N_i, S, 3, *size] (see ``crop_batch``)."""
+        return crop_batch(images, boxes, self.size, self.mean, self.interpolation, mode=self.crop)
 
-    def encode_regions(self, picture: Tensor, boxes: Tensor) -> Tensor:
+    def encode_regions(self, image: Tensor, boxes: Tensor) -> Tensor:
         """The distillation target of each box: 1x + 1.5x crops, fused. uint8 RGB [3, H, W], [N, 4] to [N, D]."""
         if len(boxes) == 0:
             return torch.zeros((0, self.width), device=self.device)
-        crops = self.cut([picture], [boxes])
+        crops = self.cut([image], [boxes])
         embeddings = self.encode_image(normalise(crops.flatten(0, 1), self.mean, self.std))
         return fuse_scales(embeddings.view(*crops.shape[:2], -1))
 
-    def encode_regions_and_maps(self, picture: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_regions_and_maps(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`encode_regions`, to the last bit, and the feature map of each box's 1x crop, [N, T, h, w].
 
         Raises:
             UserError: see :attr:`map_shape`.
         """
         if len(boxes) == 0:
-            return self.encode_regions(picture, boxes), torch.zeros((0, *self.map_shape), device=self.device)
-        crops = self.cut([picture], [boxes])
+            return self.encode_regions(image, boxes), torch.zeros((0, *self.map_shape), device=self.device)
+        crops = self.cut([image], [boxes])
         embeddings, maps = self.encode_image_and_maps(normalise(crops.flatten(0, 1), self.mean, self.std))
         return fuse_scales(embeddings.view(*crops.shape[:2], -1)), maps[:: crops.shape[1]]
 

@@ -1,8 +1,8 @@
-"""From pictures and boxes to the teacher's input. Pure tensor functions.
+"""From images and boxes to the teacher's input. Pure tensor functions.
 
-The paper's crops (section 3.3): a proposal at 1x and the same centre at 1.5x, cut from the original picture,
+The paper's crops (section 3.3): a proposal at 1x and the same centre at 1.5x, cut from the original image,
 clipped at its border, resized to the teacher's input size, normalised. Boxes are xyxy in absolute float pixels of
-their picture. A crop is what ``PIL.Image.crop(window).resize(...)`` gives (vild/teacher/resize.py).
+their image. A crop is what ``PIL.Image.crop(window).resize(...)`` gives (vild/teacher/resize.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def enlarge(boxes: Tensor, scale: float) -> Tensor:
 
 
 def to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Integer crop windows int64 [N, 4] that cover the boxes, clipped to the picture, at least one pixel."""
+    """Integer crop windows int64 [N, 4] that cover the boxes, clipped to the image, at least one pixel."""
     low, high = boxes[:, :2].floor().long(), boxes[:, 2:].ceil().long()
     limit = torch.tensor([width, height], device=boxes.device)
     low = torch.minimum(low.clamp(min=0), limit - 1)
@@ -66,7 +66,7 @@ def place(height: int, width: int, size: tuple[int, int], mode: str) -> tuple[in
 
 
 def crop_batch(
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     boxes: Sequence[Tensor],
     size: tuple[int, int],
     mean: Sequence[float],
@@ -74,10 +74,10 @@ def crop_batch(
     scales: Sequence[float] = SCALES,
     mode: str = "squash",
 ) -> Tensor:
-    """The crops of every box of several pictures at every scale, in the order of the pictures and their boxes.
+    """The crops of every box of several images at every scale, in the order of the images and their boxes.
 
     Args:
-        pictures: uint8 [3, H_i, W_i], RGB, on one device (any); the crops are made there.
+        images: uint8 [3, H_i, W_i], RGB, on one device (any); the crops are made there.
         boxes: float [N_i, 4] of each.
         size, mean, interpolation: the teacher's (``mean`` in 0..1 colours the padding of "pad").
         mode: one of MODES, see ``place``.
@@ -86,13 +86,13 @@ def crop_batch(
         uint8 [sum of N_i, len(scales), 3, *size]
     """
     jobs = []
-    for number, (picture, of_picture) in enumerate(zip(pictures, boxes, strict=True)):
-        of_picture = of_picture.cpu().float()
-        windows = [to_pixels(enlarge(of_picture, scale), *picture.shape[1:]) for scale in scales]
+    for number, (image, of_image) in enumerate(zip(images, boxes, strict=True)):
+        of_image = of_image.cpu().float()
+        windows = [to_pixels(enlarge(of_image, scale), *image.shape[1:]) for scale in scales]
         for x0, y0, x1, y1 in torch.stack(windows, 1).flatten(0, 1).tolist():
             jobs.append(Job(number, x0, y0, x1, y1, *place(y1 - y0, x1 - x0, size, mode)))
     fill = [round(255 * value) for value in mean]
-    return resize_windows(pictures, jobs, size, interpolation, fill).view(-1, len(scales), 3, *size)
+    return resize_windows(images, jobs, size, interpolation, fill).view(-1, len(scales), 3, *size)
 
 
 def normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -113,7 +113,7 @@ def normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
 
 
 def crop_regions(
-    picture: Tensor,
+    image: Tensor,
     boxes: Tensor,
     size: tuple[int, int],
     mean: Sequence[float],
@@ -122,8 +122,8 @@ def crop_regions(
     scales: Sequence[float] = SCALES,
     mode: str = "squash",
 ) -> Tensor:
-    """One picture's crops as the teacher's input: float32 [N, len(scales), 3, *size], normalised."""
-    return normalise(crop_batch([picture], [boxes], size, mean, interpolation, scales, mode), mean, std)
+    """One image's crops as the teacher's input: float32 [N, len(scales), 3, *size], normalised."""
+    return normalise(crop_batch([image], [boxes], size, mean, interpolation, scales, mode), mean, std)
 
 
 def fuse_scales(embeddings: Tensor) -> Tensor:

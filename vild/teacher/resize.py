@@ -1,4 +1,4 @@
-"""Windows of uint8 pictures resized to one size, as Pillow resizes them. Pure tensor functions.
+"""Windows of uint8 images resized to one size, as Pillow resizes them. Pure tensor functions.
 
 Pillow's antialiased resize is two one-dimensional passes with integer weights (22 bits after the point); each pass
 rounds half up and clips to 0..255. Since Pillow 13 the columns' pass goes first where the height shrinks by more
@@ -29,10 +29,10 @@ GROUP_BYTES = 2**28  # what one group of windows may take while it is resized
 
 
 class Job(NamedTuple):
-    """``picture``'s window, resized to height x width, of which the canvas shows what begins at top, left (negative:
+    """``image``'s window, resized to height x width, of which the canvas shows what begins at top, left (negative:
     that many rows or columns of the canvas come before it and are filled)."""
 
-    picture: int
+    image: int
     x0: int
     y0: int
     x1: int
@@ -50,23 +50,23 @@ class Job(NamedTuple):
 
 
 def resize_windows(
-    pictures: Sequence[Tensor], jobs: Sequence[Job], size: tuple[int, int], interpolation: str, fill: Sequence[int]
+    images: Sequence[Tensor], jobs: Sequence[Job], size: tuple[int, int], interpolation: str, fill: Sequence[int]
 ) -> Tensor:
-    """uint8 pictures [3, H_i, W_i] of one device to uint8 [len(jobs), 3, *size] there; ``fill``: RGB of the padding."""
-    if pictures and pictures[0].device.type != "cpu":
-        return resize_matmul(pictures, jobs, size, interpolation, fill)
+    """uint8 images [3, H_i, W_i] of one device to uint8 [len(jobs), 3, *size] there; ``fill``: RGB of the padding."""
+    if images and images[0].device.type != "cpu":
+        return resize_matmul(images, jobs, size, interpolation, fill)
     out = torch.empty((len(jobs), 3, *size), dtype=torch.uint8)
     # Of a very long window only a small part may be shown: there the exact way costs less.
     wasteful = [n for n, job in enumerate(jobs) if job.height * job.width > 16 * size[0] * size[1]]
     if wasteful:
-        out[wasteful] = resize_matmul(pictures, [jobs[n] for n in wasteful], size, interpolation, fill)
+        out[wasteful] = resize_matmul(images, [jobs[n] for n in wasteful], size, interpolation, fill)
     rest = sorted(set(range(len(jobs))) - set(wasteful))
-    channels_last = [p.permute(1, 2, 0).contiguous().permute(2, 0, 1) for p in pictures]  # the fast layout
+    channels_last = [p.permute(1, 2, 0).contiguous().permute(2, 0, 1) for p in images]  # the fast layout
     canvas = out.numpy()  # numpy copies in the calling thread: torch would start threads of its own in each
 
     def work(n: int) -> None:
         job = jobs[n]
-        crop = _resize_uint8(channels_last[job.picture][:, job.y0 : job.y1, job.x0 : job.x1], job, interpolation)
+        crop = _resize_uint8(channels_last[job.image][:, job.y0 : job.y1, job.x0 : job.x1], job, interpolation)
         if tuple(crop.shape[1:]) == tuple(size):
             canvas[n] = crop.numpy()
         else:
@@ -111,18 +111,18 @@ def _overlap(start: int, part: int, whole: int) -> tuple[slice, slice]:
 
 
 def resize_matmul(
-    pictures: Sequence[Tensor], jobs: Sequence[Job], size: tuple[int, int], interpolation: str, fill: Sequence[int]
+    images: Sequence[Tensor], jobs: Sequence[Job], size: tuple[int, int], interpolation: str, fill: Sequence[int]
 ) -> Tensor:
     """``resize_windows`` by matrix products in float32, equal to Pillow: no loop over windows, bounded memory."""
-    device = pictures[0].device if pictures else torch.device("cpu")
+    device = images[0].device if images else torch.device("cpu")
     out = torch.empty((len(jobs), 3, *size), dtype=torch.uint8, device=device)
     if not jobs:
         return out
-    flat = torch.cat([p.reshape(-1) for p in pictures])
-    first, heights, widths = [0], [p.shape[1] for p in pictures], [p.shape[2] for p in pictures]
+    flat = torch.cat([p.reshape(-1) for p in images])
+    first, heights, widths = [0], [p.shape[1] for p in images], [p.shape[2] for p in images]
     for height, width in zip(heights, widths, strict=True):
         first.append(first[-1] + 3 * height * width)
-    shape = torch.tensor([(first[j.picture], heights[j.picture], widths[j.picture]) for j in jobs])
+    shape = torch.tensor([(first[j.image], heights[j.image], widths[j.image]) for j in jobs])
     groups = list(_groups(jobs, size))
     order = torch.tensor([n for _, members in groups for n in members])
     table = torch.cat([shape, torch.tensor(jobs)[:, 1:]], 1)[order]
@@ -151,7 +151,7 @@ def _groups(jobs: Sequence[Job], size: tuple[int, int]) -> Iterator[tuple[bool, 
         like[job.columns_first, h, w].append(n)
     for (columns_first, h, w), members in like.items():
         between = h * size[1] if not columns_first else size[0] * w
-        # picture: index 8, uint8 1, float32 4; products: low, high and their sum; matrices with their scatter index
+        # image: index 8, uint8 1, float32 4; products: low, high and their sum; matrices with their scatter index
         cost = 3 * (13 * h * w + 16 * between + 16 * size[0] * size[1]) + 16 * (size[0] * h + size[1] * w)
         step = max(1, GROUP_BYTES // cost)
         yield from ((columns_first, members[k : k + step]) for k in range(0, len(members), step))
@@ -166,10 +166,10 @@ def _resize_group(
     interpolation: str,
     colour: Tensor | None,
 ) -> Tensor:
-    """``flat``: the pictures' bytes; jobs [B, 11]: offset of the picture, its height and width, then Job's numbers;
+    """``flat``: the images' bytes; jobs [B, 11]: offset of the image, its height and width, then Job's numbers;
     ``sides``: of the windows' heights and widths the greatest, and how many taps they take."""
-    offset, picture_h, picture_w, x0, y0, x1, y1, height, width, top, left = jobs.unbind(1)
-    y = (y0, y1 - y0, picture_w, height, top, size[0], *sides[0])
+    offset, image_h, image_w, x0, y0, x1, y1, height, width, top, left = jobs.unbind(1)
+    y = (y0, y1 - y0, image_w, height, top, size[0], *sides[0])
     x = (x0, x1 - x0, torch.ones_like(x0), width, left, size[1], *sides[1])
     # q is the axis that is resized first; it lies last
     (p0, p, p_step, *p_out, p_pad, p_taps), (q0, q, q_step, *q_out, q_pad, q_taps) = (x, y) if columns_first else (y, x)
@@ -177,7 +177,7 @@ def _resize_group(
         (start[:, None] + torch.minimum(torch.arange(pad, device=flat.device), n[:, None] - 1)) * step[:, None]
         for start, n, step, pad in ((p0, p, p_step, p_pad), (q0, q, q_step, q_pad))
     ]
-    plane = offset[:, None] + torch.arange(3, device=flat.device) * (picture_h * picture_w)[:, None]
+    plane = offset[:, None] + torch.arange(3, device=flat.device) * (image_h * image_w)[:, None]
     pixels = flat[plane[:, :, None, None] + index[0][:, None, :, None] + index[1][:, None, None, :]].float()
     q_weights = weights(q, *q_out, q_pad, q_taps, interpolation)
     p_weights = weights(p, *p_out, p_pad, p_taps, interpolation)

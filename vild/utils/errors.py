@@ -40,8 +40,8 @@ class UserError(ValueError):
         super().__init__("".join(c if c.isprintable() else " " for c in text))
 
 
-class BadPicture(UserError):
-    """A picture that cannot be read, or is not what its annotations are of."""
+class BadImage(UserError):
+    """An image that cannot be read, or is not what its annotations are of."""
 
 
 class Failure(RuntimeError):

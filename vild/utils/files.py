@@ -94,11 +94,11 @@ def drop_partial_line(path: str | Path) -> None:
                 os.truncate(path, whole)
 
 
-def write_picture(path: str | Path, picture: Image.Image, **options: object) -> None:
-    """Write a picture whole, in the format of the name's ending. ``options``: of Pillow's ``save``."""
+def write_image(path: str | Path, image: Image.Image, **options: object) -> None:
+    """Write an image whole, in the format of the name's ending. ``options``: of Pillow's ``save``."""
     path = Path(path)
     with written_whole(path) as aside:
-        picture.save(aside, Image.registered_extensions()[path.suffix.lower()], **options)
+        image.save(aside, Image.registered_extensions()[path.suffix.lower()], **options)
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -19,7 +19,7 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class TimmFeatures(Backbone):
-    """A timm model without its head: pictures [N, C, H, W] to some of ``res2`` to ``res5``, named as a ResNet's by
+    """A timm model without its head: images [N, C, H, W] to some of ``res2`` to ``res5``, named as a ResNet's by
     stride. What lies behind the last of them is left out.
 
     Its weights are random; those that timm publishes come through MODEL.WEIGHTS (``vild/checkpoint/timm_weights.py``).
@@ -40,7 +40,7 @@ class TimmFeatures(Backbone):
             raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' has features of strides {strides}, not 4, 8, 16, 32")
         published = timm.get_pretrained_cfg(name)
         if published is not None and published.fixed_input_size:  # a Swin's windows, say
-            raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' takes pictures of one size alone")
+            raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' takes images of one size alone")
         stages = [known.out_indices[strides.index(STRIDES[f])] for f in features]
         body = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=stages)
         if hasattr(body, "blocks"):  # the EfficientNet family keeps, and runs, all of its stages

@@ -132,8 +132,8 @@ def of_maps(objectives: Sequence[Objective]) -> list[str]:
 
 
 def adapters(objectives: Sequence[Objective]) -> dict[str, bool]:
-    """Do they look through the adapter of RoI features ("adapter"), through that of pictures ("picture_adapter")?"""
-    through = {"adapter": intermediate.OF_ADAPTER, "picture_adapter": intermediate.OF_PICTURE_ADAPTER}
+    """Do they look through the adapter of RoI features ("adapter"), through that of images ("picture_adapter")?"""
+    through = {"adapter": intermediate.OF_ADAPTER, "picture_adapter": intermediate.OF_IMAGE_ADAPTER}
     return {key: any(OBJECTIVES[o.name] in group for o in objectives) for key, group in through.items()}
 
 

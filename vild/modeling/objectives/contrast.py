@@ -13,7 +13,7 @@ from vild.modeling.objectives.regions import Regions
 
 def contrast(regions: Regions, *, temperature: float = 0.07) -> Tensor:
     """InfoNCE from student to teacher (van den Oord et al. 2018, eq. 4): the negatives are the other regions' teacher
-    embeddings, of all pictures and of all ranks. (Its text side, with words as the negatives, is ``hard_targets`` with
+    embeddings, of all images and of all ranks. (Its text side, with words as the negatives, is ``hard_targets`` with
     CONFIDENCE 0.)"""
     teacher, first = _of_all_ranks(regions.teacher.float())
     if not len(regions.student):

@@ -21,9 +21,9 @@ def tokens(regions: Regions) -> Tensor:
 
 
 def picture_tokens(regions: Regions) -> Tensor:
-    """As :func:`tokens`, of the whole pictures: the coarsest level of the FPN that RoIs are pooled from, adapted,
-    beside the teacher's map of the picture. Mean over the positions of all pictures, whatever their regions."""
-    return _apart(regions.adapted_pictures, regions.teacher_pictures)
+    """As :func:`tokens`, of the whole images: the coarsest level of the FPN that RoIs are pooled from, adapted,
+    beside the teacher's map of the image. Mean over the positions of all images, whatever their regions."""
+    return _apart(regions.adapted_images, regions.teacher_images)
 
 
 def _apart(student: Tensor, teacher: Tensor) -> Tensor:
@@ -44,4 +44,4 @@ def attention(regions: Regions) -> Tensor:
 
 
 OF_MAPS = (tokens, attention, picture_tokens)
-OF_ADAPTER, OF_PICTURE_ADAPTER = (tokens,), (picture_tokens,)
+OF_ADAPTER, OF_IMAGE_ADAPTER = (tokens,), (picture_tokens,)

@@ -14,20 +14,20 @@ from vild.modeling.objectives.opinions import mean_opinion
 
 @dataclass(frozen=True)
 class Regions:
-    """The M distilled regions of a step, of B pictures one after the other, on one device.
+    """The M distilled regions of a step, of B images one after the other, on one device.
 
     Attributes:
         student: unit [M, D], with gradient.
         teacher: unit [M, D], without.
-        counts: how many regions each picture has; they sum to M.
+        counts: how many regions each image has; they sum to M.
         words: unit text embeddings [K, D] by what ``OVER`` may say: "base", the base names of training; "background",
             the same and, last, the learned background; or the path of a vocabulary file (a large list of concepts).
         temperature: of the classifier, tau.
         student_maps: RoI features [M, C, h, w], with gradient; they and the next two only for objectives of maps.
         adapted_maps: the same through the learned adapter, [M, T, h, w]; None without ``tokens``.
         teacher_maps: the image tower's last feature map [M, T, h, w], without gradient.
-        adapted_pictures: a level of the FPN over each whole picture, adapted, [B, T, h, w], with gradient.
-        teacher_pictures: the image tower's last feature map of each whole picture, [B, T, h, w], without.
+        adapted_images: a level of the FPN over each whole image, adapted, [B, T, h, w], with gradient.
+        teacher_images: the image tower's last feature map of each whole image, [B, T, h, w], without.
         weights: how much this teacher counts of each region, [M]; None: 1.
         others: further teachers whose opinion over "base" is averaged with this one's, each its unit embeddings
             [M, D_k] and its unit text embeddings [K, D_k].
@@ -42,8 +42,8 @@ class Regions:
     student_maps: Tensor | None = None
     adapted_maps: Tensor | None = None
     teacher_maps: Tensor | None = None
-    adapted_pictures: Tensor | None = None
-    teacher_pictures: Tensor | None = None
+    adapted_images: Tensor | None = None
+    teacher_images: Tensor | None = None
     weights: Tensor | None = None
     others: tuple[tuple[Tensor, Tensor], ...] = ()
     shares: Tensor | None = None

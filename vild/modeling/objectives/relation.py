@@ -1,4 +1,4 @@
-"""How the regions of a picture lie to each other, rather than where (RKD; Park et al. 2019)."""
+"""How the regions of an image lie to each other, rather than where (RKD; Park et al. 2019)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from torch import Tensor
 
 from vild.modeling.objectives.regions import Regions
 
-MOST = 64  # regions of a picture that are looked at, evenly spread: angles are of triples
+MOST = 64  # regions of an image that are looked at, evenly spread: angles are of triples
 
 
 def distances(regions: Regions) -> Tensor:
-    """Huber loss between the distances of a picture's pairs, each over their mean (Park et al. 2019, section 3.2.1).
+    """Huber loss between the distances of an image's pairs, each over their mean (Park et al. 2019, section 3.2.1).
 
-    Mean over pairs, then over the pictures that have two regions or more.
+    Mean over pairs, then over the images that have two regions or more.
     """
     parts = []
-    for student, teacher in _pictures(regions, 2):
+    for student, teacher in _images(regions, 2):
         a, b = F.pdist(student.float()), F.pdist(teacher.float())
         parts.append(F.smooth_l1_loss(a / a.mean().clamp(min=1e-6), b / b.mean().clamp(min=1e-6)))
     return torch.stack(parts).mean() if parts else regions.nothing()
 
 
 def angles(regions: Regions) -> Tensor:
-    """Huber loss between the cosines of the angles of a picture's triples (Park et al. 2019, section 3.2.2).
+    """Huber loss between the cosines of the angles of an image's triples (Park et al. 2019, section 3.2.2).
 
-    Mean over triples of three different regions, then over the pictures that have them.
+    Mean over triples of three different regions, then over the images that have them.
     """
     parts = []
-    for student, teacher in _pictures(regions, 3):
+    for student, teacher in _images(regions, 3):
         a, b = _cosines(student.float()), _cosines(teacher.float())
         n = len(a)
         i, j, k = torch.meshgrid(*[torch.arange(n, device=a.device)] * 3, indexing="ij")
@@ -46,8 +46,8 @@ def _cosines(x: Tensor) -> Tensor:
         return directions @ directions.transpose(1, 2)
 
 
-def _pictures(regions: Regions, least: int):
-    """Student's and teacher's rows of each picture that has at least so many."""
+def _images(regions: Regions, least: int):
+    """Student's and teacher's rows of each image that has at least so many."""
     for student, teacher in zip(
         regions.student.split(regions.counts), regions.teacher.split(regions.counts), strict=True
     ):

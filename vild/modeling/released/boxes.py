@@ -30,6 +30,6 @@ def upright(boxes: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """xyxy [..., 4] within the pixels of a picture, the last of which is at size - 1."""
+    """xyxy [..., 4] within the pixels of an image, the last of which is at size - 1."""
     height, width = image_size
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width - 1, height - 1, width - 1, height - 1]))

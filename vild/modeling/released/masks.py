@@ -1,4 +1,4 @@
-"""From a mask within its box to a mask of the picture."""
+"""From a mask within its box to a mask of the image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> Tensor:
-    """Probabilities [N, M, M] in boxes [N, 4] (xyxy, pixels of the picture) to bool [N, height, width].
+    """Probabilities [N, M, M] in boxes [N, 4] (xyxy, pixels of the image) to bool [N, height, width].
 
     As Detectron's first version: the mask gets a border of zeros, and its box grows with it, (M + 2) / M; the corners
     are cut to whole pixels (towards zero), both of which belong to the box; the mask is resized to these pixels. Masks

@@ -40,11 +40,11 @@ class ReleasedPooler(nn.Module):
         self.lowest, self.highest = int(math.log2(strides[0])), int(math.log2(strides[-1]))
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
-        """Feature maps [N, C, H_l, W_l] and the boxes of N pictures to [sum of R, C, output_size, output_size]."""
+        """Feature maps [N, C, H_l, W_l] and the boxes of N images to [sum of R, C, output_size, output_size]."""
         return self.pool(x, convert_boxes_to_pooler_format(box_lists))
 
     def pool(self, x: list[Tensor], rois: Tensor) -> Tensor:
-        """The same of rois [R, 5]: picture, x1, y1, x2, y2."""
+        """The same of rois [R, 5]: image, x1, y1, x2, y2."""
         levels = assign_levels(rois[:, 1:], self.lowest, self.highest)
         pooled = x[0].new_zeros(rois.shape[0], x[0].shape[1], *self.output_size)
         for level, (feature, stride) in enumerate(zip(x, self.strides, strict=True), self.lowest):
@@ -55,5 +55,5 @@ class ReleasedPooler(nn.Module):
     def pool_level(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
         """One level: rois [R, 5] to [R, C, output_size, output_size]."""
         moved = rois + rois.new_tensor([0, 1, 1, 1, 1]) * (stride / 2)
-        # in half precision the far corner of a picture would be known to half a pixel
+        # in half precision the far corner of an image would be known to half a pixel
         return roi_align(feature.float(), moved, self.output_size, 1 / stride, sampling_ratio=1, aligned=True)

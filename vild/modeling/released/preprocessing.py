@@ -1,4 +1,4 @@
-"""How a picture becomes the network's input."""
+"""How an image becomes the network's input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def scaled_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width of a picture that fits into ``side`` x ``side``: rounded half to even, in float32, as
+    """Height and width of an image that fits into ``side`` x ``side``: rounded half to even, in float32, as
     TensorFlow does; at least 1."""
     size = np.array([height, width], np.float32)
     scaled = np.round(size * (np.float32(side) / size).min())
@@ -19,7 +19,7 @@ def scaled_size(height: int, width: int, side: int) -> tuple[int, int]:
 def legacy_bilinear(image: Tensor, height: int, width: int) -> Tensor:
     """TensorFlow 1's ``resize_images``: float [C, H, W] to [C, height, width].
 
-    Output pixel i is read at i * (old size / new size): corners are matched instead of centres, so that the picture
+    Output pixel i is read at i * (old size / new size): corners are matched instead of centres, so that the image
     moves by up to half a pixel against any other resize, and nothing is averaged where it shrinks.
     """
     for dim, size in ((2, width), (1, height)):
@@ -34,7 +34,7 @@ def legacy_bilinear(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def onto_canvas(image: Tensor, side: int) -> Tensor:
-    """A normalised picture [3, H, W], resized and padded with zeros on the right and below to [3, side, side].
+    """A normalised image [3, H, W], resized and padded with zeros on the right and below to [3, side, side].
 
     It is normalised before it is resized, and stays in float: no pixel is rounded to a whole number on the way.
     """

@@ -18,8 +18,8 @@ EPS = 1e-4  # of every BatchNorm; PyTorch's is 1e-5
 
 @META_ARCH_REGISTRY.register()
 class ReleasedRCNN(ViLDRCNN):
-    """At test it takes pictures as they are (``INPUT.MIN_SIZE_TEST: 0``) and puts each onto a canvas; the whole canvas
-    counts as the picture, so that boxes may reach into its padding. In training, pictures come in their final size.
+    """At test it takes images as they are (``INPUT.MIN_SIZE_TEST: 0``) and puts each onto a canvas; the whole canvas
+    counts as the image, so that boxes may reach into its padding. In training, images come in their final size.
     """
 
     @configurable
@@ -42,8 +42,8 @@ class ReleasedRCNN(ViLDRCNN):
         """Normalised and, at test, resized."""
         if self.training:
             return super().preprocess_image(batched_inputs)
-        pictures = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        canvas = torch.stack([onto_canvas(picture, self.side) for picture in pictures])
+        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        canvas = torch.stack([onto_canvas(image, self.side) for image in images])
         return ImageList(canvas, [(self.side, self.side)] * len(canvas))
 
     def inference(self, batched_inputs: list[dict], detected_instances=None, do_postprocess: bool = True):
@@ -54,8 +54,8 @@ class ReleasedRCNN(ViLDRCNN):
 
     @staticmethod
     def _postprocess(instances: list[Instances], batched_inputs: list[dict], image_sizes) -> list[dict]:
-        """From the canvas to the picture ("height", "width"): all detections, those without an area too, and boxes not
-        cut at the picture's edge, as they were evaluated."""
+        """From the canvas to the image ("height", "width"): all detections, those without an area too, and boxes not
+        cut at the image's edge, as they were evaluated."""
         results = []
         for found, x, (side, _) in zip(instances, batched_inputs, image_sizes, strict=True):
             height, width = scaled_size(*x["image"].shape[1:], side)

@@ -32,7 +32,7 @@ class ReleasedROIHeads(ViLDROIHeads):
         return settings
 
     def _clip(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Within the picture, and with corners in order. TensorFlow 1's NMS reads boxes so and gives them back as they
+        """Within the image, and with corners in order. TensorFlow 1's NMS reads boxes so and gives them back as they
         are, but no evaluation here takes a negative width. (TensorFlow 2.15 orders all boxes of a class by its best
         one, so that one inverted box undoes the class's NMS; the RPN's NMS orders none.)"""
         return upright(clip(boxes, image_size))

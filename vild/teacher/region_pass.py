@@ -1,8 +1,8 @@
-"""The teacher pass: from picture files and boxes to region embeddings, the encoder kept busy.
+"""The teacher pass: from image files and boxes to region embeddings, the encoder kept busy.
 
-Pictures are read and decoded by worker processes, travel to the device as bytes, are cropped there, and crops of
-several pictures fill each batch of the encoder. What a region's embedding is does not depend on how many processes
-work or where a killed run began again: batches are filled within one shard of the store, from its first picture.
+Images are read and decoded by worker processes, travel to the device as bytes, are cropped there, and crops of
+several images fill each batch of the encoder. What a region's embedding is does not depend on how many processes
+work or where a killed run began again: batches are filled within one shard of the store, from its first image.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from vild.store.store import Regions, StoreWriter
 from vild.teacher.clip import Teacher
 from vild.teacher.crops import SCALES, fuse_scales, normalise
-from vild.utils.errors import BadPicture
-from vild.utils.images import read_picture
+from vild.utils.errors import BadImage
+from vild.utils.images import read_image
 
 logger = logging.getLogger(__name__)
 
 
-class PictureFiles(Dataset):
-    """Decoded pictures, uint8 [3, H, W], RGB. ``files``: image_id to path; ``image_ids``: which, in what order;
+class ImageFiles(Dataset):
+    """Decoded images, uint8 [3, H, W], RGB. ``files``: image_id to path; ``image_ids``: which, in what order;
     ``skip``: what is wrong with one that cannot be read comes in its place, as a line."""
 
     def __init__(self, files: dict[int, str], image_ids: Sequence[int], skip: bool = False):
@@ -36,19 +36,19 @@ class PictureFiles(Dataset):
 
     def __getitem__(self, index: int) -> Tensor | str:
         try:
-            picture = read_picture(self.files[self.image_ids[index]], "RGB")
-        except BadPicture as error:
+            image = read_image(self.files[self.image_ids[index]], "RGB")
+        except BadImage as error:
             if not self.skip:
                 raise
             return str(error)
-        return torch.from_numpy(picture.copy()).permute(2, 0, 1)
+        return torch.from_numpy(image.copy()).permute(2, 0, 1)
 
 
-def load_pictures(
+def load_images(
     files: dict[int, str], image_ids: Sequence[int], workers: int, pin: bool, skip: bool = False
 ) -> DataLoader:
-    """Pictures one by one, read ahead by worker processes; pinned where they go to a GPU."""
-    return DataLoader(PictureFiles(files, image_ids, skip), batch_size=None, num_workers=workers, pin_memory=pin)
+    """Images one by one, read ahead by worker processes; pinned where they go to a GPU."""
+    return DataLoader(ImageFiles(files, image_ids, skip), batch_size=None, num_workers=workers, pin_memory=pin)
 
 
 class Encoder:
@@ -74,11 +74,11 @@ class Encoder:
         return self.teacher.encode_image(normalise(crops, self.teacher.mean, self.teacher.std))
 
 
-def encode_pictures(encoder: Encoder, pictures: Iterable[Tensor | str], boxes: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Distillation targets, a picture at a time, of crops that fill batches across pictures.
+def encode_images(encoder: Encoder, images: Iterable[Tensor | str], boxes: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Distillation targets, an image at a time, of crops that fill batches across images.
 
     Args:
-        pictures: uint8 [3, H, W], RGB, anywhere; or a line that says why there is none, which gives no embeddings.
+        images: uint8 [3, H, W], RGB, anywhere; or a line that says why there is none, which gives no embeddings.
         boxes: for each, float [N, 4] xyxy in its pixels.
 
     Yields:
@@ -86,7 +86,7 @@ def encode_pictures(encoder: Encoder, pictures: Iterable[Tensor | str], boxes: I
     """
     teacher = encoder.teacher
     per_batch = max(1, encoder.batch // len(SCALES))  # regions
-    counts: list[int] = []  # of pictures whose embeddings are not handed out yet
+    counts: list[int] = []  # of images whose embeddings are not handed out yet
     waiting: list[Tensor] = []  # crops [n, S, 3, h, w] not encoded yet
     ready = torch.zeros((0, teacher.width), device=teacher.device)
 
@@ -100,14 +100,14 @@ def encode_pictures(encoder: Encoder, pictures: Iterable[Tensor | str], boxes: I
             parts.append(fuse_scales(embeddings.view(len(part), len(SCALES), -1)))
         return torch.cat(parts)
 
-    for picture, box in zip(pictures, boxes, strict=True):
-        if isinstance(picture, str):
-            logger.warning("no regions: %s", picture)
+    for image, box in zip(images, boxes, strict=True):
+        if isinstance(image, str):
+            logger.warning("no regions: %s", image)
             box = box[:0]
         counts.append(len(box))
         if len(box):
-            picture = picture.to(teacher.device, non_blocking=True)
-            waiting.append(teacher.cut([picture], [box.to(teacher.device)]))
+            image = image.to(teacher.device, non_blocking=True)
+            waiting.append(teacher.cut([image], [box.to(teacher.device)]))
         if sum(map(len, waiting)) >= per_batch:
             ready = encode(everything=False)
             while counts and counts[0] <= len(ready):
@@ -123,32 +123,32 @@ def write_shards(
     writer: StoreWriter,
     shards: Sequence[tuple[int, Sequence[int]]],
     encoder: Encoder,
-    pictures: Iterable[Tensor],
+    images: Iterable[Tensor],
     regions: dict[int, tuple[Tensor, Tensor]],
 ) -> Iterator[int]:
     """Encode and write shards, one written (by a thread) while the next is encoded.
 
     Args:
         shards: (index, image ids), as ``writer.missing()`` gives them.
-        pictures: of all these image ids, in this order.
+        images: of all these image ids, in this order.
         regions: image_id to boxes [N, 4] and scores [N].
 
     Yields:
-        1 for every picture that is encoded.
+        1 for every image that is encoded.
     """
-    stream = iter(pictures)
+    stream = iter(images)
     written: Future | None = None
     with ThreadPoolExecutor(1) as thread:
         for index, ids in shards:
             found: dict[int, Tensor] = {}
             some = (next(stream) for _ in ids)
             for image_id, embeddings in zip(
-                ids, encode_pictures(encoder, some, [regions[i][0] for i in ids]), strict=True
+                ids, encode_images(encoder, some, [regions[i][0] for i in ids]), strict=True
             ):
                 found[image_id] = embeddings
                 yield 1
             rows = torch.cat(list(found.values())).cpu().split([len(e) for e in found.values()])
-            whole = {  # all of a picture's rows, or none where it cannot be read
+            whole = {  # all of an image's rows, or none where it cannot be read
                 i: Regions(regions[i][0][: len(e)], e, regions[i][1][: len(e)]) for i, e in zip(ids, rows, strict=True)
             }
             if written is not None:

@@ -5,15 +5,15 @@ import torch
 
 from vild.data import datasets
 from vild.data.proposals import load_proposals
-from vild.store.build import Encoder, encode_pictures, load_pictures, write_shards
 from vild.store.store import EmbeddingStore, StoreWriter
+from vild.teacher.region_pass import Encoder, encode_images, load_images, write_shards
 
 NOTHING = torch.zeros(0, 4), torch.zeros(0)
 
 
 @pytest.fixture(scope="module")
 def work(world, proposals_file):
-    """Files and regions of 20 pictures: some without regions, some with many more than others."""
+    """Files and regions of 20 images: some without regions, some with many more than others."""
     files = {r["image_id"]: r["file_name"] for r in datasets.load_dicts("glyphs_train")[:20]}
     found = load_proposals(proposals_file)
     regions = {i: found[i] for i in files}
@@ -27,29 +27,29 @@ def cosine(a, b):
 
 
 @pytest.mark.parametrize("batch", [2, 7, 64, 4096])
-def test_batches_across_pictures_equal_one_by_one(teacher, work, batch):
+def test_batches_across_images_equal_one_by_one(teacher, work, batch):
     files, regions = work
     ids = sorted(files)
-    pictures = list(load_pictures(files, ids, workers=0, pin=False))
-    together = list(encode_pictures(Encoder(teacher, batch), pictures, [regions[i][0] for i in ids]))
+    images = list(load_images(files, ids, workers=0, pin=False))
+    together = list(encode_images(Encoder(teacher, batch), images, [regions[i][0] for i in ids]))
     assert len(together) == len(ids)
-    for picture, i, embeddings in zip(pictures, ids, together, strict=True):
-        alone = teacher.encode_regions(picture, regions[i][0])
+    for image, i, embeddings in zip(images, ids, together, strict=True):
+        alone = teacher.encode_regions(image, regions[i][0])
         assert embeddings.shape == alone.shape and cosine(embeddings, alone) > 1 - 1e-5
 
 
-def test_pictures_are_handed_out_as_soon_as_they_are_done(teacher, work):
-    """Memory does not grow with the number of pictures: few are taken ahead of what is handed out."""
+def test_images_are_handed_out_as_soon_as_they_are_done(teacher, work):
+    """Memory does not grow with the number of images: few are taken ahead of what is handed out."""
     files, regions = work
     ids, taken = sorted(files), []
 
     def stream():
-        for i, picture in zip(ids, load_pictures(files, ids, workers=0, pin=False), strict=True):
+        for i, image in zip(ids, load_images(files, ids, workers=0, pin=False), strict=True):
             taken.append(i)
-            yield picture
+            yield image
 
     ahead = []
-    for n, _ in enumerate(encode_pictures(Encoder(teacher, 16), stream(), [regions[i][0] for i in ids])):
+    for n, _ in enumerate(encode_images(Encoder(teacher, 16), stream(), [regions[i][0] for i in ids])):
         ahead.append(len(taken) - n)
     assert max(ahead) <= 8
 
@@ -57,9 +57,9 @@ def test_pictures_are_handed_out_as_soon_as_they_are_done(teacher, work):
 def test_running_out_of_memory_halves_the_batch(teacher, work, monkeypatch, caplog):
     files, regions = work
     ids = sorted(files)
-    pictures = list(load_pictures(files, ids, workers=0, pin=False))
+    images = list(load_images(files, ids, workers=0, pin=False))
     boxes = [regions[i][0] for i in ids]
-    expected = torch.cat(list(encode_pictures(Encoder(teacher, 64), pictures, boxes)))
+    expected = torch.cat(list(encode_images(Encoder(teacher, 64), images, boxes)))
     encode = teacher.encode_image
 
     def small_card(images):
@@ -70,7 +70,7 @@ def test_running_out_of_memory_halves_the_batch(teacher, work, monkeypatch, capl
     monkeypatch.setattr(teacher, "encode_image", small_card)
     encoder = Encoder(teacher, 64)
     with caplog.at_level(logging.WARNING):
-        found = torch.cat(list(encode_pictures(encoder, pictures, boxes)))
+        found = torch.cat(list(encode_images(encoder, images, boxes)))
     assert encoder.batch == 8 and "going on with 8 crops" in caplog.text
     assert cosine(found, expected) > 1 - 1e-5
 
@@ -82,10 +82,10 @@ def test_shards_are_the_same_bytes_whoever_writes_them(teacher, work, tmp_path, 
 
     def write(folder, *parts):
         for part in parts:
-            writer = StoreWriter(folder, {"fingerprint": teacher.fingerprint}, ids, shard_pictures=6)
+            writer = StoreWriter(folder, {"fingerprint": teacher.fingerprint}, ids, shard_images=6)
             shards = [s for s in writer.missing() if part is None or s[0] in part]
-            pictures = load_pictures(files, [i for _, some in shards for i in some], workers, pin=False)
-            assert sum(write_shards(writer, shards, Encoder(teacher, 16), pictures, regions)) == sum(
+            images = load_images(files, [i for _, some in shards for i in some], workers, pin=False)
+            assert sum(write_shards(writer, shards, Encoder(teacher, 16), images, regions)) == sum(
                 len(some) for _, some in shards
             )
         writer.finish()
