@@ -22,7 +22,7 @@ from vild.glyphs.teacher import MODEL_CFG, build_model
 from vild.glyphs.world import write_world
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling import build_model as build_detector
-from vild.store.store import Regions, StoreWriter
+from vild.store.store import StoredRegions, StoreWriter
 from vild.teacher.clip import Teacher, save_local
 from vild.utils.files import hash_file
 from vild.utils.images import read_image
@@ -103,10 +103,10 @@ def store_folder(world, teacher, proposals_file, tmp_path_factory) -> Path:
     files = {r["image_id"]: r["file_name"] for r in datasets.load_dicts("glyphs_train")}
     writer = StoreWriter(folder, store_plan(teacher, proposals_file), sorted(files), shard_images=16)
 
-    def regions(image_id: int) -> Regions:
+    def regions(image_id: int) -> StoredRegions:
         image = torch.from_numpy(read_image(files[image_id], "RGB").copy()).permute(2, 0, 1)
         boxes, scores = proposals[image_id]
-        return Regions(boxes, teacher.encode_regions(image, boxes), scores)
+        return StoredRegions(boxes, teacher.encode_regions(image, boxes), scores)
 
     for index, _ in writer.missing():
         writer.write_shard(index, regions)

@@ -25,7 +25,7 @@ from vild.glyphs.world import write_world
 from vild.inference.detections import Detections
 from vild.store.maintenance import repair, verify
 from vild.store.merge import merge
-from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.utils.errors import UserError, one_line_errors
 from vild.utils.files import write_image, write_json, write_tensors, written_whole
 from vild.utils.lock import only_writer
@@ -39,10 +39,10 @@ NOISE = torch.rand(3, 250, 250, generator=torch.Generator().manual_seed(0))
 IMAGE = Image.fromarray((NOISE * 255).byte().permute(1, 2, 0).numpy())
 
 
-def regions(image_id: int) -> Regions:
+def regions(image_id: int) -> StoredRegions:
     generator = torch.Generator().manual_seed(image_id)
     embeddings = torch.nn.functional.normalize(torch.randn(40, 64, generator=generator), dim=1)
-    return Regions(torch.arange(160.0).view(40, 4), embeddings, torch.rand(40, generator=generator))
+    return StoredRegions(torch.arange(160.0).view(40, 4), embeddings, torch.rand(40, generator=generator))
 
 
 def build(folder: Path) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed and memory, as ratios to a named baseline measured in the same run, with what accuracy costs beside them.
 
-    tools/benchmark.py evaluation [--images 20000] [--json FILE]
+    tools/benchmark.py evaluation [--num-images 20000] [--json FILE]
 
 One verb a module of vild/benchmarks; ``tools/benchmark.py VERB --help`` says what it measures.
 """

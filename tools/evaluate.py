@@ -19,7 +19,7 @@ from vild.data import datasets
 from vild.data.annotations import check_annotations, is_lvis_form, read_json
 from vild.data.classes import make_classes, read_split
 from vild.evaluation import evaluator
-from vild.evaluation.protocol import Truth, evaluate
+from vild.evaluation.protocol import GroundTruth, evaluate
 from vild.evaluation.results import read_results
 from vild.utils.errors import UserError, one_line_errors
 from vild.utils.files import write_json, write_text
@@ -27,7 +27,7 @@ from vild.utils.files import write_json, write_text
 SPLITS = {"lvis": "lvis", "coco": "everything", "coco-48-17": "coco_48_17"}
 
 
-def read_truth(path: str, protocol: str, split: str) -> Truth:
+def read_truth(path: str, protocol: str, split: str) -> GroundTruth:
     """The ground truth of a file under one of the protocols named above."""
     document = read_json(path)
     check_annotations(document, path)
@@ -41,7 +41,7 @@ def read_truth(path: str, protocol: str, split: str) -> Truth:
     classes = make_classes(document["categories"], rules)
     if not classes.names:
         raise UserError(f"{path}: split '{rules.path.stem}' matches none of its categories")
-    return Truth(document, classes, "lvis" if lvis and protocol in ("lvis", "split") else "coco")
+    return GroundTruth(document, classes, "lvis" if lvis and protocol in ("lvis", "split") else "coco")
 
 
 @one_line_errors

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from vild.audit.pasted_boxes import Truth, chance_of, judge_boxes, measure_boxes
+from vild.audit.pasted_boxes import ImageTruth, chance_of, judge_boxes, measure_boxes
 
 
-def noisy(truth: dict[int, Truth], sigma: float, seed: int = 0) -> dict[int, torch.Tensor]:
+def noisy(truth: dict[int, ImageTruth], sigma: float, seed: int = 0) -> dict[int, torch.Tensor]:
     """Every true box, each coordinate off by a normal error, as a detector would find them."""
     generator = torch.Generator().manual_seed(seed)
     boxes = {i: torch.cat([t.base, t.novel]) for i, t in truth.items()}
@@ -57,7 +57,7 @@ def test_rounded_boxes_meet_by_chance_and_are_judged_by_it():
     generator = torch.Generator().manual_seed(0)
     corner = torch.randint(5, 60, (400, 1, 2), generator=generator).double()
     boxes = torch.cat([corner, corner + torch.randint(20, 60, (400, 1, 2), generator=generator)], 2)
-    truth = {i: Truth(torch.zeros(0, 4).double(), b, 128, 128) for i, b in enumerate(boxes)}
+    truth = {i: ImageTruth(torch.zeros(0, 4).double(), b, 128, 128) for i, b in enumerate(boxes)}
     more = torch.tensor([[1.0, 1.0, 9.0, 9.0]]).repeat(3, 1)
     found = {i: torch.cat([(t.novel + 1.5 * torch.randn(1, 4, generator=generator)).round().float(), more])
              for i, t in truth.items()}  # fmt: skip
@@ -71,13 +71,13 @@ def test_rounded_boxes_meet_by_chance_and_are_judged_by_it():
 def test_edges_and_counts(benchmark):
     """A box at the image's edges is met by clipping; as many boxes as objects everywhere is no accident."""
     whole = torch.tensor([[0.0, 0.0, 128.0, 128.0]])
-    truth = {i: Truth(torch.zeros(0, 4).double(), whole.double(), 128, 128) for i in range(9)}
+    truth = {i: ImageTruth(torch.zeros(0, 4).double(), whole.double(), 128, 128) for i in range(9)}
     verdict, evidence = judge_boxes(measure_boxes([(i, whole.repeat(3, 1)) for i in truth], truth))
     assert verdict == "cannot tell" and evidence.startswith("0 of 0 novel boxes")
     shaken = {i: noisy(benchmark.truth, 1.5)[i][len(t.base) :] for i, t in benchmark.truth.items()}
     verdict, evidence = judge_boxes(measure_boxes(shaken.items(), benchmark.truth))
     assert verdict == "LEAK" and evidence.startswith("0 of ")
-    one = {i: Truth(t.base[:0], t.novel[:1], 128, 128) for i, t in benchmark.truth.items() if len(t.novel)}
+    one = {i: ImageTruth(t.base[:0], t.novel[:1], 128, 128) for i, t in benchmark.truth.items() if len(t.novel)}
     best = [(i, shaken[i][:1]) for i in one]  # a file of the best box of each image, which shows one object each
     assert judge_boxes(measure_boxes(best, one))[0] == "clean"
     assert judge_boxes(measure_boxes([(10**6, whole)], benchmark.truth))[0] == "cannot tell"

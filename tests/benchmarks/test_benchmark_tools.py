@@ -191,7 +191,7 @@ def test_lvis_form_of_ones_own_goes_from_files_to_numbers(teacher_folder, tmp_pa
 
 
 def test_benchmark_of_the_evaluation(tmp_path):
-    done = tool("benchmark.py", "evaluation", "--images", 4, "--reference-images", 3, "--masks",
+    done = tool("benchmark.py", "evaluation", "--num-images", 4, "--reference-images", 3, "--masks",
                 "--json", tmp_path / "rows.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     coco, lvis, *alone = json.loads((tmp_path / "rows.json").read_text())

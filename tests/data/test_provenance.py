@@ -14,7 +14,7 @@ from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record
 from vild.data.proposals import load_proposals, read_provenance, save_proposals
 from vild.data.provenance import judge_network, judge_proposals, merge, network_record, training_record
 from vild.engine.trainer import Trainer
-from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.teacher.clip import Teacher
 from vild.utils.errors import UserError
 
@@ -105,7 +105,7 @@ def write_store(folder, teacher, file):
     writer = StoreWriter(folder, plan, sorted(proposals), 16, read_provenance(file))
     for index, _ in writer.missing():
         rows = {i: torch.ones(len(boxes), teacher.width) for i, (boxes, _) in proposals.items()}
-        writer.write_shard(index, lambda i, rows=rows: Regions(proposals[i][0], rows[i], proposals[i][1]))
+        writer.write_shard(index, lambda i, rows=rows: StoredRegions(proposals[i][0], rows[i], proposals[i][1]))
     writer.finish()
     return EmbeddingStore(folder)
 
@@ -137,7 +137,7 @@ def test_a_store_begun_without_a_record_goes_on_with_one(tmp_path, teacher):
     del manifest["provenance"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     writer = StoreWriter(folder, plan, [1], provenance={"data_set": "d"})
-    writer.write_shard(0, lambda i: Regions(torch.zeros(0, 4), torch.zeros(0, 64), torch.zeros(0)))
+    writer.write_shard(0, lambda i: StoredRegions(torch.zeros(0, 4), torch.zeros(0, 64), torch.zeros(0)))
     writer.finish()
     assert EmbeddingStore(folder).provenance == {"data_set": "d"}
 

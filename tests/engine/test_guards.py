@@ -21,7 +21,7 @@ from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data.loader import WorkerDied
 from vild.engine import dump, guards
 from vild.engine.dump import pack, unpack
-from vild.engine.guards import Guard, not_finite
+from vild.engine.guards import TrainingGuard, not_finite
 from vild.engine.replay import replay
 from vild.engine.trainer import Trainer
 from vild.utils.errors import Failure, UserError
@@ -89,7 +89,7 @@ def test_boxes_that_are_not_finite_are_told_too(make_cfg, world, tmp_path):
 def test_ranks_end_together(monkeypatch, tmp_path, mine):
     """The rank that saw it tells, the other leaves without a word, both meet before."""
     met, dumped = [], []
-    guard = Guard(CfgNode({"OUTPUT_DIR": str(tmp_path)}))
+    guard = TrainingGuard(CfgNode({"OUTPUT_DIR": str(tmp_path)}))
     guard.trainer = SimpleNamespace(iter=7, model=None)
     monkeypatch.setattr(guards.comm, "all_gather", lambda mine: [mine, (None, not mine[1])])
     monkeypatch.setattr(guards.comm, "synchronize", lambda: met.append(len(dumped)))
@@ -110,7 +110,7 @@ def test_ranks_end_together(monkeypatch, tmp_path, mine):
 
 def test_ranks_end_after_the_same_step(monkeypatch):
     """What one rank was asked counts for all, and only once all have told."""
-    guard = Guard(CfgNode())
+    guard = TrainingGuard(CfgNode())
     monkeypatch.setattr(guards.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(guards.comm, "all_gather", lambda mine: [mine, (signal.SIGTERM, False)])
     monkeypatch.setattr(guards.signals, "asked", lambda: None)

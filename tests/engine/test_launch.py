@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY
-from vild.engine.launch import Place, launch, place
+from vild.engine.launch import ProcessPlace, find_process, launch
 from vild.utils.errors import UserError
 
 
 def test_place_of_torchrun_and_srun():
     torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert place(torchrun) == Place(5, 8, 1, 4)
+    assert find_process(torchrun) == ProcessPlace(5, 8, 1, 4)
     srun = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
-    assert place(srun | {"MASTER_ADDR": "node0"}) == Place(5, 8, 1, 4)
+    assert find_process(srun | {"MASTER_ADDR": "node0"}) == ProcessPlace(5, 8, 1, 4)
     with pytest.raises(UserError, match="MASTER_ADDR is not set"):
-        place(srun)
+        find_process(srun)
     with pytest.raises(UserError, match="8 tasks do not spread evenly over 3 nodes"):
-        place(srun | {"SLURM_STEP_NUM_NODES": "3"})
+        find_process(srun | {"SLURM_STEP_NUM_NODES": "3"})
     # a batch script knows the job's tasks, but is no step of many
-    assert place({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
-    assert place({}) is None
+    assert find_process({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
+    assert find_process({}) is None
 
 
 STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}

@@ -9,7 +9,7 @@ import pytest
 from tests.evaluation.reference import lvis_precision, pycocotools_precision, random_world
 from vild.data.classes import Split, make_classes
 from vild.evaluation.metrics import fixed_summary, summarize
-from vild.evaluation.protocol import Truth, evaluate
+from vild.evaluation.protocol import GroundTruth, evaluate
 from vild.evaluation.results import ResultsWriter, best_per_class, iterate_records, read_results
 from vild.utils.errors import UserError
 
@@ -27,7 +27,7 @@ def read(truth, results, folder):
 
 
 def truth_of(document, protocol):
-    return Truth(document, classes_of(document, BY_FREQUENCY), protocol)
+    return GroundTruth(document, classes_of(document, BY_FREQUENCY), protocol)
 
 
 @pytest.mark.parametrize("protocol", ["coco", "lvis"])
@@ -93,10 +93,10 @@ def test_classes_that_are_offered_only_are_not_scored(tmp_path):
     for category in document["categories"]:
         category["frequency"] = ""
     marked = {"base": ("class 1", "class 2"), "novel": ("class 3",)}
-    few = Truth(document, classes_of(document, marked), "coco")
+    few = GroundTruth(document, classes_of(document, marked), "coco")
     classes = classes_of(document, {"base": "all", "novel": ()})
     splits = tuple({1: "base", 2: "base", 3: "novel"}.get(i, "") for i in classes.ids)
-    many = Truth(document, replace(classes, splits=splits), "coco")
+    many = GroundTruth(document, replace(classes, splits=splits), "coco")
     one, other = (evaluate(t, read(t, results, tmp_path), ("bbox", "segm")) for t in (few, many))
     assert one.metrics == other.metrics and (one.counts["offered"], other.counts["offered"]) == (3, 12)
 
@@ -107,13 +107,13 @@ def test_images_without_a_marked_annotation_can_be_left_out(tmp_path):
     for category in document["categories"]:
         del category["frequency"]
     split = {"base": ("class 1",), "novel": ("class 2",)}
-    whole = Truth(document, classes_of(document, split), "coco")
+    whole = GroundTruth(document, classes_of(document, split), "coco")
     some = whole.only_annotated_images()
     assert 0 < len(some.document["images"]) < len(document["images"])
     cut = {**document, "images": some.document["images"],
            "annotations": [a for a in document["annotations"] if a["category_id"] <= 2],
            "categories": document["categories"][:2]}  # fmt: skip
-    released = Truth(cut, classes_of(cut, split), "coco")
+    released = GroundTruth(cut, classes_of(cut, split), "coco")
     found = read(whole, results, tmp_path)
     mine, theirs = (evaluate(t, found, ("bbox", "segm")) for t in (some, released))
     assert mine.metrics == theirs.metrics != evaluate(whole, found, ("bbox", "segm")).metrics

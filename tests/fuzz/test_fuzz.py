@@ -37,7 +37,7 @@ from vild.evaluation.evaluator import ground_truth_boxes
 from vild.evaluation.results import read_results
 from vild.inference.words import parse_thresholds, read_words
 from vild.store.maintenance import coverage, repair, summarise, verify
-from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.utils.errors import UserError
 from vild.utils.files import write_tensors
 from vild.utils.images import read_image
@@ -120,7 +120,7 @@ def make_store(folder: Path) -> None:
     writer = StoreWriter(folder / "store", {"fingerprint": FINGERPRINT, "scales": [1.0]}, [3, 5, 9], shard_images=2)
     for index, _ in writer.missing():
         writer.write_shard(
-            index, lambda i: Regions(torch.tensor([[0.0, 0, i, i]]), torch.eye(WIDTH)[:1], torch.ones(1))
+            index, lambda i: StoredRegions(torch.tensor([[0.0, 0, i, i]]), torch.eye(WIDTH)[:1], torch.ones(1))
         )
     writer.finish()
 

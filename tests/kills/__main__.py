@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from experiments.pipeline import TOOLS, GlyphsRun
 
-from tests.kills.harness import Harness, Job
+from tests.kills.harness import Harness, KillableCommand
 from vild.utils.errors import one_line_errors
 from vild.utils.files import write_json
 from vild.utils.lock import only_writer
@@ -25,11 +25,11 @@ from vild.utils.lock import only_writer
 STEPS = 8
 
 
-def make_jobs(config: Path) -> list[Job]:
+def make_jobs(config: Path) -> list[KillableCommand]:
     """The commands, in a folder in which ``world`` is what :class:`GlyphsRun` prepared."""
 
-    def job(name: str, output: str, tool: str, *arguments: object, **kwargs) -> Job:
-        return Job(name, (sys.executable, str(TOOLS / tool), *map(str, arguments)), output, **kwargs)
+    def job(name: str, output: str, tool: str, *arguments: object, **kwargs) -> KillableCommand:
+        return KillableCommand(name, (sys.executable, str(TOOLS / tool), *map(str, arguments)), output, **kwargs)
 
     teacher = "local-dir:world/teacher"
     detector = [

@@ -25,7 +25,7 @@ KINDS = {"start": 0.1, "work": 0.55, "write": 0.35}  # of moments, with their sh
 
 
 @dataclass(frozen=True)
-class Job:
+class KillableCommand:
     """A command that goes on when it is started again.
 
     Attributes:
@@ -84,7 +84,7 @@ def shares(total: int, parts: int) -> list[int]:
     return [(n + 1) * total // parts - n * total // parts for n in range(parts)]
 
 
-def start(job: Job, folder: Path, environment: Mapping[str, str], warm: bool) -> int:
+def start(job: KillableCommand, folder: Path, environment: Mapping[str, str], warm: bool) -> int:
     """Begin a job in ``folder``, in a process group of its own; its output is appended to ``<name>.log`` there.
 
     ``warm``: the command, a Python script, runs in a copy of this process, which has loaded the libraries already: a
@@ -134,7 +134,7 @@ def _run_script(arguments: Sequence[str]) -> int:
 
 
 def run(
-    job: Job,
+    job: KillableCommand,
     folder: Path,
     environment: Mapping[str, str],
     moment: Moment | None = None,
@@ -186,7 +186,7 @@ class Harness:
     """
 
     folder: Path
-    jobs: Sequence[Job]
+    jobs: Sequence[KillableCommand]
     environment: Mapping[str, str]
     link: Sequence[str] = ()
     warm: bool = False
@@ -236,7 +236,7 @@ class Harness:
                     elif place := differences(self.folder / "expected" / job.name, folder / job.output, job.losses):
                         self._lose(number, job, place)
 
-    def _lose(self, number: int, job: Job, what: str) -> None:
+    def _lose(self, number: int, job: KillableCommand, what: str) -> None:
         self.lost.append(f"round {number + 1}, {job.name}: {what}")
         kept = self.folder / f"lost{len(self.lost)}"
         shutil.rmtree(kept, ignore_errors=True)
@@ -250,7 +250,7 @@ class Harness:
             (folder / other).symlink_to(Path("..") / other)
         return folder
 
-    def _last_line(self, folder: Path, job: Job) -> str:
+    def _last_line(self, folder: Path, job: KillableCommand) -> str:
         lines = (folder / f"{job.name}.log").read_text(errors="replace").strip().splitlines()
         return (lines or ["no output"])[-1]
 
@@ -260,7 +260,7 @@ class Harness:
         return "; ".join([f"{kills} kills, {len(self.lost)} lost", *self.lost])
 
 
-def _describe(job: Job, moment: Moment, now: Course) -> str:
+def _describe(job: KillableCommand, moment: Moment, now: Course) -> str:
     if now.begin is None:
         return f"{job.name}, while it starts"
     where = f", at the appearance of its name {now.names}" if moment.kind == "write" else ""

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 import torch
 
-from tests.kills.harness import KINDS, Course, Harness, Job, Moment, draw_moments, shares
+from tests.kills.harness import KINDS, Course, Harness, KillableCommand, Moment, draw_moments, shares
 from tests.kills.output_folders import differences, first_difference
 from vild.utils.errors import UserError
 
@@ -28,7 +28,10 @@ REFUSES = f"import os, sys\nif os.path.exists('out'): sys.exit('error: out is th
 
 
 def harness(tmp_path, *programs):
-    jobs = [Job(f"job{n}", (sys.executable, "-c", p), "out" if n == 0 else f"out{n}") for n, p in enumerate(programs)]
+    jobs = [
+        KillableCommand(f"job{n}", (sys.executable, "-c", p), "out" if n == 0 else f"out{n}")
+        for n, p in enumerate(programs)
+    ]
     return Harness(tmp_path, jobs, os.environ)
 
 

@@ -14,9 +14,9 @@ from vild.data.mapper import ViLDMapper
 from vild.engine.sources import check_teaching, open_store
 from vild.modeling import build_model, fusion
 from vild.modeling.extra_teachers import OtherTeachers
-from vild.modeling.objectives import Regions as ObjectiveRegions
+from vild.modeling.objectives import RegionBatch as ObjectiveRegions
 from vild.store.multi import REGIONS, SeveralStores
-from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -31,10 +31,10 @@ def second(store_folder, vocabulary, tmp_path_factory):
     plan = {"fingerprint": fingerprint, **{k: first.plan[k] for k in REGIONS if k in first.plan}}
     writer = StoreWriter(folder / "store", plan, first.image_ids.tolist(), 16)
 
-    def regions(image_id: int) -> Regions:
+    def regions(image_id: int) -> StoredRegions:
         generator = torch.Generator().manual_seed(image_id)
         boxes = first[image_id].boxes
-        return Regions(
+        return StoredRegions(
             boxes, F.normalize(torch.randn(len(boxes), WIDTH, generator=generator), dim=1), torch.ones(len(boxes))
         )
 
@@ -153,7 +153,7 @@ def test_the_surer_teacher_counts_more(vocabulary):
 def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_path):
     other = tmp_path / "store"
     writer = StoreWriter(other, {"fingerprint": {}, "proposals": "others"}, [1], 1)
-    writer.write_shard(0, lambda i: Regions(torch.zeros(1, 4), torch.ones(1, WIDTH), torch.ones(1)))
+    writer.write_shard(0, lambda i: StoredRegions(torch.zeros(1, 4), torch.ones(1, WIDTH), torch.ones(1)))
     writer.finish()
     swapped = tmp_path / "swapped.safetensors"
     replace(vocabulary, names=vocabulary.names[::-1]).save(swapped)
@@ -204,9 +204,9 @@ def test_stores_of_other_regions_are_refused(second, store_folder, tmp_path):
     first = EmbeddingStore(store_folder)
     image_id = int(first.image_ids[3])
 
-    def regions(of: int) -> Regions:
+    def regions(of: int) -> StoredRegions:
         boxes = first[of].boxes[: 0 if of == image_id else None]
-        return Regions(boxes, F.normalize(torch.ones(len(boxes), WIDTH), dim=1), torch.ones(len(boxes)))
+        return StoredRegions(boxes, F.normalize(torch.ones(len(boxes), WIDTH), dim=1), torch.ones(len(boxes)))
 
     for name, choice in (("skipped", {}), ("fewer", {"max_per_image": 7})):
         plan = {"fingerprint": {}, **{k: first.plan[k] for k in REGIONS if k in first.plan}, **choice}

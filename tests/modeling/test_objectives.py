@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from vild.modeling.objectives import OBJECTIVES, Regions, of_maps, parse_objectives, word_lists
+from vild.modeling.objectives import OBJECTIVES, RegionBatch, of_maps, parse_objectives, word_lists
 from vild.modeling.objectives.schedule import parse_schedule
 from vild.utils.errors import UserError
 
@@ -32,7 +32,7 @@ def regions(student=STUDENT, teacher=TEACHER, counts=COUNTS, dtype=torch.float64
     tensor = lambda x: torch.as_tensor(np.asarray(x), dtype=dtype)  # noqa: E731
     words = {key: tensor(rows) for key, rows in LISTS.items()}
     seen, adapted, of_teacher = map(tensor, maps)
-    return Regions(
+    return RegionBatch(
         tensor(student).requires_grad_(), tensor(teacher), counts, words, temperature,
         seen.requires_grad_(), adapted.requires_grad_(), of_teacher,
     )  # fmt: skip

@@ -11,20 +11,20 @@ from safetensors.torch import load_file, save_file
 from vild.store.maintenance import coverage, histogram, repair, summarise, verify
 from vild.store.manifest import read_manifest
 from vild.store.merge import merge
-from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.utils.errors import UserError
 
 PLAN = {"fingerprint": {"name": "t", "pretrained": "", "weights": "00", "width": 8}, "scales": [1, 1.5]}
 IDS = [11, 5, 7, 20, 3]
 
 
-def regions(image_id: int) -> Regions:
+def regions(image_id: int) -> StoredRegions:
     generator = torch.Generator().manual_seed(image_id)
     count = image_id % 4  # image 20 has none
     embeddings = torch.nn.functional.normalize(torch.randn(count, 8, generator=generator), dim=1)
     boxes = torch.rand(count, 4, generator=generator) * 50
     boxes[:, 2:] += boxes[:, :2]
-    return Regions(boxes, embeddings, torch.rand(count, generator=generator))
+    return StoredRegions(boxes, embeddings, torch.rand(count, generator=generator))
 
 
 def write(folder, ids=IDS, dtype="float16", stop_after=99, provenance=None, **plan):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vild.store.shards import minimum_size, pack, plan_size, read_head, unpack
-from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.utils.errors import UserError
 
 PLAN = {"fingerprint": {"name": "t", "pretrained": "", "weights": "00", "width": 8}}
@@ -50,7 +50,9 @@ def test_what_cannot_be_packed_does_not_come_back_as_numbers_from_nowhere():
 def write(folder, dtype="float16", counts=(3, 0, 5, 1), shard_images=2, width=8):
     def regions(image_id):
         boxes = torch.rand(counts[image_id], 2).repeat(1, 2) + torch.tensor([0.0, 0, 1, 1])
-        return Regions(boxes, F.normalize(torch.randn(counts[image_id], width), dim=1), torch.rand(counts[image_id]))
+        return StoredRegions(
+            boxes, F.normalize(torch.randn(counts[image_id], width), dim=1), torch.rand(counts[image_id])
+        )
 
     writer = StoreWriter(folder, PLAN, list(range(len(counts))), shard_images, dtype=dtype)
     for index, _ in writer.missing():

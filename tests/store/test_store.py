@@ -9,18 +9,20 @@ import torch
 
 from tests.conftest import store_plan
 from vild.data.proposals import load_proposals, save_proposals
-from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.utils.errors import UserError
 
 PLAN = {"fingerprint": {"name": "t", "pretrained": "", "weights": "00", "width": 8}, "proposals": "p"}
 IDS = [11, 5, 7, 20, 3]
 
 
-def regions(image_id: int) -> Regions:
+def regions(image_id: int) -> StoredRegions:
     generator = torch.Generator().manual_seed(image_id)
     count = image_id % 4  # image 20 has none
     embeddings = torch.nn.functional.normalize(torch.randn(count, 8, generator=generator), dim=1)
-    return Regions(torch.rand(count, 4, generator=generator) * 50, embeddings, torch.rand(count, generator=generator))
+    return StoredRegions(
+        torch.rand(count, 4, generator=generator) * 50, embeddings, torch.rand(count, generator=generator)
+    )
 
 
 def write(folder, plan=PLAN, stop_after=99, dtype="float16"):
@@ -113,7 +115,7 @@ def test_int8_reads_as_float16_does(tmp_path):
 
 def test_embeddings_that_are_not_finite_are_not_written(tmp_path):
     writer = StoreWriter(tmp_path, PLAN, IDS, 2)
-    bad = Regions(torch.zeros(1, 4), torch.full((1, 8), float("nan")), torch.zeros(1))
+    bad = StoredRegions(torch.zeros(1, 4), torch.full((1, 8), float("nan")), torch.zeros(1))
     with pytest.raises(UserError, match="embeddings of image_id 5 are not finite"):
         writer.write_shard(0, lambda image_id: bad if image_id == 5 else regions(image_id))
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.utils.errors import UserError
 
 PLAN = {"fingerprint": {"name": "t", "pretrained": "", "weights": "00", "width": 64}, "proposals": "p"}
 FORK = multiprocessing.get_context("fork")  # a new interpreter for each of some hundred writers would take minutes
 
 
-def regions(image_id: int) -> Regions:
+def regions(image_id: int) -> StoredRegions:
     generator = torch.Generator().manual_seed(image_id)
     count = 40 + image_id % 4
     embeddings = torch.nn.functional.normalize(torch.randn(count, 64, generator=generator), dim=1)
-    return Regions(torch.rand(count, 4, generator=generator), embeddings, torch.rand(count, generator=generator))
+    return StoredRegions(torch.rand(count, 4, generator=generator), embeddings, torch.rand(count, generator=generator))
 
 
 def write(folder: Path, dtype: str, images: int, dies_at: int | None = None) -> None:

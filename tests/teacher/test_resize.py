@@ -7,8 +7,8 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from vild.teacher import resize
-from vild.teacher.crops import MODES, place
-from vild.teacher.resize import Job, count_taps, resize_matmul, resize_windows, weights
+from vild.teacher.crops import MODES, input_windows
+from vild.teacher.resize import ResizeJob, count_taps, resize_matmul, resize_windows, weights
 
 FILL = (122, 117, 104)
 
@@ -40,7 +40,7 @@ def windows(images, count, seed=0):
 
 
 def to_jobs(cases, size, mode):
-    return [Job(n, x0, y0, x1, y1, *place(y1 - y0, x1 - x0, size, mode)) for n, (x0, y0, x1, y1) in cases]
+    return [ResizeJob(n, x0, y0, x1, y1, *input_windows(y1 - y0, x1 - x0, size, mode)) for n, (x0, y0, x1, y1) in cases]
 
 
 def by_pillow(images, cases, size, mode, interpolation):
@@ -89,7 +89,7 @@ def test_both_orders_of_the_passes_occur_and_matter(images, monkeypatch):
     first = torch.tensor([j.columns_first for j in jobs])
     assert first.any() and not first.all()
     right = resize_matmul(images, jobs, (32, 32), "bicubic", FILL)
-    monkeypatch.setattr(Job, "columns_first", False)
+    monkeypatch.setattr(ResizeJob, "columns_first", False)
     fixed = resize_matmul(images, jobs, (32, 32), "bicubic", FILL)
     assert torch.equal(right[~first], fixed[~first]) and (right[first].int() - fixed[first].int()).abs().max() > 2
 

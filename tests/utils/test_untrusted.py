@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.conftest import REPOSITORY
-from vild.apps.web_guard import JOIN, Guard
+from vild.apps.web_guard import JOIN, RequestFilter
 from vild.config import load_config
 from vild.data.annotations import check_annotations, read_json, stays_below
 from vild.data.proposals import load_proposals, read_provenance
@@ -286,7 +286,7 @@ def ask(folder: Path, body: object) -> int:
 
     headers = [(b"content-length", str(len(content)).encode())]
     scope = {"type": "http", "method": "POST", "path": JOIN, "headers": headers}
-    asyncio.run(Guard(app, folder, 10**6)(scope, receive, send))
+    asyncio.run(RequestFilter(app, folder, 10**6)(scope, receive, send))
     return sent[0]["status"]
 
 

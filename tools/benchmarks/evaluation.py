@@ -21,7 +21,7 @@ SIZE = (480, 640)  # height, width
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--num-images", type=int, default=20_000)
     parser.add_argument("--reference-images", type=int, default=1000)
     parser.add_argument("--masks", action="store_true", help="masks (rectangles) at --images, too")
     parser.add_argument("--scratch", help="a folder with some GB to spare (default: the system's)")
@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
                 "baseline_s": theirs[1], "ours_s": mine[1], "ratio": theirs[1] / mine[1],
                 "baseline_GiB": theirs[2], "ours_GiB": mine[2], "baseline_AP": theirs[0], "ours_AP": mine[0],
             }  # fmt: skip
-        large = write_case(Path(folder), args.images, 300, masks=args.masks)
+        large = write_case(Path(folder), args.num_images, 300, masks=args.masks)
         for iou_type in ("bbox", "segm")[: 1 + args.masks]:
             mine = measure(ours, *large, "lvis", iou_type)
-            yield {"what": f"lvis {iou_type} AP, {args.images} images", "baseline": None, "ours_s": mine[1],
+            yield {"what": f"lvis {iou_type} AP, {args.num_images} images", "baseline": None, "ours_s": mine[1],
                    "ours_GiB": mine[2], "ours_AP": mine[0]}  # fmt: skip
 
 
@@ -94,12 +94,12 @@ def ours(truth: Path, results: Path, protocol: str, iou_type: str = "bbox") -> f
     from vild.data import datasets
     from vild.data.annotations import check_annotations, read_json
     from vild.data.classes import make_classes, read_split
-    from vild.evaluation.protocol import Truth, evaluate
+    from vild.evaluation.protocol import GroundTruth, evaluate
     from vild.evaluation.results import read_results
 
     document = read_json(truth)
     check_annotations(document, truth)
-    case = Truth(document, make_classes(document["categories"], read_split("lvis", datasets.root())), protocol)
+    case = GroundTruth(document, make_classes(document["categories"], read_split("lvis", datasets.root())), protocol)
     found = read_results(results, case.sizes, set(case.classes.ids), masks=iou_type == "segm")
     return evaluate(case, found, (iou_type,)).metrics[iou_type]["AP"]
 

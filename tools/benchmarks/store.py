@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vild.store.shards import DTYPES, minimum_size, pack, plan_size, unpack
-from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 
 LVIS_IMAGES = 100_170  # of LVIS v1 train
 PER_IMAGE = 300  # proposals that the paper distils
@@ -30,7 +30,7 @@ SHARD_IMAGES = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--num-images", type=int, default=1000)
     parser.add_argument("--regions", type=int, default=PER_IMAGE, help="an image")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--scratch", help="a folder with some GB to spare (default: the system's)")
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[dict]:
     for dtype in DTYPES:
         with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
-            yield from compare(Path(folder), dtype, args.images, args.regions, args.width)
+            yield from compare(Path(folder), dtype, args.num_images, args.regions, args.width)
     regions = LVIS_IMAGES * PER_IMAGE
     for dtype in DTYPES:
         minimum, size = minimum_size(regions, 512, dtype), plan_size([PER_IMAGE] * LVIS_IMAGES, 512, dtype)
@@ -50,12 +50,12 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
 def compare(folder: Path, dtype: str, images: int, regions: int, width: int) -> Iterator[dict]:
     """Write both, read both."""
 
-    def original(image_id: int) -> Regions:
+    def original(image_id: int) -> StoredRegions:
         generator = torch.Generator().manual_seed(image_id)
         embeddings = F.normalize(torch.randn(regions, width, generator=generator), dim=1)
         boxes = torch.rand(regions, 4, generator=generator) * 300
         boxes[:, 2:] += boxes[:, :2]
-        return Regions(boxes, embeddings, torch.rand(regions, generator=generator))
+        return StoredRegions(boxes, embeddings, torch.rand(regions, generator=generator))
 
     ids = np.random.default_rng(0).permutation(images).tolist()
     plan = {"fingerprint": {"name": "synthetic", "pretrained": "", "weights": "", "width": width}}

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", default="ViT-B-32", help="open_clip model name")
     parser.add_argument("--pretrained", default="random")
     parser.add_argument("--images", type=Path, help="a folder of images (default: synthetic JPEGs, 480 x 640)")
-    parser.add_argument("--images", type=int, default=512 if gpu else 8)
+    parser.add_argument("--num-images", type=int, default=512 if gpu else 8)
     parser.add_argument("--regions", type=int, default=300 if gpu else 50, help="boxes an image")
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16" if gpu else "fp32")
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[dict]:
     teacher = Teacher(args.teacher, args.pretrained, args.device, precision=args.precision, compile=args.compile)
     with tempfile.TemporaryDirectory() as folder:
-        files = _files(args.images, Path(folder), args.images)
+        files = _files(args.images, Path(folder), args.num_images)
         rng = np.random.default_rng(0)
         regions = {i: _boxes(rng, Image.open(file).size, args.regions) for i, file in files.items()}
         crops = args.regions * len(files) * 2

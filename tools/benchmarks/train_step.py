@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.inference import CLASSES, WIDTH, add_common_arguments, build_detector, interleaved
 from vild.config import load_config
 from vild.data.mapper import ViLDMapper
-from vild.store.store import EmbeddingStore, Regions, StoreWriter
+from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 
 AIM = 1.15
 
@@ -115,10 +115,10 @@ def write_store(folder: Path, images: int, size: int, regions: int) -> Embedding
     """Random unit embeddings at random boxes."""
     rng = np.random.default_rng(1)
 
-    def random_regions(image_id: int) -> Regions:
+    def random_regions(image_id: int) -> StoredRegions:
         embeddings = torch.from_numpy(rng.standard_normal((regions, WIDTH), dtype=np.float32))
         unit = nn.functional.normalize(embeddings, dim=1)
-        return Regions(torch.from_numpy(random_boxes(rng, regions, size)).float(), unit, torch.ones(regions))
+        return StoredRegions(torch.from_numpy(random_boxes(rng, regions, size)).float(), unit, torch.ones(regions))
 
     writer = StoreWriter(folder, {"fingerprint": {}}, list(range(images)))
     for index, _ in writer.missing():

@@ -21,7 +21,7 @@ AROUND = 10_000  # bytes of a form around its file
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # the browser asks nobody else for anything
 
 
-class Guard:
+class RequestFilter:
     """ASGI middleware.
 
     Args:

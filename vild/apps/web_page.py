@@ -12,7 +12,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from vild.apps import web
-from vild.apps.web_guard import Guard
+from vild.apps.web_guard import RequestFilter
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError
 
@@ -159,7 +159,7 @@ def serve(detector: OpenVocabularyDetector, examples: Sequence[Path], host: str,
     with tempfile.TemporaryDirectory(prefix="vild-web-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(detector, examples)
-        guard = Middleware(Guard, folder=Path(folder), most_bytes=web.MOST_BYTES)
+        guard = Middleware(RequestFilter, folder=Path(folder), most_bytes=web.MOST_BYTES)
         try:
             page.launch(
                 server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, inbrowser=False,

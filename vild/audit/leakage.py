@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vild.audit.pasted_boxes import EXACT, Truth, measure_boxes, truth_by_image
+from vild.audit.pasted_boxes import EXACT, ImageTruth, measure_boxes, truth_by_image
 from vild.data import datasets
 from vild.data.provenance import CLEAN, LEAK, UNKNOWN
 from vild.utils.errors import UserError
@@ -47,7 +47,7 @@ class Benchmark:
     base: frozenset[str]
     novel: frozenset[str]
     known: frozenset[str]
-    truth: dict[int, Truth] | None
+    truth: dict[int, ImageTruth] | None
 
     @classmethod
     def read(cls, training: str, split: str, full: str | None) -> Benchmark:

@@ -29,7 +29,7 @@ SAME_COUNT = 5  # images from which on it means something that nearly all hold a
 
 
 @dataclass(frozen=True)
-class Truth:
+class ImageTruth:
     """One image's annotated boxes, float64 [*, 4] xyxy, and its size in pixels."""
 
     base: Tensor
@@ -60,7 +60,7 @@ class Measured:
     varied: bool
 
 
-def truth_by_image(document: dict, classes: Classes) -> dict[int, Truth]:
+def truth_by_image(document: dict, classes: Classes) -> dict[int, ImageTruth]:
     """The boxes of an annotation file (COCO or LVIS form), crowds and empty boxes left out."""
     base_ids, novel_ids = (
         {i for i, s in zip(classes.ids, classes.splits, strict=True) if s == mark} for mark in ("base", "novel")
@@ -71,7 +71,7 @@ def truth_by_image(document: dict, classes: Classes) -> dict[int, Truth]:
         if a["category_id"] in base_ids | novel_ids and w > 0 and h > 0 and not a.get("iscrowd", 0):
             rows[a["image_id"]][a["category_id"] in novel_ids].append([x, y, x + w, y + h])
     return {
-        i["id"]: Truth(*(torch.tensor(r).double().reshape(-1, 4) for r in rows[i["id"]]), i["height"], i["width"])
+        i["id"]: ImageTruth(*(torch.tensor(r).double().reshape(-1, 4) for r in rows[i["id"]]), i["height"], i["width"])
         for i in document["images"]
     }
 
@@ -83,7 +83,7 @@ def distances(truth: Tensor, found: Tensor) -> Tensor:
     return (truth[:, None] - found.double()[None]).abs().amax(2).amin(1)
 
 
-def measure_boxes(found: Iterable[tuple[int, Tensor]], truth: dict[int, Truth], edges: bool = False) -> Measured:
+def measure_boxes(found: Iterable[tuple[int, Tensor]], truth: dict[int, ImageTruth], edges: bool = False) -> Measured:
     """Compare boxes [N, 4] by image with the full annotations.
 
     Novel boxes that equal a base box tell nothing and are left out; so are boxes at the image's edges, unless

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from vild.data.unreadable import REASON, skips
-from vild.store.store import EmbeddingStore, Regions
+from vild.store.store import EmbeddingStore, StoredRegions
 from vild.utils.errors import BadImage
 from vild.utils.images import read_image
 
@@ -148,7 +148,7 @@ class ViLDMapper:
                 result["distill"] = self.distilled(regions, transforms, image_size)
         return result
 
-    def distilled(self, regions: Regions, transforms: T.TransformList, image_size: tuple[int, int]) -> Instances:
+    def distilled(self, regions: StoredRegions, transforms: T.TransformList, image_size: tuple[int, int]) -> Instances:
         """An image's regions from the store, augmented as it is; a random choice of them."""
         boxes, rows = transform_regions(regions.boxes, transforms, image_size, self.min_visible)
         if len(rows) > self.distill_per_image:

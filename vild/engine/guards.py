@@ -34,7 +34,7 @@ class _AfterBackward(HookBase):
         self.after_backward = function
 
 
-class Guard(HookBase):
+class TrainingGuard(HookBase):
     """To be registered last, as it ends the training after what belongs to the step.
 
     Costs one exchange of a few bytes over gloo a step, as Detectron2 gathers the losses of all ranks; it waits for

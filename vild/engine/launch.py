@@ -29,7 +29,7 @@ from vild.utils.untrusted import refused_as
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessPlace:
     """This process among all: rank of ``world``, and local rank of the ``local_world`` on its machine."""
 
     rank: int
@@ -38,14 +38,14 @@ class Place:
     local_world: int
 
 
-def place(environment: Mapping[str, str]) -> Place | None:
+def find_process(environment: Mapping[str, str]) -> ProcessPlace | None:
     """What torchrun or srun says about this process; None where neither has started it.
 
     srun says how many tasks its step has (a batch script of one task is not a step of many), torchrun everything.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return Place(*(int(environment[k]) for k in keys))
+        return ProcessPlace(*(int(environment[k]) for k in keys))
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
         world = int(environment["SLURM_STEP_NUM_TASKS"])
@@ -53,7 +53,7 @@ def place(environment: Mapping[str, str]) -> Place | None:
             raise UserError(f"srun: {world} tasks do not spread evenly over {nodes} nodes (--ntasks-per-node)")
         if nodes > 1 and "MASTER_ADDR" not in environment:
             raise UserError("srun: MASTER_ADDR is not set; export the name of the first node (scontrol show hostnames)")
-        return Place(int(environment["SLURM_PROCID"]), world, int(environment["SLURM_LOCALID"]), world // nodes)
+        return ProcessPlace(int(environment["SLURM_PROCID"]), world, int(environment["SLURM_LOCALID"]), world // nodes)
     return None
 
 
@@ -92,10 +92,10 @@ def launch(main: Callable, args) -> None:
 
 
 @one_line_errors
-def _checked_place(args) -> Place | None:
-    """:func:`place` of this process, where its GPU exists; the flags of a launch, where they fit each other."""
+def _checked_place(args) -> ProcessPlace | None:
+    """:func:`find_process` of this process, where its GPU exists; the flags of a launch, where they fit each other."""
     with refused_as("torchrun or srun: the environment does not say which process this is"):
-        here = place(os.environ)
+        here = find_process(os.environ)
     if here is None and args.num_gpus * args.num_machines > 1:
         if args.num_machines > 1 and args.dist_url == "auto":
             raise UserError("--dist-url auto: is for one machine; give tcp://ADDRESS:PORT of the first of several")

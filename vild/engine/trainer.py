@@ -18,7 +18,7 @@ from vild.data import datasets
 from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
 from vild.data.provenance import training_record
 from vild.engine.best import BEST, KeepBest, StopEarly, check_patience
-from vild.engine.guards import Guard, seed_step
+from vild.engine.guards import TrainingGuard, seed_step
 from vild.engine.launch import ddp_without_gpu
 from vild.engine.run_record import RUN_FILE, check_resumable, run_record
 from vild.engine.sources import (
@@ -116,7 +116,7 @@ class Trainer(DefaultTrainer):
             best = KeepBest(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
             self.register_hooks([best])
         self.whole = -1  # the last step of this process that was done, with its schedulers'
-        self.guard = Guard(self.cfg)
+        self.guard = TrainingGuard(self.cfg)
         self.register_hooks([self.guard])
 
     def train(self):

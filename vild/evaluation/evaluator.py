@@ -17,7 +17,7 @@ from tabulate import tabulate
 from vild.data import datasets
 from vild.data.unreadable import REASON, gathered
 from vild.evaluation.metrics import average_recall, best_overlaps, covered
-from vild.evaluation.protocol import Evaluation, Truth, evaluate
+from vild.evaluation.protocol import Evaluation, GroundTruth, evaluate
 from vild.evaluation.results import ResultsWriter, read_results
 from vild.utils.files import write_json
 
@@ -74,9 +74,9 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
             return {**metrics, IMAGES: {REASON: float(unreadable)}} if unreadable else metrics
 
 
-def truth_of(name: str) -> Truth:
+def truth_of(name: str) -> GroundTruth:
     """The ground truth of a data set."""
-    return Truth(datasets.read_annotations(name), datasets.get_classes(name), datasets.get_entry(name).protocol)
+    return GroundTruth(datasets.read_annotations(name), datasets.get_classes(name), datasets.get_entry(name).protocol)
 
 
 def evaluate_results(
@@ -92,7 +92,7 @@ def evaluate_results(
     return evaluation
 
 
-def heading(name: str, truth: Truth, evaluation: Evaluation) -> str:
+def heading(name: str, truth: GroundTruth, evaluation: Evaluation) -> str:
     """What a table stands on: protocol, how many names were offered and scored, how much ground truth there is."""
     counts = evaluation.counts
     groups = ", ".join(

@@ -11,7 +11,7 @@ import numpy as np
 
 from vild.data.classes import Classes
 from vild.evaluation.metrics import class_ap, fixed_summary, summarize
-from vild.evaluation.results import Detections, best_per_class
+from vild.evaluation.results import ResultArrays, best_per_class
 
 IMAGES_AT_ONCE = 500
 LVIS_PER_IMAGE = 300
@@ -19,7 +19,7 @@ FIXED_PER_CLASS = 10_000
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What detections are scored against.
 
     Attributes:
@@ -39,7 +39,7 @@ class Truth:
         """image_id to (height, width)."""
         return {i["id"]: (i["height"], i["width"]) for i in self.document["images"]}
 
-    def only_annotated_images(self) -> Truth:
+    def only_annotated_images(self) -> GroundTruth:
         """Without the images that hold no annotation of the base and novel classes (as in the COCO 48/17 files)."""
         marked = {i for i, s in zip(self.classes.ids, self.classes.splits, strict=True) if s}
         kept = {a["image_id"] for a in self.document["annotations"] if a["category_id"] in marked}
@@ -57,7 +57,9 @@ class Evaluation:
     classes: list[dict] = field(default_factory=list)
 
 
-def evaluate(truth: Truth, detections: Detections, iou_types: tuple[str, ...], fixed: bool = False) -> Evaluation:
+def evaluate(
+    truth: GroundTruth, detections: ResultArrays, iou_types: tuple[str, ...], fixed: bool = False
+) -> Evaluation:
     """Score detections.
 
     Args:
@@ -97,7 +99,9 @@ def _annotation(annotation: dict, protocol: str) -> dict:
     return {**annotation, "iscrowd": crowd, "area": area}
 
 
-def _precision(truth: Truth, by_image: dict, detections: Detections, iou_type: str, limit: int = 0) -> np.ndarray:
+def _precision(
+    truth: GroundTruth, by_image: dict, detections: ResultArrays, iou_type: str, limit: int = 0
+) -> np.ndarray:
     """[T, R, K, A] as COCOeval accumulates it; the images are matched a few hundred at a time."""
     lvis = truth.protocol == "lvis"
     params = hotcoco.Params(iou_type)
@@ -121,7 +125,7 @@ def _precision(truth: Truth, by_image: dict, detections: Detections, iou_type: s
     return precision[..., -1]
 
 
-def _records(detections: Detections, part: slice, sizes: dict, iou_type: str) -> np.ndarray | list[dict]:
+def _records(detections: ResultArrays, part: slice, sizes: dict, iou_type: str) -> np.ndarray | list[dict]:
     """Some detections as hotcoco reads them. Masks go without their boxes, so that small, medium and large are told
     by the mask's area, as Detectron2's evaluators do."""
     image_ids, category_ids, scores = (
@@ -136,7 +140,7 @@ def _records(detections: Detections, part: slice, sizes: dict, iou_type: str) ->
     ]
 
 
-def _counts(truth: Truth, by_image: dict, detections: Detections) -> dict[str, int]:
+def _counts(truth: GroundTruth, by_image: dict, detections: ResultArrays) -> dict[str, int]:
     """How much there is to score: without it a mean says little."""
     classes = truth.classes
     present = {a["category_id"] for rows in by_image.values() for a in rows if not a["iscrowd"]}
@@ -150,7 +154,7 @@ def _counts(truth: Truth, by_image: dict, detections: Detections) -> dict[str, i
     return counts
 
 
-def _class_rows(classes: Classes, by_image: dict, detections: Detections) -> list[dict]:
+def _class_rows(classes: Classes, by_image: dict, detections: ResultArrays) -> list[dict]:
     boxes, images = dict.fromkeys(classes.ids, 0), {i: set() for i in classes.ids}
     for image_id, rows in by_image.items():
         for a in rows:

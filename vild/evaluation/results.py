@@ -30,7 +30,7 @@ _SEPARATORS = re.compile(r"[\s,]*")
 
 
 @dataclass(frozen=True)
-class Detections:
+class ResultArrays:
     """N detections as columns, images by rising id, the file's order within an image.
 
     Attributes:
@@ -49,15 +49,15 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def take(self, keep: np.ndarray) -> Detections:
+    def take(self, keep: np.ndarray) -> ResultArrays:
         """The detections ``keep`` (bool [N] or indices), in that order."""
         masks = self.masks
         if masks is not None:
             masks = [masks[i] for i in (np.flatnonzero(keep) if keep.dtype == bool else keep)]
-        return Detections(self.image_ids[keep], self.category_ids[keep], self.boxes[keep], self.scores[keep], masks)
+        return ResultArrays(self.image_ids[keep], self.category_ids[keep], self.boxes[keep], self.scores[keep], masks)
 
 
-def best_per_class(detections: Detections, count: int) -> Detections:
+def best_per_class(detections: ResultArrays, count: int) -> ResultArrays:
     """At most ``count`` detections of each category over the whole set, those of the highest scores (Dave et al.,
     arXiv 2102.01066: what AP-fixed is computed of)."""
     order = np.lexsort((-detections.scores, detections.category_ids))
@@ -103,7 +103,7 @@ def iterate_records(path: str | Path) -> Iterator[object]:
 
 def read_results(
     path: str | Path, sizes: Mapping[int, tuple[int, int]], categories: set[int], masks: bool
-) -> Detections:
+) -> ResultArrays:
     """Read a results file and check every record against the ground truth.
 
     Args:
@@ -140,7 +140,7 @@ def read_results(
         n = int(np.flatnonzero(bad)[0])
         *box, score = number_columns[n].tolist()
         raise UserError(f"results: {path}: record {n}: bbox {box} or score {score} is negative or not finite")
-    found = Detections(id_columns[:, 0], id_columns[:, 1], number_columns[:, :4], number_columns[:, 4],
+    found = ResultArrays(id_columns[:, 0], id_columns[:, 1], number_columns[:, :4], number_columns[:, 4],
                        counts if masks else None)  # fmt: skip
     return found.take(np.argsort(found.image_ids, kind="stable"))
 

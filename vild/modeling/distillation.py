@@ -15,13 +15,13 @@ from torchvision.ops import roi_align
 
 from vild.modeling.classifier import TextClassifier
 from vild.modeling.extra_teachers import OtherTeachers
-from vild.modeling.objectives import Objective, Regions
+from vild.modeling.objectives import Objective, RegionBatch
 
 
 def feature_maps(
     roi_features: Tensor, distill: Sequence[Instances], adapter: nn.Module | None
 ) -> dict[str, Tensor | None]:
-    """Student's and teacher's feature maps, as ``Regions`` has them. ``roi_features``: [M, C, H, W]."""
+    """Student's and teacher's feature maps, as ``RegionBatch`` has them. ``roi_features``: [M, C, H, W]."""
     teacher = torch.cat([d.maps for d in distill])
     # resized first: both are linear and commute, and the adapter's output is the wider one
     student = F.interpolate(roi_features.float(), teacher.shape[-2:], mode="bilinear", antialias=True)
@@ -49,11 +49,11 @@ def gather(
     classifier: TextClassifier,
     concepts: Mapping[str, Tensor],
     maps: Mapping[str, Tensor | None],
-) -> Regions:
+) -> RegionBatch:
     """What the objectives look at. ``embeddings``: unit [M, D]; ``concepts``: text embeddings [K, D] by file."""
     text = classifier.text[classifier.base]
     concepts = {path: rows.to(text.device) for path, rows in concepts.items()}
-    return Regions(
+    return RegionBatch(
         embeddings,
         torch.cat([d.embeddings for d in distill]),
         tuple(map(len, distill)),
@@ -64,7 +64,7 @@ def gather(
 
 
 def distill_losses(
-    regions: Regions,
+    regions: RegionBatch,
     features: Tensor,
     distill: Sequence[Instances],
     base: Tensor,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vild.modeling.losses import cosine_logits
-from vild.modeling.objectives import Objective, Regions, of_maps, of_opinions, of_pairs
+from vild.modeling.objectives import Objective, RegionBatch, of_maps, of_opinions, of_pairs
 from vild.modeling.objectives.opinions import shares
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
@@ -85,7 +85,7 @@ class OtherTeachers(nn.Module):
 
     def losses(
         self,
-        first: Regions,
+        first: RegionBatch,
         features: Tensor,
         targets: Sequence[Tensor],
         base: Tensor,
@@ -111,7 +111,7 @@ class OtherTeachers(nn.Module):
             first = replace(first, weights=parts[0])
         found = {f"loss_{o.name}": o(first, progress) for o in objectives}
         for number, student in enumerate(self(features)):
-            regions = Regions(student, targets[number], first.counts, {"base": words[number]}, self.temperature)
+            regions = RegionBatch(student, targets[number], first.counts, {"base": words[number]}, self.temperature)
             scale = self.weights[number]
             if self.by_confidence:
                 regions, scale = replace(regions, weights=parts[number + 1]), 1.0
@@ -120,7 +120,7 @@ class OtherTeachers(nn.Module):
         return found
 
     @torch.no_grad()
-    def _shares(self, first: Regions, targets: Sequence[Tensor], words: Sequence[Tensor]) -> Tensor:
+    def _shares(self, first: RegionBatch, targets: Sequence[Tensor], words: Sequence[Tensor]) -> Tensor:
         """See :func:`shares`, over the base names at tau."""
         pairs = zip([first.teacher, *targets], [first.words["base"], *words], strict=True)
         with torch.autocast(first.teacher.device.type, enabled=False):

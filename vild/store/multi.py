@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vild.store.store import EmbeddingStore, Regions
+from vild.store.store import EmbeddingStore, StoredRegions
 from vild.utils.errors import UserError
 
 REGIONS = ("proposals", "max_per_image", "nms", "min_size")  # of a store's plan: which regions it has
@@ -30,7 +30,7 @@ class SeveralStores(EmbeddingStore):
             if not (same and np.array_equal(other.image_ids, self.image_ids)):
                 raise UserError(f"store {other.folder}: it was built from other proposals than store {self.folder}")
 
-    def __getitem__(self, image_id: int) -> Regions:
+    def __getitem__(self, image_id: int) -> StoredRegions:
         """An image's regions, with ``others``: each further teacher's embeddings."""
         first, others = super().__getitem__(image_id), [other[image_id] for other in self.others]
         for store, regions in zip(self.others, others, strict=True):

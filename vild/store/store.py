@@ -28,7 +28,7 @@ MAPPED_SHARDS = 1024  # at once, in a process; when more are asked for, all are 
 
 
 @dataclass(frozen=True)
-class Regions:
+class StoredRegions:
     """One image's rows: boxes float32 [N, 4] xyxy, embeddings float32 [N, D] unit, scores float32 [N].
     ``others``: the embeddings [N, D_k] of further teachers (``several_stores.py``)."""
 
@@ -101,7 +101,7 @@ class StoreWriter:
             if not self.shard_path(index).exists():
                 yield index, ids
 
-    def write_shard(self, index: int, regions: Callable[[int], Regions]) -> None:
+    def write_shard(self, index: int, regions: Callable[[int], StoredRegions]) -> None:
         """Compute ``regions(image_id)`` for every image of the shard and write it.
 
         Raises:
@@ -203,14 +203,14 @@ class EmbeddingStore:
     def __contains__(self, image_id: int) -> bool:
         return self._find(image_id) is not None
 
-    def __getitem__(self, image_id: int) -> Regions:
+    def __getitem__(self, image_id: int) -> StoredRegions:
         """An image's regions, in the order of its proposals.
 
         Raises:
             UserError: the store does not know the image.
         """
         boxes, embeddings, scales, scores = self._views(image_id)
-        return Regions(boxes.clone(), unpack(embeddings, scales), scores.clone())
+        return StoredRegions(boxes.clone(), unpack(embeddings, scales), scores.clone())
 
     def read(self, image_id: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """An image's record as it is stored: boxes, embeddings float16 or int8 [N, D], scales [N] (None for float16),

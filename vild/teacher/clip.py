@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vild.teacher.context import encode_in_context
-from vild.teacher.crops import crop_batch, fuse_scales, normalise, place
+from vild.teacher.crops import crop_batch, fuse_scales, input_windows, normalise
 from vild.utils.errors import UserError, first_line
 from vild.utils.files import write_json, write_tensors, written_whole
 from vild.utils.fingerprint import check_same_teacher
@@ -35,7 +35,7 @@ class Teacher:
         pretrained: a tag open_clip knows, a file of weights, or "random" (fixed seed; for trying things).
             Ignored for ``local-dir:``.
         device: where the model lives.
-        crop: how a region becomes its input, one of crops.MODES (see ``crops.place``).
+        crop: how a region becomes its input, one of crops.MODES (see ``crops.input_windows``).
         precision: of the image tower's arithmetic (autocast), one of PRECISIONS. Text is always encoded in fp32.
         compile: compile the image tower (minutes at the start; pays over millions of crops on a GPU).
 
@@ -52,7 +52,7 @@ class Teacher:
         precision: str = "fp32",
         compile: bool = False,
     ):
-        place(1, 1, (1, 1), crop)  # an unknown mode shall not wait for the weights
+        input_windows(1, 1, (1, 1), crop)  # an unknown mode shall not wait for the weights
         self.name, self.pretrained, self.device = name, pretrained, torch.device(device)
         self.crop, self.precision = crop, precision
         self.model = _create(name, pretrained).to(self.device).eval().requires_grad_(False)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vild.teacher.resize import Job, for_each, resize_windows
+from vild.teacher.resize import ResizeJob, for_each, resize_windows
 from vild.utils.errors import UserError
 
 SCALES = (1.0, 1.5)
@@ -37,7 +37,7 @@ def to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
     return torch.cat([low, high], dim=1)
 
 
-def place(height: int, width: int, size: tuple[int, int], mode: str) -> tuple[int, int, int, int]:
+def input_windows(height: int, width: int, size: tuple[int, int], mode: str) -> tuple[int, int, int, int]:
     """What a window of that height and width is resized to, and where the canvas begins in it (negative: padding).
 
     "squash": to the canvas itself, aspect ratio lost. The paper's, and the default: the whole box is seen, and
@@ -90,7 +90,7 @@ def crop_batch(
         of_image = of_image.cpu().float()
         windows = [to_pixels(enlarge(of_image, scale), *image.shape[1:]) for scale in scales]
         for x0, y0, x1, y1 in torch.stack(windows, 1).flatten(0, 1).tolist():
-            jobs.append(Job(number, x0, y0, x1, y1, *place(y1 - y0, x1 - x0, size, mode)))
+            jobs.append(ResizeJob(number, x0, y0, x1, y1, *input_windows(y1 - y0, x1 - x0, size, mode)))
     fill = [round(255 * value) for value in mean]
     return resize_windows(images, jobs, size, interpolation, fill).view(-1, len(scales), 3, *size)
 

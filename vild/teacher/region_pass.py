@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vild.store.store import Regions, StoreWriter
+from vild.store.store import StoredRegions, StoreWriter
 from vild.teacher.clip import Teacher
 from vild.teacher.crops import SCALES, fuse_scales, normalise
 from vild.utils.errors import BadImage
@@ -149,7 +149,8 @@ def write_shards(
                 yield 1
             rows = torch.cat(list(found.values())).cpu().split([len(e) for e in found.values()])
             whole = {  # all of an image's rows, or none where it cannot be read
-                i: Regions(regions[i][0][: len(e)], e, regions[i][1][: len(e)]) for i, e in zip(ids, rows, strict=True)
+                i: StoredRegions(regions[i][0][: len(e)], e, regions[i][1][: len(e)])
+                for i, e in zip(ids, rows, strict=True)
             }
             if written is not None:
                 written.result()

@@ -28,7 +28,7 @@ LOW_BITS = 12  # see weights
 GROUP_BYTES = 2**28  # what one group of windows may take while it is resized
 
 
-class Job(NamedTuple):
+class ResizeJob(NamedTuple):
     """``image``'s window, resized to height x width, of which the canvas shows what begins at top, left (negative:
     that many rows or columns of the canvas come before it and are filled)."""
 
@@ -50,7 +50,7 @@ class Job(NamedTuple):
 
 
 def resize_windows(
-    images: Sequence[Tensor], jobs: Sequence[Job], size: tuple[int, int], interpolation: str, fill: Sequence[int]
+    images: Sequence[Tensor], jobs: Sequence[ResizeJob], size: tuple[int, int], interpolation: str, fill: Sequence[int]
 ) -> Tensor:
     """uint8 images [3, H_i, W_i] of one device to uint8 [len(jobs), 3, *size] there; ``fill``: RGB of the padding."""
     if images and images[0].device.type != "cpu":
@@ -96,7 +96,7 @@ def for_each(work: Callable[[int], None], numbers: Sequence[int]) -> None:
         list(pool.map(lambda k: [work(n) for n in numbers[k : k + 8]], range(0, len(numbers), 8)))
 
 
-def _resize_uint8(crop: Tensor, job: Job, interpolation: str) -> Tensor:
+def _resize_uint8(crop: Tensor, job: ResizeJob, interpolation: str) -> Tensor:
     crop = crop[None]
     passes = [(job.height, crop.shape[3])] * job.columns_first + [(job.height, job.width)]
     for size in passes:  # torch's kernel takes the rows first and leaves out an axis that keeps its length
@@ -111,7 +111,7 @@ def _overlap(start: int, part: int, whole: int) -> tuple[slice, slice]:
 
 
 def resize_matmul(
-    images: Sequence[Tensor], jobs: Sequence[Job], size: tuple[int, int], interpolation: str, fill: Sequence[int]
+    images: Sequence[Tensor], jobs: Sequence[ResizeJob], size: tuple[int, int], interpolation: str, fill: Sequence[int]
 ) -> Tensor:
     """``resize_windows`` by matrix products in float32, equal to Pillow: no loop over windows, bounded memory."""
     device = images[0].device if images else torch.device("cpu")
@@ -143,7 +143,7 @@ def resize_matmul(
     return out
 
 
-def _groups(jobs: Sequence[Job], size: tuple[int, int]) -> Iterator[tuple[bool, list[int]]]:
+def _groups(jobs: Sequence[ResizeJob], size: tuple[int, int]) -> Iterator[tuple[bool, list[int]]]:
     """Windows that go through one pair of products: of one order, of like size, within GROUP_BYTES."""
     like = defaultdict(list)
     for n, job in enumerate(jobs):
@@ -166,7 +166,7 @@ def _resize_group(
     interpolation: str,
     colour: Tensor | None,
 ) -> Tensor:
-    """``flat``: the images' bytes; jobs [B, 11]: offset of the image, its height and width, then Job's numbers;
+    """``flat``: the images' bytes; jobs [B, 11]: offset of the image, its height and width, then ResizeJob's numbers;
     ``sides``: of the windows' heights and widths the greatest, and how many taps they take."""
     offset, image_h, image_w, x0, y0, x1, y1, height, width, top, left = jobs.unbind(1)
     y = (y0, y1 - y0, image_w, height, top, size[0], *sides[0])

@@ -38,7 +38,7 @@ def _without_crop(fingerprint: dict) -> tuple:
 
 
 def crop_of(fingerprint: dict) -> str:
-    """The crop mode of a fingerprint (see ``crops.place``)."""
+    """The crop mode of a fingerprint (see ``crops.input_windows``)."""
     return fingerprint.get("preprocess", {}).get("crop", "squash")
 
 

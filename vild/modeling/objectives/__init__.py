@@ -4,8 +4,8 @@
 distillation loss; each is logged as ``loss_<NAME>``. Any number may be a schedule (``schedule.py``). ViLD's own is
 ``[{"NAME": "l1"}]``. How to add one: CONTRIBUTING.md.
 
-Functions take :class:`Regions` and keyword parameters and give a scalar, the mean over regions (or pairs); no region
-gives 0 with a gradient.
+Functions take :class:`RegionBatch` and keyword parameters and give a scalar, the mean over regions (or pairs);
+no region gives 0 with a gradient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vild.modeling.objectives import contrast, feature, intermediate, relation, targets
-from vild.modeling.objectives.regions import Regions
+from vild.modeling.objectives.regions import RegionBatch
 from vild.modeling.objectives.schedule import Schedule, parse_schedule, parse_weight
 from vild.utils.errors import UserError
 from vild.utils.fingerprint import check_same_teacher
@@ -55,7 +55,7 @@ class Objective:
     weight: Schedule
     parameters: dict[str, Schedule | str]
 
-    def __call__(self, regions: Regions, progress: float) -> Tensor:
+    def __call__(self, regions: RegionBatch, progress: float) -> Tensor:
         values = {key: v if isinstance(v, str) else v(progress) for key, v in self.parameters.items()}
         return self.weight(progress) * OBJECTIVES[self.name](regions, **values)
 

@@ -8,10 +8,10 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from vild.modeling.losses import cosine_logits
-from vild.modeling.objectives.regions import Regions
+from vild.modeling.objectives.regions import RegionBatch
 
 
-def contrast(regions: Regions, *, temperature: float = 0.07) -> Tensor:
+def contrast(regions: RegionBatch, *, temperature: float = 0.07) -> Tensor:
     """InfoNCE from student to teacher (van den Oord et al. 2018, eq. 4): the negatives are the other regions' teacher
     embeddings, of all images and of all ranks. (Its text side, with words as the negatives, is ``hard_targets`` with
     CONFIDENCE 0.)"""

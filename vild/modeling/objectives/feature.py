@@ -6,15 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vild.modeling.losses import image_loss
-from vild.modeling.objectives.regions import Regions
+from vild.modeling.objectives.regions import RegionBatch
 
 
-def l1(regions: Regions) -> Tensor:
+def l1(regions: RegionBatch) -> Tensor:
     """ViLD's image loss (Gu et al. 2022, eq. 3)."""
     return image_loss(regions.student, regions.teacher, regions.weights)
 
 
-def smooth_l1(regions: Regions, *, beta: float = 0.05) -> Tensor:
+def smooth_l1(regions: RegionBatch, *, beta: float = 0.05) -> Tensor:
     """L1 that is quadratic below ``beta`` (Huber 1964, divided by beta); a unit vector's entries are of size
     1 / sqrt(D)."""
     if not len(regions.student):
@@ -22,14 +22,14 @@ def smooth_l1(regions: Regions, *, beta: float = 0.05) -> Tensor:
     return regions.mean(F.smooth_l1_loss(regions.student, regions.teacher, beta=beta, reduction="none").sum(1))
 
 
-def squared(regions: Regions) -> Tensor:
+def squared(regions: RegionBatch) -> Tensor:
     """Squared L2 (that of FitNets' hints, without its 1/2; Romero et al. 2015); of unit vectors 2 - 2 cos."""
     if not len(regions.student):
         return regions.nothing()
     return regions.mean((regions.student - regions.teacher).square().sum(1))
 
 
-def cosine(regions: Regions) -> Tensor:
+def cosine(regions: RegionBatch) -> Tensor:
     """1 - cos."""
     if not len(regions.student):
         return regions.nothing()

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from vild.modeling.objectives.regions import Regions
+from vild.modeling.objectives.regions import RegionBatch
 
 
-def tokens(regions: Regions) -> Tensor:
+def tokens(regions: RegionBatch) -> Tensor:
     """Squared L2 between the adapted RoI feature and the teacher's map, at each position as unit vectors over channels
     (FitNets' hints, without its 1/2; Romero et al. 2015): 2 - 2 cos, mean over the positions of all regions."""
     if not len(regions.student):
@@ -20,7 +20,7 @@ def tokens(regions: Regions) -> Tensor:
     return _apart(regions.adapted_maps, regions.teacher_maps)
 
 
-def picture_tokens(regions: Regions) -> Tensor:
+def picture_tokens(regions: RegionBatch) -> Tensor:
     """As :func:`tokens`, of the whole images: the coarsest level of the FPN that RoIs are pooled from, adapted,
     beside the teacher's map of the image. Mean over the positions of all images, whatever their regions."""
     return _apart(regions.adapted_images, regions.teacher_images)
@@ -31,7 +31,7 @@ def _apart(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum(1).mean()
 
 
-def attention(regions: Regions) -> Tensor:
+def attention(regions: RegionBatch) -> Tensor:
     """L2 between where the two look: unit maps of each position's sum of squares over channels, of the RoI feature
     itself (activation-based attention transfer with p = 2, without its beta / 2; Zagoruyko & Komodakis 2017). Mean over
     regions. (The feature comes resized, as :func:`tokens` wants it; the paper resizes the maps of squares.)"""

@@ -13,7 +13,7 @@ from vild.modeling.objectives.opinions import mean_opinion
 
 
 @dataclass(frozen=True)
-class Regions:
+class RegionBatch:
     """The M distilled regions of a step, of B images one after the other, on one device.
 
     Attributes:

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vild.modeling.objectives.regions import Regions
+from vild.modeling.objectives.regions import RegionBatch
 
 MOST = 64  # regions of an image that are looked at, evenly spread: angles are of triples
 
 
-def distances(regions: Regions) -> Tensor:
+def distances(regions: RegionBatch) -> Tensor:
     """Huber loss between the distances of an image's pairs, each over their mean (Park et al. 2019, section 3.2.1).
 
     Mean over pairs, then over the images that have two regions or more.
@@ -23,7 +23,7 @@ def distances(regions: Regions) -> Tensor:
     return torch.stack(parts).mean() if parts else regions.nothing()
 
 
-def angles(regions: Regions) -> Tensor:
+def angles(regions: RegionBatch) -> Tensor:
     """Huber loss between the cosines of the angles of an image's triples (Park et al. 2019, section 3.2.2).
 
     Mean over triples of three different regions, then over the images that have them.
@@ -46,7 +46,7 @@ def _cosines(x: Tensor) -> Tensor:
         return directions @ directions.transpose(1, 2)
 
 
-def _images(regions: Regions, least: int):
+def _images(regions: RegionBatch, least: int):
     """Student's and teacher's rows of each image that has at least so many."""
     for student, teacher in zip(
         regions.student.split(regions.counts), regions.teacher.split(regions.counts), strict=True

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from vild.modeling.objectives.regions import Regions
+from vild.modeling.objectives.regions import RegionBatch
 
 
-def soft_targets(regions: Regions, *, temperature: float = 1.0, over: str = "base") -> Tensor:
+def soft_targets(regions: RegionBatch, *, temperature: float = 1.0, over: str = "base") -> Tensor:
     """T^2 KL(teacher || student) between softmaxes over words (Hinton et al. 2015, section 2).
 
     Both are softmaxes of cosine / (tau T), tau being the classifier's temperature. 0 where they agree.
@@ -20,7 +20,7 @@ def soft_targets(regions: Regions, *, temperature: float = 1.0, over: str = "bas
     return temperature**2 * regions.mean(kl)
 
 
-def hard_targets(regions: Regions, *, confidence: float = 0.0, over: str = "base") -> Tensor:
+def hard_targets(regions: RegionBatch, *, confidence: float = 0.0, over: str = "base") -> Tensor:
     """Cross-entropy to the teacher's best word, where its softmax at tau gives it more than ``confidence`` (pseudo
     labels; Lee 2013). Mean over all M regions, so that the unsure ones weigh nothing."""
     if not len(regions.student):
