@@ -9,7 +9,7 @@ from benchmarks import store
 
 def test_rows_of_a_small_store(tmp_path):
     torch.set_num_threads(1)
-    rows = list(store.run(argparse.Namespace(images=12, regions=40, width=512, scratch=tmp_path)))
+    rows = list(store.run(argparse.Namespace(num_images=12, regions=40, width=512, scratch=tmp_path)))
     measured, computed = rows[:-2], rows[-2:]
     assert len(measured) == 8 and not list(tmp_path.iterdir())
     for row in measured:

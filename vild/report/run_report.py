@@ -159,10 +159,11 @@ def ranked_novel(classes: Iterable[dict], metric: str) -> list[dict]:
 def class_tables(classes: Sequence[dict], metric: str, count: int = 10) -> list[Block]:
     """The novel classes that do best and worst, and all classes."""
     metrics = [k for k in classes[0] if "/" in k]
+    columns = ("name", "split", "frequency", "pictures", "boxes", "detections")  # keys of per_class.json
     headers = ["class", "split", "frequency", "images", "boxes", "detections", *map(_title, metrics)]
 
     def rows(some: Iterable[dict]) -> list[list[str]]:
-        return [[*(str(c[k]) for k in ("name", *headers[1:6])), *(_number(c[k]) for k in metrics)] for c in some]
+        return [[*(str(c[k]) for k in columns), *(_number(c[k]) for k in metrics)] for c in some]
 
     ranked = ranked_novel(classes, metric)
     blocks: list[Block] = []
