@@ -23,7 +23,8 @@ from vild.glyphs.world import write_world
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling import build_model as build_detector
 from vild.store.store import StoredRegions, StoreWriter
-from vild.teacher.clip import Teacher, save_local
+from vild.teacher.clip import save_local
+from vild.teacher.teacher import Teacher, build_teacher
 from vild.utils.files import hash_file
 from vild.utils.images import read_image
 from vild.vocabulary.vocabulary import Vocabulary
@@ -59,7 +60,7 @@ def teacher_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def teacher(teacher_folder) -> Teacher:
-    return Teacher(f"local-dir:{teacher_folder}")
+    return build_teacher(f"local-dir:{teacher_folder}")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from vild.checkpoint.checkpointer import read_network_record
 from vild.data.proposals import load_proposals, read_labels, read_provenance
 from vild.data.provenance import CLEAN, LEAK, UNKNOWN, judge_network, judge_proposals, worst
 from vild.store.store import EmbeddingStore
-from vild.teacher.clip import Teacher
+from vild.teacher.teacher import build_teacher
 from vild.utils.errors import one_line_errors
 from vild.utils.files import hash_file, write_json
 from vild.utils.fingerprint import check_same_teacher, describe
@@ -102,7 +102,7 @@ def findings(args):
             judged = judge_network(record, benchmark.novel, benchmark.known)
         yield f"weights {args.weights}", "recorded", *judged
     if args.vocabulary:
-        teacher = Teacher(args.teacher, args.pretrained) if args.teacher else None
+        teacher = build_teacher(args.teacher, args.pretrained) if args.teacher else None
         rows = audit_vocabulary(args.vocabulary, teacher, benchmark)
         yield from ((f"vocabulary {args.vocabulary}", *f) for f in rows)
 

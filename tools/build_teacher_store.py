@@ -22,9 +22,10 @@ from vild.engine.launch import add_launch_arguments, launch
 from vild.store.estimate import describe_work
 from vild.store.shards import DTYPES
 from vild.store.store import StoreWriter
-from vild.teacher.clip import PRECISIONS, Teacher
+from vild.teacher.clip import PRECISIONS
 from vild.teacher.crops import MODES, SCALES
 from vild.teacher.region_pass import Encoder, encode_images, load_images, write_shards
+from vild.teacher.teacher import build_teacher
 from vild.utils.errors import UserError, one_line_errors
 from vild.utils.files import hash_file
 from vild.utils.lock import only_writer
@@ -77,7 +78,7 @@ def build(args):
     if strangers := sorted(set(proposals) - set(files)):
         raise UserError(f"proposals {args.proposals}: image_id {strangers[0]} is not in data set '{args.dataset}'")
     proposals, dropped = select_proposals(proposals, args.max_per_image, args.min_size, args.nms)
-    teacher = Teacher(args.teacher, args.pretrained, args.device, args.crop, args.precision, args.compile)
+    teacher = build_teacher(args.teacher, args.pretrained, args.device, args.crop, args.precision, args.compile)
     plan = {
         "pictures": datasets.images_hash(args.dataset),
         "fingerprint": teacher.fingerprint,

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from vild.data import datasets
-from vild.teacher.clip import Teacher
+from vild.teacher.teacher import build_teacher
 from vild.utils.errors import UserError, one_line_errors
 from vild.utils.fingerprint import check_same_teacher
 from vild.utils.untrusted import read_bytes, refused_as
@@ -46,7 +46,7 @@ def main():
     if not (args.npy or args.teacher):
         raise UserError("give --teacher, or --npy, or both")
     prompts = find_prompts(args.prompts)
-    teacher = Teacher(args.teacher, args.pretrained, args.device) if args.teacher else None
+    teacher = build_teacher(args.teacher, args.pretrained, args.device) if args.teacher else None
     if args.npy:
         fingerprint = teacher.fingerprint if teacher else None
         vocabulary = Vocabulary.from_npy(args.npy, [n.strip() for n in names if n.strip()], splits, fingerprint)

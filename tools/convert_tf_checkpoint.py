@@ -55,9 +55,9 @@ def main():
 
     state, vocabulary, variant, depth = convert(read_checkpoint(args.checkpoint), str(args.checkpoint))
     if args.teacher:
-        from vild.teacher.clip import Teacher
+        from vild.teacher.teacher import build_teacher
 
-        vocabulary = with_teacher(vocabulary, Teacher(args.teacher, args.pretrained, "cpu"))
+        vocabulary = with_teacher(vocabulary, build_teacher(args.teacher, args.pretrained, "cpu"))
     write_weights(args.output, state, vocabulary, variant)
     config = f"configs/LVIS/released/{variant}_R{depth}.yaml"
     print(f"{variant}, ResNet-{depth}, {len(vocabulary):,} names, for {config}: {args.output}")

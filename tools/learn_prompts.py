@@ -17,8 +17,8 @@ from vild.data import datasets
 from vild.evaluation.evaluator import ground_truth_boxes
 from vild.report.diagnostics import embed_ground_truth
 from vild.store.store import EmbeddingStore
-from vild.teacher.clip import Teacher
 from vild.teacher.prompt_learning import LEFT_OUT, learn, match, starting_prompts
+from vild.teacher.teacher import build_teacher
 from vild.utils.errors import UserError, one_line_errors
 
 
@@ -75,7 +75,7 @@ def main():
     store = EmbeddingStore(args.store) if args.store else None
     if args.background and not args.store:
         raise UserError("--background needs --store: ground truth has no regions of background")
-    teacher = Teacher(args.teacher, args.pretrained, args.device)
+    teacher = build_teacher(args.teacher, args.pretrained, args.device)
     starting_prompts(teacher, args.words)  # what cannot be learned shall not wait for the regions
     prompts = learn(
         teacher,

@@ -8,8 +8,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "EmbeddingStore": "vild.store.store",
     "OpenVocabularyDetector": "vild.inference.predictor",
-    "Teacher": "vild.teacher.clip",
+    "Teacher": "vild.teacher.teacher",
     "Vocabulary": "vild.vocabulary.vocabulary",
+    "build_teacher": "vild.teacher.teacher",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -10,7 +10,7 @@ from tests.audit.test_pasted_boxes import pasted
 from vild.audit.leakage import Benchmark, TrainingSet, judge_training_set, judge_vocabulary
 from vild.data import datasets
 from vild.data.proposals import save_proposals
-from vild.teacher.clip import Teacher
+from vild.teacher.teacher import build_teacher
 from vild.utils.errors import UserError
 from vild.vocabulary.prompts import PROMPT_SETS
 from vild.vocabulary.vocabulary import Vocabulary, encode_names
@@ -118,7 +118,8 @@ def test_command_line(
     assert audit(*TRAINING, "--proposals", tmp_path / "leaky.safetensors")[0] == 1
 
     few = vocabulary.take([vocabulary.splits.index("novel"), *range(2)])
-    own = Vocabulary.from_names(Teacher(f"local-dir:{teacher_folder}"), few.names, prompts="photo", splits=few.splits)
+    teacher = build_teacher(f"local-dir:{teacher_folder}")
+    own = Vocabulary.from_names(teacher, few.names, prompts="photo", splits=few.splits)
     changed = replace(own, embeddings=own.embeddings * torch.tensor([[-1.0], [1.0], [1.0]]))
     imported = replace(changed, prompts="import", fingerprint={})
     for number, (words, expected) in enumerate(((own, 0), (changed, 1), (imported, 1))):

@@ -15,7 +15,7 @@ from vild.data.proposals import load_proposals, read_provenance, save_proposals
 from vild.data.provenance import judge_network, judge_proposals, merge, network_record, training_record
 from vild.engine.trainer import Trainer
 from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
-from vild.teacher.clip import Teacher
+from vild.teacher.teacher import Teacher
 from vild.utils.errors import UserError
 
 

@@ -15,8 +15,9 @@ from vild.data import datasets
 from vild.engine.trainer import Trainer
 from vild.glyphs.teacher import MODEL_CFG, PREPROCESS_CFG
 from vild.inference.predictor import OpenVocabularyDetector
-from vild.teacher.clip import Teacher, hash_weights, save_local
+from vild.teacher.clip import hash_weights, save_local
 from vild.teacher.prompt_learning import BACKGROUND, LEFT_OUT, context_loss, learn, match, starting_prompts
+from vild.teacher.teacher import Teacher, build_teacher
 from vild.utils.errors import UserError
 from vild.vocabulary.prompts import LearnedPrompts, find_prompts
 from vild.vocabulary.vocabulary import Vocabulary
@@ -32,7 +33,7 @@ def other_teacher(folder, **text) -> Teacher:
     model = open_clip.create_model("vild-custom-text", force_preprocess_cfg=PREPROCESS_CFG)
     model.text.token_embedding.weight.data.mul_(10)
     save_local(model, cfg, folder)
-    return Teacher(f"local-dir:{folder}")
+    return build_teacher(f"local-dir:{folder}")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_only_the_context_learns(custom, regions):
     before = hash_weights(custom.model)
     embeddings, labels = regions
     start = starting_prompts(custom, "a photo of a")
-    learned = learn(custom, embeddings, labels, NAMES, steps=60, learning_rate=0.01)
+    learned = learn(custom, embeddings, labels, NAMES, steps=25, learning_rate=0.03)
     logits = [embeddings @ encoded(custom, p).T / 0.01 for p in (start, learned)]
     first, last = (context_loss(each, labels).item() for each in logits)
     assert last < 0.5 * first
@@ -151,7 +152,7 @@ def test_what_a_user_gets_wrong_is_one_line(teacher, custom, regions, vocabulary
 
 
 def test_a_text_tower_of_another_library_is_refused(teacher_folder):
-    teacher = Teacher(f"local-dir:{teacher_folder}")
+    teacher = build_teacher(f"local-dir:{teacher_folder}")
     teacher.model.text = torch.nn.Linear(1, 1)
     with pytest.raises(UserError, match="its text tower, Linear, is not open_clip's own"):
         starting_prompts(teacher, "a")

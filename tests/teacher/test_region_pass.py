@@ -99,10 +99,10 @@ def test_shards_are_the_same_bytes_whoever_writes_them(teacher, work, tmp_path, 
 
 
 def test_precision_keeps_the_direction(teacher, teacher_folder):
-    from vild.teacher.clip import Teacher
+    from vild.teacher.teacher import build_teacher
 
     images = torch.randn(8, 3, *teacher.size, generator=torch.Generator().manual_seed(0))
-    half = Teacher(f"local-dir:{teacher_folder}", precision="bf16")
+    half = build_teacher(f"local-dir:{teacher_folder}", precision="bf16")
     found = half.encode_image(images)
     assert found.dtype == torch.float32 and torch.allclose(found.norm(dim=1), torch.ones(8), atol=1e-5)
     assert cosine(found, teacher.encode_image(images)) > 0.99

@@ -28,7 +28,7 @@ from vild.inference.words import read_words
 from vild.store.maintenance import repair
 from vild.store.manifest import read_manifest
 from vild.store.shards import read_head
-from vild.teacher.clip import Teacher
+from vild.teacher.teacher import build_teacher
 from vild.utils import untrusted
 from vild.utils.errors import UserError
 from vild.utils.images import read_image
@@ -145,7 +145,7 @@ def test_a_teacher_runs_no_code_of_its_own(teacher_folder, tmp_path):
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     os.link(teacher_folder / "open_clip_model.safetensors", tmp_path / "open_clip_model.safetensors")
-    one_line(Teacher, f"local-dir:{tmp_path}", match="trust_remote_code")
+    one_line(build_teacher, f"local-dir:{tmp_path}", match="trust_remote_code")
 
 
 # ---- memory

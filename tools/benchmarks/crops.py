@@ -21,8 +21,8 @@ from torch import Tensor
 from torchvision.ops import roi_align
 from torchvision.transforms.functional import normalize, to_tensor
 
-from vild.teacher.clip import Teacher
 from vild.teacher.crops import SCALES, crop_batch, enlarge, normalise, to_pixels
+from vild.teacher.teacher import Teacher, build_teacher
 from vild.utils.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[dict]:
     if args.threads:
         torch.set_num_threads(args.threads)
-    teacher = Teacher(args.teacher, args.pretrained, args.device)
+    teacher = build_teacher(args.teacher, args.pretrained, args.device)
     rng = np.random.default_rng(0)
     images = read_images(args.images) if args.images else [made_up(rng) for _ in range(8)]
     images = images[: args.boxes]

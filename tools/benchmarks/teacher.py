@@ -16,8 +16,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from vild.store.store import StoreWriter
-from vild.teacher.clip import PRECISIONS, Teacher
+from vild.teacher.clip import PRECISIONS
 from vild.teacher.region_pass import Encoder, load_images, write_shards
+from vild.teacher.teacher import Teacher, build_teacher
 from vild.utils.errors import UserError
 
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
-    teacher = Teacher(args.teacher, args.pretrained, args.device, precision=args.precision, compile=args.compile)
+    teacher = build_teacher(args.teacher, args.pretrained, args.device, precision=args.precision, compile=args.compile)
     with tempfile.TemporaryDirectory() as folder:
         files = _files(args.images, Path(folder), args.num_images)
         rng = np.random.default_rng(0)

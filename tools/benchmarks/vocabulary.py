@@ -18,7 +18,8 @@ from torch import nn
 
 from benchmarks.inference import CLASSES, add_common_arguments, build_detector, interleaved, random_vocabulary
 from vild.glyphs.teacher import MODEL_CFG, build_model
-from vild.teacher.clip import Teacher, save_local
+from vild.teacher.clip import save_local
+from vild.teacher.teacher import Teacher, build_teacher
 from vild.vocabulary.cache import TextCache
 from vild.vocabulary.prompts import PROMPT_SETS, fill
 from vild.vocabulary.vocabulary import Vocabulary
@@ -88,8 +89,8 @@ def swapping(detector: nn.Module, names: int, args: argparse.Namespace) -> dict:
 
 def load_teacher(args: argparse.Namespace) -> Teacher:
     if args.teacher:
-        return Teacher(args.teacher, args.pretrained, args.device)
+        return build_teacher(args.teacher, args.pretrained, args.device)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         save_local(build_model(), MODEL_CFG, Path(folder))
-        return Teacher(f"local-dir:{folder}", device=args.device)
+        return build_teacher(f"local-dir:{folder}", device=args.device)

@@ -16,9 +16,8 @@ class LiveTargets:
     """Of an image's proposals the best, with the teacher's embeddings: what the mapper gives out of a store.
 
     Args:
-        encode: the teacher's uint8 RGB [3, H, W], boxes [N, 4] to unit [N, D]
-            (:meth:`vild.teacher.clip.Teacher.encode_regions`); with ``map_channels`` to these and the teacher's feature
-            maps [N, T, h, w] (:meth:`vild.teacher.clip.Teacher.encode_regions_and_maps`).
+        encode: :meth:`~vild.teacher.teacher.Teacher.encode_regions` of the teacher; with ``map_channels``
+            :meth:`~vild.teacher.teacher.Teacher.encode_regions_and_maps`.
         image_format: of the detector's input, "BGR" or "RGB".
         per_image: at most so many regions an image.
         min_visible: see :func:`vild.data.mapper.visible_regions`.

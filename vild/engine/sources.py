@@ -15,7 +15,7 @@ from vild.modeling.objectives import of_maps, of_pairs, parse_objectives
 from vild.modeling.roi_heads import VARIANTS
 from vild.store.multi import SeveralStores
 from vild.store.store import EmbeddingStore
-from vild.teacher.clip import Teacher
+from vild.teacher.teacher import build_teacher
 from vild.utils.errors import UserError
 from vild.utils.fingerprint import check_same_teacher, crop_of
 from vild.utils.weight_files import load_weights
@@ -144,7 +144,7 @@ def open_live_teacher(cfg, store: EmbeddingStore | None) -> LiveTargets | None:
     # the detector's first weights are the same wherever its targets come from
     with torch.random.fork_rng(devices=[]):
         crop = crop_of(store.fingerprint) if store else "squash"
-        teacher = Teacher(vild.TEACHER.NAME, vild.TEACHER.PRETRAINED, cfg.MODEL.DEVICE, crop)
+        teacher = build_teacher(vild.TEACHER.NAME, vild.TEACHER.PRETRAINED, cfg.MODEL.DEVICE, crop)
     maps = distils_maps(cfg)
     check_same_teacher(
         teacher.fingerprint,

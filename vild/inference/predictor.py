@@ -21,7 +21,7 @@ from vild.data import datasets
 from vild.inference.detections import Detections
 from vild.modeling import build_model
 from vild.modeling.classifier import Offered
-from vild.teacher.clip import Teacher
+from vild.teacher.teacher import Teacher, build_teacher
 from vild.utils.errors import UserError
 from vild.utils.files import cache_folder, write_text
 from vild.utils.fingerprint import check_same_teacher
@@ -241,7 +241,7 @@ class _TextEncoder:
         with self._lock:
             if self._teacher is None:
                 spec = self.cfg.MODEL.VILD.TEACHER
-                teacher = Teacher(spec.NAME, spec.PRETRAINED, self.cfg.MODEL.DEVICE)
+                teacher = build_teacher(spec.NAME, spec.PRETRAINED, self.cfg.MODEL.DEVICE)
                 where = f"checkpoint {self.cfg.MODEL.WEIGHTS}"
                 check_same_teacher(teacher.fingerprint, f"MODEL.VILD.TEACHER ({spec.NAME})", self.fingerprint, where)
                 self._teacher = teacher

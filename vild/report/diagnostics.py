@@ -23,7 +23,7 @@ from vild.evaluation.results import ResultsWriter
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling.fusion import best_detections
 from vild.modeling.losses import cosine_logits
-from vild.teacher.clip import Teacher
+from vild.teacher.teacher import Teacher
 from vild.utils.images import read_image
 from vild.vocabulary.vocabulary import Vocabulary
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
-from vild.teacher.clip import Teacher
+from vild.teacher.clip import ClipTeacher
 from vild.teacher.context import encode_in_context, token_embedding
+from vild.teacher.teacher import Teacher
 from vild.utils.errors import UserError
 from vild.vocabulary.prompts import LearnedPrompts, fill
 
@@ -32,6 +33,8 @@ def starting_prompts(teacher: Teacher, words: str) -> LearnedPrompts:
     Raises:
         UserError: no words, or a text tower or tokenizer that is not CLIP's.
     """
+    if not isinstance(teacher, ClipTeacher):
+        raise UserError(f"prompts cannot be learned for teacher '{teacher.name}': it is not a model of open_clip")
     embedding = token_embedding(teacher.model)
     if not isinstance(teacher.tokenizer, open_clip.SimpleTokenizer):
         tokenizer = type(teacher.tokenizer).__name__

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vild.store.store import StoredRegions, StoreWriter
-from vild.teacher.clip import Teacher
 from vild.teacher.crops import SCALES, fuse_scales, normalise
+from vild.teacher.teacher import Teacher
 from vild.utils.errors import BadImage
 from vild.utils.images import read_image
 

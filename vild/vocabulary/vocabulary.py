@@ -39,7 +39,7 @@ class Vocabulary:
         splits: per class "base", "novel" or "" (unmarked).
         synonyms: per class, further names that were averaged in.
         prompts: name of the prompt set, learned prompts themselves (so that they go where it goes), or "import".
-        fingerprint: the teacher's (see ``vild.teacher.clip``); {} when unknown (imported).
+        fingerprint: the teacher's (see ``vild.teacher.teacher``); {} when unknown (imported).
     """
 
     names: tuple[str, ...]
@@ -80,7 +80,7 @@ class Vocabulary:
         synonyms: Sequence[Sequence[str]] | None = None,
         cache: TextCache | None = None,
     ) -> Vocabulary:
-        """Encode names with a :class:`~vild.teacher.clip.Teacher` (paper, section 3.2 and appendix), or take their
+        """Encode names with a :class:`~vild.teacher.teacher.Teacher` (paper, section 3.2 and appendix), or take their
         embeddings from a cache of that teacher's. ``prompts``: a prompt set's name or file.
 
         Raises:

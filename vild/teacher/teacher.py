@@ -1,0 +1,191 @@
+"""What vild needs of a teacher, and the one place that builds one: :func:`build_teacher`."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vild.teacher.crops import crop_batch, fuse_scales, input_windows, normalise
+from vild.utils.errors import UserError
+from vild.vocabulary.prompts import LearnedPrompts
+
+KINDS: dict[str, type[Teacher]] = {}
+
+
+class Teacher(ABC):
+    """A frozen model that embeds images and texts in one space, as unit vectors of ``width`` without gradients.
+
+    To add a kind of teacher, write ``vild/teacher/<kind>.py`` with a subclass ``class ...(Teacher, kind="<kind>")``;
+    the name ``<kind>:ANYTHING`` then works wherever a teacher is named. The subclass implements
+
+    * ``__init__``, with the arguments of :func:`build_teacher` (``name`` still begins with ``<kind>:``), which passes
+      what this class's constructor takes;
+    * :meth:`encode_image` and :meth:`encode_text`;
+    * :meth:`encode_image_and_maps`, only where the objectives of feature maps shall work;
+    * :meth:`save`, only where exported detectors shall carry the teacher.
+
+    CONTRIBUTING.md has an example. ``clip.py`` is the kind without a prefix.
+
+    Args:
+        name, pretrained, device, crop: as :func:`build_teacher` got them.
+        weights: identifies the weights: the same text for the same weights, wherever they lie.
+        width: D, of the embeddings.
+        size: (height, width) of the image input.
+        mean, std: RGB, by which the input in 0..1 is normalised.
+        interpolation: "bicubic" or "bilinear", for crops.
+
+    Raises:
+        UserError: an unknown crop mode or interpolation.
+    """
+
+    def __init_subclass__(cls, kind: str = "", **kwargs):
+        super().__init_subclass__(**kwargs)
+        if kind:
+            KINDS[kind] = cls
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: str,
+        device: str | torch.device,
+        crop: str,
+        *,
+        weights: str,
+        width: int,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bicubic",
+    ):
+        input_windows(1, 1, (1, 1), crop)
+        if interpolation not in ("bicubic", "bilinear"):
+            raise UserError(f"teacher '{name}': interpolation '{interpolation}' is not supported")
+        self.name, self.pretrained, self.device, self.crop = name, pretrained, torch.device(device), crop
+        self.width, self.size, self.mean, self.std = width, tuple(size), tuple(mean), tuple(std)
+        self.interpolation = interpolation
+        # Stores, vocabularies and checkpoints carry it; vild/utils/fingerprint.py compares
+        self.fingerprint = {
+            "name": name,
+            "pretrained": pretrained,
+            "weights": weights,
+            "width": width,
+            "preprocess": {
+                "size": list(self.size),
+                "mean": list(self.mean),
+                "std": list(self.std),
+                "interpolation": interpolation,
+                "crop": crop,
+            },
+        }
+
+    @abstractmethod
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Normalised float [N, 3, *size] to unit float32 [N, D] on the teacher's device; N may be 0."""
+
+    @abstractmethod
+    def encode_text(self, texts: Sequence[str], *, prompts: LearnedPrompts | None = None) -> Tensor:
+        """T texts to unit float32 [T, D]. ``prompts``: learned context (CoOp) in place of each text's first words;
+        UserError where they were learned for another teacher, or this one knows no such context."""
+
+    def encode_image_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`encode_image` for N > 0, and the image tower's last feature map, float32 [N, T, h, w]."""
+        raise UserError(f"teacher '{self.name}': its image tower gives no feature map")
+
+    def save(self, folder: Path) -> None:
+        """Write the model as open_clip's ``local-dir:`` folder: the same teacher, by its fingerprint."""
+        raise UserError(f"teacher '{self.name}': cannot be saved beside a detector")
+
+    @cached_property
+    def map_shape(self) -> tuple[int, int, int]:
+        """(T, h, w) of the image tower's last feature map.
+
+        Raises:
+            UserError: the tower has none, or gives another embedding beside it than :meth:`encode_image`.
+        """
+        probe = torch.linspace(-1, 1, 3 * self.size[0] * self.size[1]).view(1, 3, *self.size)
+        try:
+            embedding, maps = self.encode_image_and_maps(probe)
+        except UserError:
+            raise
+        except Exception as error:  # each tower fails in its own way
+            reason = " ".join(str(error).split())
+            raise UserError(f"teacher '{self.name}': its image tower gives no feature map ({reason})") from error
+        if maps.dim() != 4 or not torch.allclose(embedding, self.encode_image(probe), atol=1e-3):
+            raise UserError(f"teacher '{self.name}': its image tower gives no feature map beside its embedding")
+        return tuple(maps.shape[1:])
+
+    def cut(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """The crops of several images' boxes, uint8 [sum of N_i, S, 3, *size] (see ``crop_batch``)."""
+        return crop_batch(images, boxes, self.size, self.mean, self.interpolation, mode=self.crop)
+
+    def encode_regions(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """The distillation target of each box: 1x and 1.5x crops, fused (paper, section 3.3).
+
+        Args:
+            image: uint8 RGB [3, H, W].
+            boxes: float [N, 4], xyxy in its pixels.
+
+        Returns:
+            unit float32 [N, D]
+        """
+        if len(boxes) == 0:
+            return torch.zeros((0, self.width), device=self.device)
+        crops = self.cut([image], [boxes])
+        embeddings = self.encode_image(normalise(crops.flatten(0, 1), self.mean, self.std))
+        return fuse_scales(embeddings.view(*crops.shape[:2], -1))
+
+    def encode_regions_and_maps(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`encode_regions`, to the last bit, and the feature map of each box's 1x crop, [N, T, h, w].
+
+        Raises:
+            UserError: see :attr:`map_shape`.
+        """
+        if len(boxes) == 0:
+            return self.encode_regions(image, boxes), torch.zeros((0, *self.map_shape), device=self.device)
+        crops = self.cut([image], [boxes])
+        embeddings, maps = self.encode_image_and_maps(normalise(crops.flatten(0, 1), self.mean, self.std))
+        return fuse_scales(embeddings.view(*crops.shape[:2], -1)), maps[:: crops.shape[1]]
+
+
+def build_teacher(
+    name: str,
+    pretrained: str = "",
+    device: str | torch.device = "cpu",
+    crop: str = "squash",
+    precision: str = "fp32",
+    compile: bool = False,
+) -> Teacher:
+    """The teacher of a name, loaded and frozen.
+
+    Args:
+        name: an open_clip model name, ``local-dir:FOLDER``, ``hf-hub:REPOSITORY`` (``clip.py``), or ``KIND:ANYTHING``
+            for another module of vild.teacher.
+        pretrained: open_clip's tag or a file of weights, or "random"; other kinds may ignore it.
+        device: where the model lives.
+        crop: how a region becomes its input, one of crops.MODES (see ``crops.input_windows``).
+        precision: of the image tower's arithmetic (autocast), one of clip.PRECISIONS.
+        compile: compile the image tower (minutes at the start; pays over millions of crops on a GPU).
+
+    Raises:
+        UserError: there is no such teacher, or its weights cannot be loaded.
+    """
+    return _find_kind(name)(name, pretrained, device, crop, precision, compile)
+
+
+def _find_kind(name: str) -> type[Teacher]:
+    """The class for a name. A name can come from an untrusted config: only modules of this package are imported."""
+    kind, colon, _ = name.partition(":")
+    kind = kind if colon and re.fullmatch("[a-z0-9_]+", kind) else "clip"
+    if kind not in KINDS and find_spec(f"vild.teacher.{kind}"):
+        import_module(f"vild.teacher.{kind}")
+    if kind not in KINDS:
+        raise UserError(f"teacher '{name}': there is no kind of teacher '{kind}' (vild/teacher/{kind}.py)")
+    return KINDS[kind]
