@@ -11,17 +11,10 @@ from experiments.pipeline import GlyphsRun
 from vild.config import load_config
 from vild.data import datasets
 from vild.inference.predictor import OpenVocabularyDetector
-from vild.report.quickstart import comparison, table, write_report
+from vild.report.images import comparison
+from vild.report.quickstart import quickstart_table, write_quickstart_report
 from vild.utils.errors import one_line_errors
 
-COLUMNS = [
-    "bbox/AP50_novel",
-    "bbox/AP50_base",
-    "bbox/AP50_all",
-    "bbox/AP",
-    "segm/AP50_novel",
-    "segm/AP50_base",
-]
 TEXT = """ViLD and ViLD-text, trained for equally many iterations on the same scenes: {base} base names annotated,
 {novel} novel names drawn in them but never annotated. Evaluated on {images} scenes with all {all} names offered.
 ViLD has met the novel objects only as unnamed proposals whose teacher embedding it imitates."""
@@ -64,8 +57,8 @@ def main():
         images=len(datasets.load_dicts("glyphs_val")),
     )
     image = comparison(detectors, "glyphs_val", count=4, threshold=0.5)
-    page = write_report(args.output, document, COLUMNS, text, image)
-    print(table({k: document[k] for k in ("ViLD", "ViLD-text")}, COLUMNS))
+    page = write_quickstart_report(args.output, document, text, image)
+    print(quickstart_table({k: document[k] for k in ("ViLD", "ViLD-text")}).markdown)
     print(f"the report: {page}, its image: {args.output / 'report.png'}")
 
 

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from vild.report.page import write_page
-from vild.report.run_report import cost_blocks, gauge_blocks, origin_blocks, read_run, run_blocks, unreadable_blocks
+from vild.report.run_report import cost_blocks, origin_blocks, read_diagnostics, read_run, run_blocks, unreadable_blocks
 from vild.utils.errors import one_line_errors
 
 
@@ -26,7 +26,7 @@ def main():
     args = parser.parse_args()
     metrics, folder = read_run(args.run), args.output or args.run / "report"
     # what can fail before the images, the first files that are written
-    explained = gauge_blocks(args.gauges) if args.gauges else []
+    explained = read_diagnostics(args.gauges) if args.gauges else []
     rest = [
         *unreadable_blocks(args.run, "were left out of the training"),
         *cost_blocks(args.run),

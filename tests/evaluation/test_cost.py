@@ -1,4 +1,4 @@
-"""What a detector costs: counted by hand, the same whatever the weights."""
+"""The cost of a detector: equal to a count by hand, independent of the weights."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_a_run_is_built_from_what_it_left(make_cfg, vocabulary_file, tmp_path):
         ("MODEL.VILD.OBJECTIVES", [{"NAME": "soft_targets", "OVER": "gone.safetensors"}]),
     ],
 )
-def test_a_run_that_cannot_be_built_any_more_costs_nothing_and_it_is_told(make_cfg, tmp_path, caplog, gone):
+def test_a_run_that_cannot_be_built_any_more_has_no_cost_and_logs_why(make_cfg, tmp_path, caplog, gone):
     (tmp_path / "config.yaml").write_text(make_cfg("vild", *gone).dump())
     assert cost.detector_of_run(tmp_path) is None and cost_blocks(tmp_path) == []
-    assert f"{tmp_path}: what the network costs" in caplog.text and "gone.safetensors does not exist" in caplog.text
+    assert f"{tmp_path}: the cost of the network" in caplog.text and "gone.safetensors does not exist" in caplog.text

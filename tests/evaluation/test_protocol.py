@@ -8,7 +8,7 @@ import pytest
 
 from tests.evaluation.reference import lvis_precision, pycocotools_precision, random_world
 from vild.data.classes import Split, make_classes
-from vild.evaluation.metrics import fixed_summary, summarize
+from vild.evaluation.metrics import summarize
 from vild.evaluation.protocol import GroundTruth, evaluate
 from vild.evaluation.results import ResultsWriter, best_per_class, iterate_records, read_results
 from vild.utils.errors import UserError
@@ -61,7 +61,7 @@ def test_means_are_those_of_the_reference(tmp_path):
     assert mine["AP_novel"] == mine["APr"]
 
 
-def test_ap_fixed_is_the_references_without_a_limit_a_image(tmp_path, monkeypatch):
+def test_ap_fixed_equals_the_reference_without_a_limit_per_image(tmp_path, monkeypatch):
     document, results = random_world(1, lvis=True)
     truth = truth_of(document, "lvis")
     monkeypatch.setattr("vild.evaluation.protocol.FIXED_PER_CLASS", 150)
@@ -72,7 +72,7 @@ def test_ap_fixed_is_the_references_without_a_limit_a_image(tmp_path, monkeypatc
         kept += sorted(own, key=lambda r: (-r["score"], r["image_id"]))[:150]
     assert len(kept) < len(results)
     precision = lvis_precision(document, kept, "bbox", tmp_path, per_image=-1)
-    for name, value in fixed_summary(precision, truth.classes.splits, truth.classes.frequencies).items():
+    for name, value in summarize(precision, truth.classes.splits, truth.classes.frequencies, fixed=True).items():
         assert mine[name] == pytest.approx(value, abs=1e-6)
     assert mine["AP_fixed"] != mine["AP"]
 
@@ -148,7 +148,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_results_file_is_told_in_one_line(name, tmp_path):
+def test_a_malformed_results_file_is_reported_in_one_line(name, tmp_path):
     text, message = MALFORMED[name]
     path = tmp_path / "r.json"
     path.write_text(text)

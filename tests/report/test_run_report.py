@@ -1,4 +1,4 @@
-"""The report of a run from the command line: whole, or one line and nothing written."""
+"""tools/report.py: a full report, or one line and no file."""
 
 import json
 import runpy
@@ -50,7 +50,7 @@ def test_whole_although_the_network_cannot_be_built_any_more(evaluated, report, 
     status, line = report("--gauges", tmp_path / "gauges.json")
     page = (evaluated / "report" / "report.md").read_text()
     assert status == 0 and "report.md" in line and "class_" in page and "71.5" in page
-    assert "What it costs" not in page
+    assert "## Cost" not in page
 
 
 def test_a_proposal_network_has_none(evaluated, report):

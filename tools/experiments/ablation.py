@@ -15,11 +15,11 @@ from tabulate import tabulate
 from experiments.grid import Row
 from experiments.pipeline import GlyphsRun, Stage, stage
 from vild.evaluation import cost
+from vild.evaluation.metrics import DIAGNOSTICS, TABLES, title
 from vild.utils.files import written_whole
 from vild.vocabulary.vocabulary import Vocabulary
 
-METRICS = ["bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/APr", "bbox/APc", "bbox/APf",
-           "segm/AP50_novel", "segm/AP50_base"]  # fmt: skip
+METRICS = TABLES["ablation"]
 SECONDS, PARAMETERS, GFLOP = "seconds a step", "million parameters", "GFLOP"
 
 
@@ -122,7 +122,7 @@ def table(results: Mapping[str, list[dict]], gauges: Mapping[str, list[dict]]) -
     """Markdown. ``results``: row to a seed's metrics each, the first with what the row costs; ``gauges``: gauge to a
     seed's {"base", "novel"} each."""
     options = {"tablefmt": "pipe", "disable_numparse": True}
-    headers = ["", "seeds", *(m.replace("bbox/", "box ").replace("segm/", "mask ") for m in METRICS),
+    headers = ["", "seeds", *map(title, METRICS),
                SECONDS, PARAMETERS, GFLOP]  # fmt: skip
     body = [
         [name, str(len(values)), *(mean_and_std([v.get(m) for v in values]) for m in METRICS),
@@ -133,7 +133,7 @@ def table(results: Mapping[str, list[dict]], gauges: Mapping[str, list[dict]]) -
     page = tabulate(body, headers, **options) + "\n"
     if gauges:
         rows = [
-            [name, *(mean_and_std([v[m] for v in values], 3 if "cosine" in name else 1) for m in ("base", "novel"))]
+            [name, *(mean_and_std([v[m] for v in values], DIAGNOSTICS.get(name, 1)) for m in ("base", "novel"))]
             for name, values in gauges.items()
         ]
         page += "\n" + tabulate(rows, ["gauge", "base", "novel"], **options) + "\n"

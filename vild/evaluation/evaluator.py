@@ -1,10 +1,10 @@
-"""Detectron2 evaluators: open-vocabulary AP (LVIS or COCO protocol) and proposal recall; what they write."""
+"""Detectron2 evaluators for open-vocabulary AP (LVIS or COCO protocol) and proposal recall, and the files they
+write."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
 import tempfile
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from vild.data import datasets
 from vild.data.unreadable import REASON, gathered
-from vild.evaluation.metrics import average_recall, best_overlaps, covered
+from vild.evaluation.metrics import RECALL_LIMITS, average_recall, best_overlaps, covered, decimal
 from vild.evaluation.protocol import Evaluation, GroundTruth, evaluate
 from vild.evaluation.results import ResultsWriter, read_results
 from vild.utils.files import write_json
@@ -26,19 +26,17 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "vild_metrics.json"
 RESULTS_FILE = "coco_instances_results.json"
 CLASSES_FILE = "per_class.json"
-IMAGES = "pictures"  # beside "bbox" and "segm" among the metrics: a count, where images could not be read
-RECALL_LIMITS = (100, 300, 1000)
+IMAGES = "pictures"  # key beside "bbox" and "segm", with the number of unreadable images if there were any
 
 
 class OpenVocabularyEvaluator(DatasetEvaluator):
     """AP over base, novel and all classes of a data set, by its protocol.
 
-    Detections go to disk as they come; what is scored is the results file, read back, so that tools/evaluate.py
-    finds the same numbers in it.
+    Detections are streamed to disk and scored from the results file, as tools/evaluate.py does.
 
     Args:
-        name: a data set of ``vild.data.datasets``.
-        output_dir: where ``coco_instances_results.json`` and ``per_class.json`` go (None: nowhere).
+        name: a registered data set (``vild.data.datasets``).
+        output_dir: for ``coco_instances_results.json`` and ``per_class.json`` (None: do not keep them).
         masks: also evaluate masks.
     """
 
@@ -82,7 +80,7 @@ def truth_of(name: str) -> GroundTruth:
 def evaluate_results(
     name: str, path: str | Path, iou_types: tuple[str, ...], output_dir: str | Path | None = None
 ) -> Evaluation:
-    """Score a results file against a data set, log the table, write ``per_class.json`` to ``output_dir``."""
+    """Score a results file against a data set, log the metrics, write ``per_class.json`` to ``output_dir``."""
     truth = truth_of(name)
     found = read_results(path, truth.sizes, {c["id"] for c in truth.document["categories"]}, "segm" in iou_types)
     evaluation = evaluate(truth, found, iou_types, fixed=truth.protocol == "lvis")
@@ -93,7 +91,7 @@ def evaluate_results(
 
 
 def heading(name: str, truth: GroundTruth, evaluation: Evaluation) -> str:
-    """What a table stands on: protocol, how many names were offered and scored, how much ground truth there is."""
+    """One line above a table of metrics: protocol, classes offered and scored, images and detections."""
     counts = evaluation.counts
     groups = ", ".join(
         f"{counts[f'classes_{mark}']} {mark} ({counts[f'classes_{mark}_with_ground_truth']} with ground truth)"
@@ -106,35 +104,32 @@ def heading(name: str, truth: GroundTruth, evaluation: Evaluation) -> str:
 
 
 def as_table(metrics: dict[str, dict[str, float]]) -> str:
-    """Rows: metrics in percent; columns: box, mask; "-" where there is no ground truth."""
-    rows = [
-        [name, *("-" if math.isnan(m[name]) else f"{m[name]:.2f}" for m in metrics.values())]
-        for name in next(iter(metrics.values()))
-    ]
+    """A Markdown table with a row per metric (percent, "-" without ground truth) and a column per IoU type."""
+    rows = [[key, *(decimal(m[key], 2) for m in metrics.values())] for key in next(iter(metrics.values()))]
     return tabulate(rows, headers=["", *metrics], tablefmt="pipe", disable_numparse=True)
 
 
 def write_metrics(output_dir: str | Path, results: dict[str, dict]) -> Path:
-    """``inference/vild_metrics.json`` of {data set: {kind: {metric: percent}}}; returns its path."""
+    """Write ``inference/vild_metrics.json`` from {data set: {IoU type: {metric key: percent}}}; return its path."""
     path = Path(output_dir) / "inference" / METRICS_FILE
     write_flat(path, results)
     return path
 
 
 def write_flat(path: Path, results: dict[str, dict]) -> None:
-    """Flat {"<data set>/<kind>/<metric>": percent, or null where there is no ground truth}."""
+    """Write {"<data set>/<IoU type>/<metric>": percent, or null without ground truth} as JSON."""
     flat = {
-        f"{name}/{kind}/{metric}": None if math.isnan(value) else value
-        for name, kinds in results.items()
-        for kind, values in kinds.items()
-        for metric, value in values.items()
+        f"{name}/{iou_type}/{key}": None if value != value else value
+        for name, by_type in results.items()
+        for iou_type, values in by_type.items()
+        for key, value in values.items()
     }
     write_json(path, flat)
 
 
 class ProposalRecallEvaluator(DatasetEvaluator):
-    """How well proposals cover the ground truth, for base and novel: AR@100, 300, 1000 over IoU 0.5 to 0.95, and the
-    share covered at IoU 0.5 by the ``per_image`` best, those that are distilled."""
+    """Recall of proposals on base and novel ground truth: AR@100, 300 and 1000 (IoU 0.5 to 0.95), and recall at
+    IoU 0.5 of the top ``per_image``, those that are distilled."""
 
     def __init__(self, name: str, per_image: int):
         self.name, self.per_image = name, per_image
@@ -153,7 +148,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             self.add(given["image_id"], boxes[:0] if REASON in given else boxes)
 
     def add(self, image_id: int, proposals: torch.Tensor) -> None:
-        """One image's proposals [N, 4] xyxy, the best first."""
+        """Add an image's proposals, [N, 4] xyxy, sorted by descending score."""
         boxes, classes = self.truth[image_id]
         overlaps = [best_overlaps(boxes, proposals[:limit]).tolist() for limit in RECALL_LIMITS]
         hits = covered(boxes, proposals[: self.per_image], 0.5).tolist()
@@ -177,7 +172,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
 
 
 def ground_truth_boxes(name: str) -> dict[int, tuple[torch.Tensor, list[int]]]:
-    """image_id to boxes float32 [G, 4] xyxy and contiguous classes, crowds left out."""
+    """image_id to boxes, float32 [G, 4] xyxy, and contiguous class ids, without crowds."""
     truth = {}
     for record in datasets.load_dicts(name):
         things = [a for a in record["annotations"] if not a["iscrowd"]]

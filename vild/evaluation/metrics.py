@@ -1,30 +1,101 @@
-"""Average precision by groups of classes, and proposal recall. Pure functions over arrays."""
+"""Every metric of a detector, declared once: how it is computed, its key in results, the tables that show it.
+
+To report another one, add a line to METRICS, and its column to the TABLES where people should see it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-AREAS = ("s", "m", "l")  # up to 32², up to 96², above (COCO)
+IOU_TYPES = {"bbox": "box", "segm": "mask"}  # keys in results, and their titles
+AREAS = ("all", "s", "m", "l")  # COCO's areas in COCOeval's order: any, up to 32², up to 96², above
+RECALL_LIMITS = (100, 300, 1000)
 
 
-def class_ap(precision: np.ndarray, area: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """AP and AP50 of every class, in percent; NaN where a class has no ground truth.
+@dataclass(frozen=True)
+class Metric:
+    """The mean over a group of classes of their AP.
+
+    Attributes:
+        key: its name in results files, below "bbox" or "segm".
+        group: "all" (base and novel together), "base", "novel", or an LVIS frequency, "r", "c" or "f".
+        iou: the IoU threshold in percent; None for the mean over 50, 55 ... 95.
+        area: one of AREAS.
+        fixed: of the AP-fixed protocol (Dave et al., arXiv 2102.01066), evaluated for LVIS data sets.
+    """
+
+    key: str
+    group: str = "all"
+    iou: int | None = None
+    area: str = "all"
+    fixed: bool = False
+
+
+METRICS = (
+    Metric("AP"),
+    Metric("AP50", iou=50),
+    Metric("AP75", iou=75),
+    Metric("APs", area="s"),
+    Metric("APm", area="m"),
+    Metric("APl", area="l"),
+    Metric("AP_novel", "novel"),
+    Metric("AP_base", "base"),
+    Metric("AP50_novel", "novel", iou=50),
+    Metric("AP50_base", "base", iou=50),
+    Metric("AP50_all", iou=50),
+    Metric("APr", "r"),
+    Metric("APc", "c"),
+    Metric("APf", "f"),
+    *(Metric(f"{key}_fixed", group, fixed=True) for key, group in
+      [("AP", "all"), ("AP_novel", "novel"), ("AP_base", "base"), ("APr", "r"), ("APc", "c"), ("APf", "f")]),
+)  # fmt: skip
+CLASS_METRICS = (Metric("AP"), Metric("AP50", iou=50))  # of single classes, in per_class.json
+
+# Columns are "<IoU type>/<metric>". The tables of published numbers have theirs in vild/report/published.json.
+TABLES = {
+    "quickstart": ("bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/AP", "segm/AP50_novel",
+                   "segm/AP50_base"),
+    "ablation": ("bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/APr", "bbox/APc", "bbox/APf",
+                 "segm/AP50_novel", "segm/AP50_base"),
+    "clip_on_crops": ("bbox/AP", "bbox/AP50_novel", "bbox/AP50_base", "bbox/APr", "bbox/APc", "bbox/APf"),
+    "transfer": ("bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APs", "bbox/APm", "bbox/APl"),
+}  # fmt: skip
+DIAGNOSTICS = {  # key to decimals; what tools/gauges.py writes by base and novel, all but the cosine in percent
+    "teacher_top1": 1,
+    "student_teacher_cosine": 3,
+    "proposal_recall50": 1,
+    "clip_on_crops_AP50": 1,
+}
+
+
+def title(column: str) -> str:
+    """ "box AP50_novel" of "bbox/AP50_novel"."""
+    iou_type, metric = column.split("/", 1)
+    return f"{IOU_TYPES.get(iou_type, iou_type)} {metric}"
+
+
+def decimal(value: float | None, digits: int = 1) -> str:
+    """A cell of a table; "-" where nothing was measured (None or NaN)."""
+    return "-" if value is None or np.isnan(value) else f"{value:.{digits}f}"
+
+
+def ap_by_class(precision: np.ndarray, metric: Metric) -> np.ndarray:
+    """The AP [K] of every class in percent; NaN where a class has no ground truth.
 
     Args:
         precision: [T, R, K, A] as COCOeval accumulates it (T IoU thresholds from 0.5 by 0.05, R recall points,
-            K classes, A areas of which 0 is all); -1 where there is no ground truth.
-        area: which of the A.
-
-    Returns:
-        two arrays [K].
+            K classes, A areas as in AREAS); -1 where there is no ground truth.
+        metric: the IoU thresholds and the area to take; its group is ignored.
     """
-    table = np.where(precision[:, :, :, area] < 0, np.nan, precision[:, :, :, area]) * 100
-    return table.mean((0, 1)), table[0].mean(0)
+    at = slice(None) if metric.iou is None else slice((metric.iou - 50) // 5, (metric.iou - 50) // 5 + 1)
+    chosen = precision[at, :, :, AREAS.index(metric.area)]
+    return (np.where(chosen < 0, np.nan, chosen) * 100).mean((0, 1))
 
 
 def group_mean(values: np.ndarray, members: Sequence[bool]) -> float:
@@ -34,49 +105,39 @@ def group_mean(values: np.ndarray, members: Sequence[bool]) -> float:
     return float(chosen.mean()) if len(chosen) else float("nan")
 
 
-def scored(splits: Sequence[str]) -> np.ndarray:
-    """bool [K]: the classes that "all" means: base and novel ones; every class where none is marked."""
+def summarize(
+    precision: np.ndarray, splits: Sequence[str], frequencies: Sequence[str], fixed: bool = False
+) -> dict[str, float]:
+    """The metrics of one IoU type in percent, by key; those by frequency only where frequencies are known.
+
+    Args:
+        precision: see :func:`ap_by_class`; of the AP-fixed protocol if ``fixed``, which selects its metrics.
+        splits: of each class "base", "novel" or "". Classes without a split are left out of the group "all",
+            unless no class has one.
+        frequencies: of each class "r", "c", "f" or "".
+    """
     marked = np.array([bool(s) for s in splits])
-    return marked if marked.any() else np.ones(len(splits), bool)
-
-
-def summarize(precision: np.ndarray, splits: Sequence[str], frequencies: Sequence[str]) -> Mapping[str, float]:
-    """The metrics of one IoU type: AP, AP50, AP75 and by object size over base and novel classes together; AP and
-    AP50 by base and novel; where frequencies are known, AP of rare, common and frequent classes."""
-    ap, ap50 = class_ap(precision)
-    everything = scored(splits)
-    base, novel = (np.array([s == mark for s in splits]) for mark in ("base", "novel"))
-    result = {"AP": group_mean(ap, everything), "AP50": group_mean(ap50, everything)}
-    result["AP75"] = group_mean(class_ap(precision[5:6])[0], everything)
-    for index, letter in enumerate(AREAS, 1):
-        result[f"AP{letter}"] = group_mean(class_ap(precision, index)[0], everything)
-    for name, members in (("novel", novel), ("base", base)):
-        result[f"AP_{name}"] = group_mean(ap, members)
-    for name, members in (("novel", novel), ("base", base), ("all", everything)):
-        result[f"AP50_{name}"] = group_mean(ap50, members)
+    groups = {"all": marked if marked.any() else ~marked}
+    groups |= {split: np.array([s == split for s in splits]) for split in ("base", "novel")}
     if any(frequencies):
-        for letter in "rcf":
-            result[f"AP{letter}"] = group_mean(ap, [f == letter for f in frequencies])
-    return result
-
-
-def fixed_summary(precision: np.ndarray, splits: Sequence[str], frequencies: Sequence[str]) -> Mapping[str, float]:
-    """The AP's of :func:`summarize` under names of their own, for a precision of the AP-fixed protocol."""
-    whole = summarize(precision, splits, frequencies)
-    names = ["AP", "AP_novel", "AP_base", *(f"AP{letter}" for letter in "rcf")]
-    return {f"{name}_fixed": whole[name] for name in names if name in whole}
+        groups |= {letter: np.array([f == letter for f in frequencies]) for letter in "rcf"}
+    return {
+        metric.key: group_mean(ap_by_class(precision, metric), groups[metric.group])
+        for metric in METRICS
+        if metric.fixed == fixed and metric.group in groups
+    }
 
 
 def best_overlaps(boxes: Tensor, proposals: Tensor) -> Tensor:
-    """IoU of each ground-truth box with the proposal it is paired with, a proposal serving one box only: the pair
-    that overlaps most first, then the next of what is left (as Detectron2 counts proposals' recall).
+    """IoU of each ground-truth box with its proposal, one-to-one: the pair with the highest IoU is matched first, then
+    the next of what is left (as Detectron2 computes proposal recall).
 
     Args:
         boxes: [G, 4] xyxy.
         proposals: [N, 4] xyxy.
 
     Returns:
-        float32 [G]; 0 for a box that got none.
+        float32 [G]; 0 for an unmatched box.
     """
     result = torch.zeros(len(boxes))
     overlaps = box_iou(boxes, proposals)
@@ -88,7 +149,7 @@ def best_overlaps(boxes: Tensor, proposals: Tensor) -> Tensor:
 
 
 def average_recall(overlaps: Tensor) -> float:
-    """Percent of boxes found, mean over the IoU thresholds 0.5, 0.55 ... 0.95; NaN without a box.
+    """Recall in percent, mean over the IoU thresholds 0.5, 0.55 ... 0.95; NaN without a box.
 
     Args:
         overlaps: [G], of :func:`best_overlaps`.
@@ -98,7 +159,7 @@ def average_recall(overlaps: Tensor) -> float:
 
 
 def covered(boxes: Tensor, proposals: Tensor, threshold: float) -> Tensor:
-    """bool [G]: which ground-truth boxes [G, 4] some proposal [N, 4] overlaps by at least ``threshold`` IoU."""
+    """bool [G]: which ground-truth boxes [G, 4] have a proposal [N, 4] with an IoU of at least ``threshold``."""
     if len(boxes) == 0 or len(proposals) == 0:
         return torch.zeros(len(boxes), dtype=torch.bool)
     return box_iou(boxes, proposals).max(1).values >= threshold

@@ -1,5 +1,5 @@
-"""Score detections against ground truth, by COCO's or LVIS's rules (through hotcoco, which matches and accumulates
-as pycocotools and lvis-api do)."""
+"""Score detections against ground truth by the COCO or the LVIS protocol. hotcoco matches and accumulates as
+pycocotools and lvis-api do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import hotcoco
 import numpy as np
 
 from vild.data.classes import Classes
-from vild.evaluation.metrics import class_ap, fixed_summary, summarize
+from vild.evaluation.metrics import CLASS_METRICS, ap_by_class, summarize
 from vild.evaluation.results import ResultArrays, best_per_class
 
 IMAGES_AT_ONCE = 500
@@ -23,11 +23,11 @@ class GroundTruth:
     """What detections are scored against.
 
     Attributes:
-        document: annotation file, LVIS or COCO form (shared: not changed).
-        classes: the classes that are offered, in order; those marked neither base nor novel are not scored where
-            others are marked.
-        protocol: "coco" (all classes compete everywhere; 100 detections an image and class) or "lvis" (federated:
-            only where a class is known to be or not to be; 300 detections an image).
+        document: content of an annotation file in LVIS or COCO format (shared: never modified).
+        classes: the classes offered to the detector, in order. If any is marked base or novel, unmarked classes are
+            not scored.
+        protocol: "coco" (every class is evaluated on every image; 100 detections per image and class) or "lvis"
+            (federated: a class is evaluated only on images where its presence is known; 300 detections per image).
     """
 
     document: dict
@@ -40,7 +40,7 @@ class GroundTruth:
         return {i["id"]: (i["height"], i["width"]) for i in self.document["images"]}
 
     def only_annotated_images(self) -> GroundTruth:
-        """Without the images that hold no annotation of the base and novel classes (as in the COCO 48/17 files)."""
+        """Drop images without an annotation of a base or novel class (as in the COCO 48/17 files)."""
         marked = {i for i, s in zip(self.classes.ids, self.classes.splits, strict=True) if s}
         kept = {a["image_id"] for a in self.document["annotations"] if a["category_id"] in marked}
         images = [i for i in self.document["images"] if i["id"] in kept]
@@ -49,8 +49,13 @@ class GroundTruth:
 
 @dataclass
 class Evaluation:
-    """Metrics {"bbox": {metric: percent}, "segm": ...} (NaN only for a group of which no class has ground truth),
-    counts {name: number}, and a row a class."""
+    """The result of an evaluation.
+
+    Attributes:
+        metrics: {"bbox" or "segm": {metric key: percent}}; NaN for a group without ground truth.
+        counts: sizes of what was scored, by name.
+        classes: one row per class, as in per_class.json.
+    """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -63,9 +68,9 @@ def evaluate(
     """Score detections.
 
     Args:
-        detections: of any categories and images; what is not in the truth is left out.
-        fixed: also AP-fixed (Dave et al., arXiv 2102.01066): at most 10,000 detections a class over the whole set
-            and no limit an image. Another protocol, in columns of its own.
+        detections: of any categories and images; those not in the ground truth are dropped.
+        fixed: also evaluate AP-fixed (Dave et al., arXiv 2102.01066): at most 10,000 detections per class over the
+            whole data set, no limit per image. It is another protocol, with metrics of its own.
     """
     classes = truth.classes
     detections = detections.take(
@@ -83,17 +88,17 @@ def evaluate(
         metrics = summarize(precision, classes.splits, classes.frequencies)
         if best is not None:
             unlimited = max(1, len(best))
-            metrics |= fixed_summary(
-                _precision(truth, by_image, best, iou_type, unlimited), classes.splits, classes.frequencies
-            )
+            fixed_precision = _precision(truth, by_image, best, iou_type, unlimited)
+            metrics |= summarize(fixed_precision, classes.splits, classes.frequencies, fixed=True)
         result.metrics[iou_type] = metrics
-        for row, ap, ap50 in zip(result.classes, *class_ap(precision), strict=True):
-            row[f"{iou_type}/AP"], row[f"{iou_type}/AP50"] = (None if np.isnan(v) else float(v) for v in (ap, ap50))
+        for metric in CLASS_METRICS:
+            for row, ap in zip(result.classes, ap_by_class(precision, metric).tolist(), strict=True):
+                row[f"{iou_type}/{metric.key}"] = None if np.isnan(ap) else ap
     return result
 
 
 def _annotation(annotation: dict, protocol: str) -> dict:
-    """As the protocol reads it: LVIS knows no crowds; an area that is not given is the box's."""
+    """The annotation as the protocol reads it: no crowds in LVIS; the area defaults to the box's."""
     crowd = 0 if protocol == "lvis" else annotation.get("iscrowd", 0)
     area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
     return {**annotation, "iscrowd": crowd, "area": area}
@@ -102,7 +107,7 @@ def _annotation(annotation: dict, protocol: str) -> dict:
 def _precision(
     truth: GroundTruth, by_image: dict, detections: ResultArrays, iou_type: str, limit: int = 0
 ) -> np.ndarray:
-    """[T, R, K, A] as COCOeval accumulates it; the images are matched a few hundred at a time."""
+    """[T, R, K, A] as COCOeval accumulates it, IMAGES_AT_ONCE images matched at a time to bound memory."""
     lvis = truth.protocol == "lvis"
     params = hotcoco.Params(iou_type)
     if limit:
@@ -126,8 +131,8 @@ def _precision(
 
 
 def _records(detections: ResultArrays, part: slice, sizes: dict, iou_type: str) -> np.ndarray | list[dict]:
-    """Some detections as hotcoco reads them. Masks go without their boxes, so that small, medium and large are told
-    by the mask's area, as Detectron2's evaluators do."""
+    """Some detections in hotcoco's form. Masks come without boxes, so that the area is the mask's, as in Detectron2's
+    evaluators."""
     image_ids, category_ids, scores = (
         column[part] for column in (detections.image_ids, detections.category_ids, detections.scores)
     )
@@ -141,7 +146,7 @@ def _records(detections: ResultArrays, part: slice, sizes: dict, iou_type: str) 
 
 
 def _counts(truth: GroundTruth, by_image: dict, detections: ResultArrays) -> dict[str, int]:
-    """How much there is to score: without it a mean says little."""
+    """How much ground truth and how many detections the metrics are based on."""
     classes = truth.classes
     present = {a["category_id"] for rows in by_image.values() for a in rows if not a["iscrowd"]}
     counts = {"pictures": len(truth.document["images"]), "offered": len(classes.ids), "detections": len(detections)}

@@ -1,7 +1,7 @@
-"""Results files: detections of any detector in COCO's results form, a JSON list of {"image_id", "category_id",
-"score", "bbox": [x, y, w, h]} and, for masks, "segmentation": {"size": [H, W], "counts": str}.
+"""Results files in the COCO format: a JSON list of {"image_id", "category_id", "score", "bbox": [x, y, w, h]} and, with
+masks, "segmentation": {"size": [H, W], "counts": str}.
 
-Read one record at a time into columns, so that millions of detections fit; written as they come.
+Read record by record into arrays, so that millions of detections fit in memory; written as they arrive.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vild.data.rle import check_end, fits
 from vild.utils.errors import UserError
 from vild.utils.files import cannot_write, written_whole
 
-_CHUNK = 1 << 24  # characters read at once
-_RECORD = 1 << 26  # a longer record is a broken file
+_CHUNK = 1 << 24  # characters per read
+_RECORD = 1 << 26  # characters; a longer record means a broken file
 _SEPARATORS = re.compile(r"[\s,]*")
 
 
 @dataclass(frozen=True)
 class ResultArrays:
-    """N detections as columns, images by rising id, the file's order within an image.
+    """N detections as columns, sorted by image id, in the file's order within an image.
 
     Attributes:
         image_ids, category_ids: int64 [N].
@@ -58,8 +58,8 @@ class ResultArrays:
 
 
 def best_per_class(detections: ResultArrays, count: int) -> ResultArrays:
-    """At most ``count`` detections of each category over the whole set, those of the highest scores (Dave et al.,
-    arXiv 2102.01066: what AP-fixed is computed of)."""
+    """The ``count`` highest-scoring detections of each category over the whole data set, as AP-fixed takes them
+    (Dave et al., arXiv 2102.01066)."""
     order = np.lexsort((-detections.scores, detections.category_ids))
     categories = detections.category_ids[order]
     first = np.searchsorted(categories, categories, side="left")
@@ -68,16 +68,16 @@ def best_per_class(detections: ResultArrays, count: int) -> ResultArrays:
 
 
 def iterate_records(path: str | Path) -> Iterator[object]:
-    """The items of a JSON list, one at a time, in bounded memory.
+    """Yield the items of a JSON list one at a time, in bounded memory.
 
     Raises:
-        UserError: the file is missing, is no list, or ends in the middle.
+        UserError: the file is missing, is not a JSON list, or is truncated.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"results: {path} does not exist")
     decoder, count = json.JSONDecoder(), 0
-    with open(path, encoding="utf-8", errors="replace") as file:  # no JSON is made of what is replaced
+    with open(path, encoding="utf-8", errors="replace") as file:  # a replacement character never parses as JSON
         buffer = file.read(_CHUNK).lstrip()
         if not buffer.startswith("["):
             raise UserError(f"results: {path} is not a JSON list of detections")
@@ -95,7 +95,7 @@ def iterate_records(path: str | Path) -> Iterator[object]:
                     raise UserError(f"results: {path}: {where}: not JSON, or cut off ({error.msg})") from error
                 buffer, at = buffer[at:] + more, 0
                 continue
-            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a thousand lists in one another
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, deeply nested lists
                 raise UserError(f"results: {path}: record {count}: {type(error).__name__}: {error}") from error
             yield record
             count += 1
@@ -104,15 +104,15 @@ def iterate_records(path: str | Path) -> Iterator[object]:
 def read_results(
     path: str | Path, sizes: Mapping[int, tuple[int, int]], categories: set[int], masks: bool
 ) -> ResultArrays:
-    """Read a results file and check every record against the ground truth.
+    """Read a results file, checking every record against the ground truth.
 
     Args:
         sizes: image_id to (height, width) of every image of the ground truth.
-        categories: every category id that may occur.
-        masks: whether masks are wanted.
+        categories: the category ids that may occur.
+        masks: whether to read masks, which every record must have then.
 
     Raises:
-        UserError: names the file, the record and the field.
+        UserError: an invalid record; the message names the file, the record and the field.
     """
     ids, numbers, counts = array("q"), array("d"), []
     for n, record in enumerate(iterate_records(path)):
@@ -154,7 +154,7 @@ def _counts(segmentation: dict, size: tuple[int, int]) -> bytes:
     elif fits(counts, *size):
         counts = mask_api.frPyObjects(segmentation, *size)["counts"]
     else:
-        raise ValueError("segmentation's counts are not a mask of the image's size")
+        raise ValueError("segmentation's counts do not decode to a mask of the image's size")
     return counts.encode() if isinstance(counts, str) else counts
 
 
@@ -165,10 +165,10 @@ def _box_of_mask(record: dict, size: tuple[int, int]) -> list[float]:
 
 
 class ResultsWriter:
-    """Collect detections on disk as they come, on any number of ranks; memory does not grow with them.
+    """Collect detections of all ranks on disk, in constant memory.
 
     Args:
-        folder: where the ranks' scratch files lie (None: the system's).
+        folder: for the ranks' temporary files (default: the system's).
     """
 
     def __init__(self, folder: str | None = None):
@@ -182,9 +182,9 @@ class ResultsWriter:
             self._lines.writelines(json.dumps(record) + "\n" for record in records)
 
     def finish(self, path: str | Path) -> None:
-        """Bring every rank's records together in one results file, whole or not at all. All ranks must call it."""
+        """Gather the records of all ranks into one results file, atomically. All ranks must call it."""
         with cannot_write(self._where):
-            self._lines.seek(0)  # and what is still in memory goes to the disk
+            self._lines.seek(0)  # flushes too
         main = comm.is_main_process()
         with written_whole(path) if main else nullcontext(os.devnull) as aside, open(aside, "w") as file:
             file.write("[")

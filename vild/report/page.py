@@ -1,19 +1,16 @@
-"""A report page from blocks, as Markdown and as HTML with the same content."""
+"""Report pages, in Markdown and in HTML, from one list of blocks. The templates are in ``templates/``."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import tabulate
 
+from vild.evaluation.metrics import decimal, title
 from vild.utils.files import write_text
-
-_STYLE = """body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; border-bottom: 1px solid #ddd }
-td + td { text-align: right } img { max-width: 100% } details { margin: 1em 0 }"""
 
 
 @dataclass(frozen=True)
@@ -28,16 +25,21 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """``folded``: long; HTML shows it on a click on this title."""
+    """A long table can be ``folded``: hidden behind this title."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     folded: str = ""
 
+    @property
+    def markdown(self) -> str:
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in self.rows]
+        return tabulate(rows, self.headers, "pipe", disable_numparse=True)
+
 
 @dataclass(frozen=True)
 class Image:
-    """An image file beside the page."""
+    """An image file next to the page."""
 
     file: str
     caption: str
@@ -45,7 +47,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Verbatim:
-    """A text as it is, shown on a click on its title."""
+    """Preformatted text, hidden behind its title."""
 
     title: str
     text: str
@@ -54,49 +56,21 @@ class Verbatim:
 Block = Heading | Paragraph | Table | Image | Verbatim
 
 
-def markdown(title: str, blocks: Sequence[Block]) -> str:
-    parts = [f"# {title}"]
-    for block in blocks:
-        match block:
-            case Heading(text):
-                parts.append(f"## {text}")
-            case Paragraph(text):
-                parts.append(text)
-            case Table(headers, rows, _):
-                parts.append(tabulate(rows, headers, "pipe", disable_numparse=True))
-            case Image(file, caption):
-                parts.append(f"![{caption}]({file})\n\n*{caption}*")
-            case Verbatim(name, text):
-                parts.append(f"<details><summary>{name}</summary>\n\n```\n{text.strip()}\n```\n\n</details>")
-    return "\n\n".join(parts) + "\n"
+def metric_table(rows: Mapping[str, Mapping[str, float | None]], columns: Sequence[str]) -> Table:
+    """A row for each name, with its metrics of ``columns`` ("<IoU type>/<metric>"); "-" for missing ones."""
+    cells = [[name, *(decimal(values.get(column)) for column in columns)] for name, values in rows.items()]
+    return Table(["", *map(title, columns)], cells)
 
 
-def as_html(title: str, blocks: Sequence[Block]) -> str:
-    parts = [f"<h1>{html.escape(title)}</h1>"]
-    for block in blocks:
-        match block:
-            case Heading(text):
-                parts.append(f"<h2>{html.escape(text)}</h2>")
-            case Paragraph(text):
-                parts.append(f"<p>{html.escape(text)}</p>")
-            case Table(headers, rows, folded):
-                table = tabulate(rows, headers, "html", disable_numparse=True)
-                parts.append(f"<details><summary>{html.escape(folded)}</summary>{table}</details>" if folded else table)
-            case Image(file, caption):
-                parts.append(f'<p><img src="{html.escape(file)}" alt=""><br>{html.escape(caption)}</p>')
-            case Verbatim(name, text):
-                summary = f"<summary>{html.escape(name)}</summary>"
-                parts.append(f"<details>{summary}<pre>{html.escape(text)}</pre></details>")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style><body>" + "\n".join(parts) + "</body></html>\n"
+def write_page(folder: Path, heading: str, blocks: Sequence[Block]) -> Path:
+    """Write ``report.md`` and ``report.html`` to ``folder``; return the path of the first."""
+    environment = Environment(
+        loader=PackageLoader("vild.report"),
+        autoescape=lambda name: name.endswith(".html"),  # class and file names come from untrusted files
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-
-
-def write_page(folder: Path, title: str, blocks: Sequence[Block]) -> Path:
-    """``report.md`` and ``report.html`` in ``folder``; returns the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "report.html", as_html(title, blocks))
-    path = folder / "report.md"
-    write_text(path, markdown(title, blocks))
-    return path
+    for name in ("report.html", "report.md"):
+        write_text(folder / name, environment.get_template(name).render(heading=heading, blocks=blocks))
+    return folder / "report.md"
