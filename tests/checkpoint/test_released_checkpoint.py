@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
@@ -28,7 +27,7 @@ from vild.data import datasets
 from vild.engine.trainer import Trainer
 from vild.export.write import write_model
 from vild.inference.predictor import OpenVocabularyDetector
-from vild.modeling import build_model
+from vild.modeling import build_backbone, build_model
 from vild.modeling.released.rcnn import ReleasedRCNN
 from vild.utils.errors import UserError
 from vild.utils.weight_files import load_weights

@@ -13,7 +13,7 @@ from vild.data import datasets
 from vild.data.mapper import ViLDMapper
 from vild.engine.sources import check_teaching, open_store
 from vild.modeling import build_model, fusion
-from vild.modeling.extra_teachers import OtherTeachers
+from vild.modeling.extra_teachers import ExtraTeachers
 from vild.modeling.objectives import RegionBatch as ObjectiveRegions
 from vild.store.multi import REGIONS, SeveralStores
 from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
@@ -142,7 +142,7 @@ def test_two_identical_teachers_by_confidence_are_one(make_cfg, store_folder, vo
 def test_the_surer_teacher_counts_more(vocabulary):
     """Of each region, whatever its number; and a sum of weights of 1."""
     base = torch.ones(len(vocabulary), dtype=torch.bool)
-    others = OtherTeachers(4, [vocabulary], [1.0], vocabulary.names, 0.01, weighted="confidence")
+    others = ExtraTeachers(4, [vocabulary], [1.0], vocabulary.names, 0.01, weighted="confidence")
     sure, unsure = vocabulary.embeddings[:2], F.normalize(vocabulary.embeddings.mean(0, keepdim=True), dim=1)
     first, second = torch.cat([sure[:1], unsure]), torch.cat([unsure, sure[1:]])
     shares = others._shares(ObjectiveRegions(first, first, (2,), {"base": vocabulary.embeddings}), [second],
@@ -159,7 +159,7 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
     replace(vocabulary, names=vocabulary.names[::-1]).save(swapped)
     for teachers, message in [
         ([{"STORE": second["STORE"]}], "TEACHERS: .* is not"),
-        ([{**second, "WEIGHT": "much"}], "WEIGHT much is no number"),
+        ([{**second, "WEIGHT": "much"}], "WEIGHT much is not a number"),
         ([{**second, "STORE": str(other)}], "from other proposals"),
         ([{**second, "VOCABULARY": str(swapped)}], "of teacher"),
     ]:
@@ -168,21 +168,22 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
     with pytest.raises(UserError, match="read from stores, DISTILL_FROM is 'mixed'"):
         check_teaching(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), "MODEL.VILD.DISTILL_FROM", "mixed"))
     over = ["MODEL.VILD.OBJECTIVES", "[{'NAME': 'soft_targets', 'OVER': 'background'}]"]
-    with pytest.raises(UserError, match="OVER is 'base' alone"):
+    with pytest.raises(UserError, match="OVER can only be 'base'"):
         build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), *over))
     with pytest.raises(UserError, match="a WEIGHT of 0 trains no projection"):
         build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([{**second, "WEIGHT": 0}])))
+    angles = ("MODEL.VILD.OBJECTIVES", "[{'NAME': 'angles'}]")
     for several, message in [
         ((f"{KEY}.BY", "mean"), "BY: 'mean' is not one of projections, average"),
         ((f"{KEY}.WEIGHTS", "sure"), "WEIGHTS: 'sure' is not one of fixed, confidence"),
         ((f"{KEY}.BY", "average"), "neither soft_targets nor hard_targets"),
-        ((f"{KEY}.WEIGHTS", "confidence", "MODEL.VILD.OBJECTIVES", "[{'NAME': 'angles'}]"), "has 'angles' of pairs"),
-        (("MODEL.VILD.OBJECTIVES", "[]"), "do not say where an embedding lies"),
-        (("MODEL.VILD.OBJECTIVES", "[{'NAME': 'angles'}, {'NAME': 'distances'}]"), "'distances'.* do not say where"),
+        ((f"{KEY}.WEIGHTS", "confidence", *angles), "'angles'.* compares pairs"),
+        (("MODEL.VILD.OBJECTIVES", "[]"), "do not train the projection"),
+        (("MODEL.VILD.OBJECTIVES", "[{'NAME': 'angles'}, {'NAME': 'distances'}]"), "'distances'.* do not train"),
     ]:
         with pytest.raises(UserError, match=message):
             build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), *several))
-    with pytest.raises(UserError, match="names other classes"):
+    with pytest.raises(UserError, match="has other class names"):
         build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([{**second, "VOCABULARY": str(swapped)}])))
 
 

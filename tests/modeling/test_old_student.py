@@ -26,7 +26,7 @@ def test_the_old_student_is_imitated_and_stays(make_cfg, checkpoint_file):
     student = trainer.model.eval()
     image, boxes = student.preprocess_image(inputs).tensor, [inputs[0]["distill"].proposal_boxes]
     mine = student.roi_heads.region_embeddings(student.backbone(image), boxes)
-    torch.testing.assert_close(student._remembered(image, boxes), mine, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(student._old_embeddings(image, boxes), mine, rtol=1e-4, atol=1e-5)
     with EventStorage():
         loss = student.train()(inputs)["loss_old_student"]
     loss.backward()  # batch norm's statistics alone set them apart

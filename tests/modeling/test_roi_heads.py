@@ -9,8 +9,8 @@ from vild.data import datasets
 from vild.data.mapper import ViLDMapper
 from vild.engine.sources import open_store
 from vild.modeling import build_model
-from vild.modeling.loss_weights import parse_loss_weights
 from vild.modeling.roi_heads import VARIANTS
+from vild.modeling.schedule import parse_loss_weights
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -94,8 +94,8 @@ def test_any_loss_is_weighted_by_its_name(make_cfg):
     assert end["loss_rpn_cls"] == pytest.approx(0.75 * later["loss_rpn_cls"])
     assert {k: start[k] for k in start if k != "loss_rpn_cls"} == {k: plain[k] for k in plain if k != "loss_rpn_cls"}
     model.roi_heads.loss_weights = parse_loss_weights([{"LOSS": "loss_hard", "WEIGHT": 1}])
-    told = "LOSS_WEIGHTS: 'loss_hard' is not one of .*loss_l1, loss_mask.*loss_text"
-    with EventStorage(), pytest.raises(UserError, match=told):
+    message = "LOSS_WEIGHTS: 'loss_hard' is not one of .*loss_l1, loss_mask.*loss_text"
+    with EventStorage(), pytest.raises(UserError, match=message):
         model(inputs)
 
 
@@ -107,7 +107,7 @@ def test_any_loss_is_weighted_by_its_name(make_cfg):
         ([{"LOSS": "loss_text", "WEIGHT": 1, "SHAPE": "step"}], "is not"),
         ([{"LOSS": "loss_text", "WEIGHT": "1e-1"}], "loss_text, WEIGHT: '1e-1' is not a number"),
         ([{"LOSS": "loss_text", "WEIGHT": {"FROM": 0, "TO": -1}}], "loss_text, WEIGHT: .* is below 0"),
-        ([{"LOSS": "loss_text", "WEIGHT": 1}] * 2, "loss_text: it stands there twice"),
+        ([{"LOSS": "loss_text", "WEIGHT": 1}] * 2, "duplicate loss 'loss_text'"),
     ],
 )
 def test_mistakes_in_loss_weights_are_one_line(entries, message):
@@ -189,7 +189,7 @@ def test_a_vocabulary_of_another_size_changes_no_weight(detector, vocabulary):
     assert set(found.pred_classes.tolist()) <= {0, 1} and len(found) > 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     wide = Vocabulary(("a",), torch.eye(1, 32), ("",))
-    with pytest.raises(UserError, match="32 wide.*64"):
+    with pytest.raises(UserError, match="width is 32.*64"):
         model.set_vocabulary(wide)
 
 
@@ -246,7 +246,7 @@ def test_concepts_that_do_not_fit_are_refused(make_cfg, vocabulary, tmp_path):
     other = replace(base, fingerprint={**base.fingerprint, "weights": "other"})
     novel = vocabulary.names[vocabulary.mask("novel").nonzero()[0, 0]]
     leaking = replace(base, names=(*base.names[:-1], novel.replace(" ", "_").upper()))
-    for words, message in ((other, "is of teacher"), (leaking, f"has '{leaking.names[-1]}', a novel name")):
+    for words, message in ((other, "is of teacher"), (leaking, f"contains '{leaking.names[-1]}', a novel name")):
         words.save(path := tmp_path / "words.safetensors")
         objectives = [{"NAME": "soft_targets", "OVER": str(path)}]
         with pytest.raises(UserError, match=rf"words\.safetensors {message}"):

@@ -1,12 +1,12 @@
 import pytest
 import timm
 import torch
-from detectron2.modeling import build_backbone
 from torch import nn
 
 from tests.conftest import REPOSITORY
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import load_config
+from vild.modeling import build_backbone
 from vild.modeling.backbones.timm_fpn import TimmFeatures, with_norm
 from vild.utils.errors import UserError
 
@@ -132,7 +132,7 @@ def test_what_cannot_serve_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"'vit_tiny_patch16_224' has features of strides \[16, .*not 4, 8, 16, 32"):
         TimmFeatures("vit_tiny_patch16_224", 3, "BN")
     for name in ("swin_tiny_patch4_window7_224", "coatnet_0_rw_224"):
-        with pytest.raises(UserError, match=f"'{name}' takes images of one size alone"):
+        with pytest.raises(UserError, match=f"'{name}' only takes images of one size"):
             TimmFeatures(name, 3, "BN")
     with pytest.raises(UserError, match=r"FPN.IN_FEATURES: \['p2'\] are not some of res2"):
         build_backbone(student("MODEL.FPN.IN_FEATURES", ["p2"]))

@@ -17,7 +17,7 @@ from detectron2.structures import Instances
 
 from benchmarks.inference import CLASSES, add_common_arguments, build_detector, interleaved
 from benchmarks.train_step import build_mapper, train_step, write_images, write_store
-from vild.modeling.objectives import OBJECTIVES, adapters, of_maps, parse_objectives
+from vild.modeling.objectives import OBJECTIVES, names_with, parse_objectives
 
 NAMES = list(OBJECTIVES)
 MAP = (768, 7, 7)  # channels, height and width of ViT-B/32's last feature map
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
     detector = build_detector(args.config_file, CLASSES, args.device, overrides).train()
     detector.set_live_teacher(RandomMaps())
     heads = detector.roi_heads
-    built = {"adapter": heads.adapter, "picture_adapter": heads.picture_adapter}
+    built = {"roi": heads.adapter, "image": heads.picture_adapter}
     step = train_step(detector, args)
     with tempfile.TemporaryDirectory() as folder:
         records = write_images(Path(folder), args.batch, args.size)
@@ -49,10 +49,11 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
 
     def step_with(entries: list[dict]) -> None:
         torch.manual_seed(0)
-        heads.objectives = parse_objectives(entries)
-        for key, wanted in adapters(heads.objectives).items():
-            setattr(heads, key, built[key] if wanted else None)
-        step(with_maps if of_maps(heads.objectives) else inputs)
+        objectives = parse_objectives(entries)
+        heads.distillation.objectives = objectives
+        needed = {o.function.adapter for o in objectives}
+        heads.adapter, heads.picture_adapter = (built[kind] if kind in needed else None for kind in built)
+        step(with_maps if names_with(objectives, "needs_maps") else inputs)
 
     settings = [[], *([{"NAME": name}] for name in args.objectives)]
     baseline_s, *seconds = interleaved(

@@ -22,12 +22,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from detectron2.modeling import build_backbone
-
 from experiments.pipeline import CONFIGS
 from vild.config import load_config
 from vild.engine.best import check_patience
 from vild.engine.sources import check_teaching, distils_from
+from vild.modeling import build_backbone
 from vild.utils.errors import UserError
 from vild.utils.untrusted import read_yaml
 

@@ -10,9 +10,9 @@ from vild.data import datasets
 from vild.engine.live_targets import LiveTargets
 from vild.modeling import build_model
 from vild.modeling.extra_teachers import check_several, check_teachers
-from vild.modeling.loss_weights import parse_loss_weights
-from vild.modeling.objectives import of_maps, of_pairs, parse_objectives
+from vild.modeling.objectives import names_with, parse_objectives
 from vild.modeling.roi_heads import VARIANTS
+from vild.modeling.schedule import parse_loss_weights
 from vild.store.multi import SeveralStores
 from vild.store.store import EmbeddingStore
 from vild.teacher.teacher import build_teacher
@@ -97,7 +97,8 @@ def distils_maps(cfg) -> bool:
     if source == "nothing":
         return False
     objectives = parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
-    names, nowhere = of_maps(objectives), of_maps(objectives) + of_pairs(objectives)
+    names = names_with(objectives, "needs_maps")
+    nowhere = names + names_with(objectives, "pairwise")
     if len(nowhere) == len(objectives):
         _check_image_head(cfg.MODEL.VILD, nowhere)
     if names and source != "teacher":

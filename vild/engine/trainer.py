@@ -31,6 +31,7 @@ from vild.engine.sources import (
     with_map_channels,
 )
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
+from vild.modeling import register_parts
 from vild.utils import signals
 from vild.utils.errors import Failure, UserError
 from vild.utils.files import drop_partial_line, write_json
@@ -186,6 +187,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
+        register_parts(cfg)
         model = super().build_model(cfg)
         # channels last is the faster layout for convolutions on a CPU
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model

@@ -17,7 +17,7 @@ LOGITS_AT_ONCE = 2**22  # 16 MiB
 
 
 class RegionEmbedding(nn.Module):
-    """Box head, then a linear layer into the teacher's space, then L2: RoI features to unit float32 [R, D]."""
+    """Box head, linear layer into the teacher's space, L2 normalisation: RoI features to unit float32 [R, D]."""
 
     def __init__(self, head: nn.Module, width: int):
         super().__init__()
@@ -35,15 +35,15 @@ class RegionEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class Offered:
-    """What one call of the detector looks for. It never changes, so calls with different ones can run side by side.
+    """The classes of one call of the detector. Immutable, so that calls with different classes can run in parallel.
 
     Attributes:
         text: unit float32 [C, D], on the detector's device.
         base: bool [C].
         names: of the C classes.
-        shown: only the first so many are detected; the others take part in the softmax.
-        thresholds: float32 [shown], the score above which each is reported; None: the config's SCORE_THRESH_TEST.
-        least: the smallest of them.
+        shown: only the first ``shown`` classes are detected; the others take part in the softmax.
+        thresholds: float32 [shown], the score that a detection of each must exceed; None: SCORE_THRESH_TEST for all.
+        least: the smallest of ``thresholds``.
     """
 
     text: Tensor
@@ -55,9 +55,9 @@ class Offered:
 
 
 class TextClassifier(nn.Module):
-    """Cosine to the vocabulary's text embeddings over a temperature, and a learned background (paper, eq. 2).
+    """Cosine to the vocabulary's text embeddings and to a learned background, over a temperature (paper, eq. 2).
 
-    The text embeddings are frozen and no parameter: they change with the vocabulary, not with training.
+    The text embeddings are not parameters: they change with the vocabulary, not in training.
     """
 
     text: Tensor
@@ -72,15 +72,15 @@ class TextClassifier(nn.Module):
         self.vocabulary = vocabulary
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Swap the classes. UserError if the embedding width differs."""
+        """Replace the classes. UserError if the embedding width differs."""
         offered = self.offer([vocabulary])
         self.text, self.base, self.vocabulary = offered.text, offered.base, vocabulary
 
     def offer(self, vocabularies: Sequence[Vocabulary], thresholds: Sequence[float] | None = None) -> Offered:
-        """Vocabularies for one call, of which the first is detected. UserError if the embedding width differs."""
+        """The classes of one call, the first vocabulary's being detected. UserError if the embedding width differs."""
         for width in (v.width for v in vocabularies):
             if width != self.vocabulary.width:
-                raise UserError(f"vocabulary: its embeddings are {width} wide, the detector's {self.vocabulary.width}")
+                raise UserError(f"vocabulary: embedding width is {width}, the detector's is {self.vocabulary.width}")
         device = self.text.device
         return Offered(
             torch.cat([v.embeddings for v in vocabularies]).to(device),
@@ -93,25 +93,25 @@ class TextClassifier(nn.Module):
 
     @property
     def offered(self) -> Offered:
-        """The present vocabulary."""
+        """The classes of the current vocabulary."""
         return Offered(self.text, self.base, self.vocabulary.names, len(self.text))
 
     def matrix(self, text: Tensor) -> Tensor:
-        """Text embeddings [C, D] and, last, the background's: unit [C + 1, D]."""
+        """Text embeddings [C, D] with the background appended: unit [C + 1, D]."""
         return torch.cat([text, F.normalize(self.background.float(), dim=1)])
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Unit [R, D] to logits [R, C + 1] over the present vocabulary, background last."""
+        """Unit [R, D] to logits [R, C + 1] over the current vocabulary, background last."""
         return self._logits(embeddings, self.matrix(self.text))
 
     def blocks(self, heads: Sequence[Tensor], texts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Each head's unit embeddings [R, D] and the rows [K, D] it is compared with to its logits [r, K] of successive
-        regions, so that a large vocabulary takes LOGITS_AT_ONCE floats a head and no more."""
+        """Logits [r, K] of each head for successive blocks of regions, from its unit embeddings [R, D] and its class
+        embeddings [K, D]. With a large vocabulary a block has at most LOGITS_AT_ONCE floats per head."""
         step = max(LOGITS_AT_ONCE // max(map(len, texts)), 1)
         for first in range(0, max(len(heads[0]), 1), step):
             yield [self._logits(h[first : first + step], t) for h, t in zip(heads, texts, strict=True)]
 
     def _logits(self, embeddings: Tensor, classes: Tensor) -> Tensor:
-        # over a temperature of 0.01, a half-precision cosine would be off by some hundredths of a logit
+        # at a temperature of 0.01, half-precision cosines would change logits by some hundredths
         with torch.autocast(embeddings.device.type, enabled=False):
             return cosine_logits(embeddings.float(), classes, self.temperature)

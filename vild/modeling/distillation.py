@@ -1,11 +1,12 @@
-"""What the distilled regions of a step learn: from heads and teachers to losses by name.
+"""The distillation loss: from the distilled regions of a step to one loss per objective.
 
-Shapes: M distilled RoIs of B images, D embedding width, F features of the head.
+Shapes: M distilled regions of B images, D embedding width, F features of the head, T channels of the teacher's maps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,75 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from vild.modeling.classifier import TextClassifier
-from vild.modeling.extra_teachers import OtherTeachers
-from vild.modeling.objectives import Objective, RegionBatch
+from vild.modeling.extra_teachers import ExtraTeachers
+from vild.modeling.objectives import Objective, RegionBatch, load_word_lists, parse_objectives
+from vild.vocabulary.vocabulary import Vocabulary
 
 
-def feature_maps(
+@dataclass
+class Distillation:
+    """What the distilled regions learn.
+
+    Attributes:
+        objectives: each gives one loss.
+        weight: multiplies all of them (``DISTILL_WEIGHT``).
+        word_lists: text embeddings [K, D] of the vocabulary files that objectives refer to, by file.
+    """
+
+    objectives: list[Objective]
+    weight: float
+    word_lists: dict[str, Tensor]
+
+    @classmethod
+    def from_config(cls, cfg, vocabulary: Vocabulary) -> Distillation:
+        objectives = parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
+        return cls(objectives, cfg.MODEL.VILD.DISTILL_WEIGHT, load_word_lists(objectives, vocabulary))
+
+    def losses(
+        self,
+        embeddings: Tensor,
+        features: Tensor,
+        distill: Sequence[Instances],
+        classifier: TextClassifier,
+        extra_teachers: ExtraTeachers | None,
+        progress: float,
+        maps: dict[str, Tensor | None],
+    ) -> dict[str, Tensor]:
+        """The weighted losses: ``loss_<name>`` per objective, and those of :meth:`ExtraTeachers.losses`.
+
+        Args:
+            embeddings: unit [M, D], of the distilled head.
+            features: [M, F], which ``embeddings`` are projected from.
+            distill: each image's ``embeddings``, and ``embeddings_<number>`` of extra teachers.
+            progress: of the training, 0 to 1.
+            maps: of :func:`region_maps` and :func:`image_maps`.
+        """
+        text = classifier.text[classifier.base]
+        word_lists = {path: rows.to(text.device) for path, rows in self.word_lists.items()}
+        regions = RegionBatch(
+            embeddings,
+            torch.cat([d.embeddings for d in distill]),
+            tuple(map(len, distill)),
+            {"base": text, "background": classifier.matrix(text), **word_lists},
+            classifier.temperature,
+            **maps,
+        )
+        if extra_teachers is None:
+            losses = {f"loss_{o.name}": o(regions, progress) for o in self.objectives}
+        else:
+            numbers = range(1, len(extra_teachers) + 1)
+            targets = [torch.cat([d.get(f"embeddings_{n}") for d in distill]) for n in numbers]
+            base = classifier.base
+            losses = extra_teachers.losses(regions, features, targets, base, self.objectives, progress)
+        return {name: self.weight * value for name, value in losses.items()}
+
+
+def region_maps(
     roi_features: Tensor, distill: Sequence[Instances], adapter: nn.Module | None
 ) -> dict[str, Tensor | None]:
-    """Student's and teacher's feature maps, as ``RegionBatch`` has them. ``roi_features``: [M, C, H, W]."""
+    """The feature maps of regions in a :class:`RegionBatch`, from RoI features [M, C, H, W] and ``distill.maps``."""
     teacher = torch.cat([d.maps for d in distill])
-    # resized first: both are linear and commute, and the adapter's output is the wider one
+    # resizing and adapting are linear and commute; the adapter's output is the wider one
     student = F.interpolate(roi_features.float(), teacher.shape[-2:], mode="bilinear", antialias=True)
     adapted = None if adapter is None else adapter(student)
     return {"student_maps": student, "adapted_maps": adapted, "teacher_maps": teacher}
@@ -32,54 +92,13 @@ def feature_maps(
 def image_maps(
     level: Tensor, stride: int, windows_and_maps: Sequence[tuple[tuple[int, ...], Tensor]], adapter: nn.Module
 ) -> dict[str, Tensor]:
-    """The same of whole images, from a level [B, C, H, W] of the FPN.
+    """The feature maps of whole images in a :class:`RegionBatch`, from an FPN level [B, C, H, W] of this stride.
 
     Args:
-        windows_and_maps: where each lies in its image (xyxy) and the teacher's map [T, h, w] of it.
+        windows_and_maps: per image its window in the batch's tensor (xyxy; the rest is padding) and the teacher's map
+            [T, h, w] of it.
     """
-    teacher = torch.stack([of_teacher for _, of_teacher in windows_and_maps])
+    teacher = torch.stack([teacher_map for _, teacher_map in windows_and_maps])
     windows = [torch.tensor([window], dtype=torch.float32, device=level.device) for window, _ in windows_and_maps]
     pooled = roi_align(level.float(), windows, teacher.shape[-2:], 1 / stride, aligned=True)
     return {"adapted_images": adapter(pooled), "teacher_images": teacher}
-
-
-def gather(
-    embeddings: Tensor,
-    distill: Sequence[Instances],
-    classifier: TextClassifier,
-    concepts: Mapping[str, Tensor],
-    maps: Mapping[str, Tensor | None],
-) -> RegionBatch:
-    """What the objectives look at. ``embeddings``: unit [M, D]; ``concepts``: text embeddings [K, D] by file."""
-    text = classifier.text[classifier.base]
-    concepts = {path: rows.to(text.device) for path, rows in concepts.items()}
-    return RegionBatch(
-        embeddings,
-        torch.cat([d.embeddings for d in distill]),
-        tuple(map(len, distill)),
-        {"base": text, "background": classifier.matrix(text), **concepts},
-        classifier.temperature,
-        **maps,
-    )
-
-
-def distill_losses(
-    regions: RegionBatch,
-    features: Tensor,
-    distill: Sequence[Instances],
-    base: Tensor,
-    objectives: Sequence[Objective],
-    progress: float,
-    others: OtherTeachers | None,
-) -> dict[str, Tensor]:
-    """Every objective's loss by name, with what further teachers add (``other_teachers.py``).
-
-    Args:
-        features: [M, F], of the head that is distilled.
-        base: bool [C].
-        progress: of the training, 0 to 1.
-    """
-    if others is None:
-        return {f"loss_{o.name}": o(regions, progress) for o in objectives}
-    targets = [torch.cat([d.get(f"embeddings_{n}") for d in distill]) for n in range(1, len(others) + 1)]
-    return others.losses(regions, features, targets, base, objectives, progress)

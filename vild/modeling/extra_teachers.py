@@ -1,18 +1,19 @@
-"""More teachers than one, each with a space, a store and a vocabulary of its own (``MODEL.VILD.TEACHERS``).
+"""Extra teachers beside the first, each with its own space, store and vocabulary (``MODEL.VILD.TEACHERS``).
 
-By projections: the student gets one into each space from the features of the head that is distilled, and learns the
-same objectives there. At test a projection is one more image head, all of which count alike: eq. 5 of the paper fuses
-them with the text head. It has a say only about the classes of its own vocabulary. So evaluation fuses; where other
-words are asked for, and in the predictor (demo, export), the first teacher's head decides alone.
+By projections: the student's distilled head gets one more projection per teacher, into that teacher's space, and learns
+the same objectives there. At test the projections are further image heads, all with the same weight, and eq. 5 of the
+paper fuses them with the text head. A projection can only score the classes of its own vocabulary. Evaluation therefore
+fuses; for other words, and in the predictor (demo, export), the first teacher's head decides alone.
 
-By average: the student has nothing more; it imitates the mean of the teachers' distributions over the base names. At
-test there is nothing to fuse.
+By average: the student has no further layers; it imitates the mean of the teachers' distributions over the base names,
+and nothing is fused at test.
 
-In training each teacher counts by a fixed weight, or of each region by how sure it is (``objectives/opinions.py``).
+In training each teacher has a fixed weight, or one per region that grows with its confidence.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,34 +22,89 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vild.modeling.losses import cosine_logits
-from vild.modeling.objectives import Objective, RegionBatch, of_maps, of_opinions, of_pairs
-from vild.modeling.objectives.opinions import shares
+from vild.modeling.objectives import Objective, RegionBatch, names_with
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
-KEYS = {"STORE", "VOCABULARY", "WEIGHT"}
-BY, WEIGHTS = ("projections", "average"), ("fixed", "confidence")
+KEY, RULES = "MODEL.VILD.TEACHERS", "MODEL.VILD.SEVERAL_TEACHERS"
+KEYS, BY, WEIGHTS = {"STORE", "VOCABULARY", "WEIGHT"}, ("projections", "average"), ("fixed", "confidence")
+MIN_CONFIDENCE = 1e-3  # teachers with no confidence at all share by their weights
 
 
 def check_teachers(entries: Sequence[dict]) -> list[dict]:
-    """``MODEL.VILD.TEACHERS``, each with a WEIGHT (1 unless given). UserError for another form."""
+    """The entries of ``MODEL.VILD.TEACHERS``, {STORE, VOCABULARY, WEIGHT} each, with WEIGHT defaulting to 1.
+
+    Raises:
+        UserError: an entry of another form.
+    """
     for entry in entries:
         if not isinstance(entry, dict) or not {"STORE", "VOCABULARY"} <= entry.keys() <= KEYS:
-            raise UserError(f"MODEL.VILD.TEACHERS: {entry} is not {{STORE, VOCABULARY, WEIGHT}}")
+            raise UserError(f"{KEY}: {entry} is not {{STORE, VOCABULARY, WEIGHT}}")
         weight = entry.get("WEIGHT", 1.0)
         if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise UserError(f"MODEL.VILD.TEACHERS: WEIGHT {weight} is no number from 0 on")
+            raise UserError(f"{KEY}: WEIGHT {weight} is not a number >= 0")
     return [{"WEIGHT": 1.0, **entry} for entry in entries]
 
 
-class OtherTeachers(nn.Module):
-    """K further teachers, with projections of head features [R, F] into their spaces unless they are averaged.
+def check_several(entries: Sequence[dict], objectives: Sequence[Objective], by: str, weighted: str) -> None:
+    """UserError if these teachers cannot teach the objectives by the rules of ``MODEL.VILD.SEVERAL_TEACHERS``."""
+    for name, value, known in (("BY", by, BY), ("WEIGHTS", weighted, WEIGHTS)):
+        if value not in known:
+            raise UserError(f"{RULES}.{name}: '{value}' is not one of {', '.join(known)}")
+    if not entries:
+        return
+    for objective in objectives:
+        if objective.parameters.get("over", "base") != "base":
+            raise UserError(f"MODEL.VILD.OBJECTIVES, {objective.name}: with {KEY} OVER can only be 'base'")
+    if by == "average":
+        if not names_with(objectives, "averages_teachers"):
+            raise UserError(
+                f"{RULES}.BY is 'average', but MODEL.VILD.OBJECTIVES contains neither soft_targets nor hard_targets"
+            )
+        return
+    pairwise = names_with(objectives, "pairwise")
+    if weighted == "confidence" and pairwise:
+        raise UserError(
+            f"{RULES}.WEIGHTS: 'confidence' weights single regions, but '{pairwise[0]}' of MODEL.VILD.OBJECTIVES "
+            "compares pairs"
+        )
+    # every projection is fused at test, so each must have learned where in the space an embedding belongs
+    if any(entry["WEIGHT"] == 0 for entry in entries):
+        raise UserError(f"{KEY}: a WEIGHT of 0 trains no projection; leave that teacher out")
+    if len(pairwise + names_with(objectives, "needs_maps")) == len(objectives):
+        raise UserError(
+            f"{KEY}: {[o.name for o in objectives]} of MODEL.VILD.OBJECTIVES do not train the projection into an extra "
+            "teacher's space; add an objective that does, such as {'NAME': 'l1'}"
+        )
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """1 - H / log C [M], with H the entropy of the softmax of logits [M, C]: 1 if one word has all the probability,
+    MIN_CONFIDENCE if it is uniform. Weighting teachers by the entropy of their predictions: Kwon et al. 2020 ("Adaptive
+    Knowledge Distillation Based on Entropy"). CA-MKD (Zhang et al. 2022) uses labels, which proposals do not have."""
+    log = logits.log_softmax(1)
+    entropy = -(log.exp() * log).sum(1)
+    return (1 - entropy / math.log(max(logits.shape[1], 2))).clamp(MIN_CONFIDENCE, 1)
+
+
+def region_shares(logits: Sequence[Tensor], weights: Sequence[float], by_confidence: bool) -> Tensor:
+    """The share [K, M] of each of K teachers in each of M regions, summing to 1 over the teachers: proportional to the
+    teacher's weight or, ``by_confidence``, to weight times :func:`confidence`."""
+    counts = logits[0].new_tensor(weights)[:, None].expand(-1, len(logits[0]))
+    if by_confidence:
+        counts = counts * torch.stack([confidence(x) for x in logits])
+    return counts / counts.sum(0)
+
+
+class ExtraTeachers(nn.Module):
+    """K extra teachers; unless they are averaged, with a projection of head features [R, F] into each one's space.
 
     Args:
-        vocabularies: one a teacher, all with the names of ``names``.
-        weights: of each teacher, the first one's being 1.
-        temperature: of the classifier, tau.
-        by, weighted: see BY and WEIGHTS.
+        features: F.
+        vocabularies: one per teacher, all of the same ``names``.
+        weights: one per teacher, relative to the first teacher's 1.
+        temperature: the classifier's, tau.
+        by, weighted: one of ``BY`` and one of ``WEIGHTS``.
     """
 
     def __init__(
@@ -64,7 +120,7 @@ class OtherTeachers(nn.Module):
         super().__init__()
         for number, vocabulary in enumerate(vocabularies, 1):
             if vocabulary.names != names:
-                raise UserError(f"MODEL.VILD.TEACHERS: the vocabulary of teacher {number} names other classes")
+                raise UserError(f"{KEY}: the vocabulary of teacher {number} has other class names")
         self.names, self.weights, self.temperature = names, tuple(weights), temperature
         self.fingerprints = [vocabulary.fingerprint for vocabulary in vocabularies]
         self.averaged, self.by_confidence = by == "average", weighted == "confidence"
@@ -76,11 +132,34 @@ class OtherTeachers(nn.Module):
                 nn.init.normal_(projection.weight, std=0.01)
                 nn.init.zeros_(projection.bias)
 
+    @classmethod
+    def from_config(
+        cls, cfg, features: int, names: tuple[str, ...], objectives: Sequence[Objective]
+    ) -> ExtraTeachers | None:
+        """None if the config has no extra teachers.
+
+        Raises:
+            UserError: see :func:`check_teachers` and :func:`check_several`; or a vocabulary of other names.
+        """
+        keys = cfg.MODEL.VILD
+        entries = check_teachers(keys.TEACHERS) if keys.VARIANT != "text" else []
+        rules = keys.SEVERAL_TEACHERS.BY, keys.SEVERAL_TEACHERS.WEIGHTS
+        check_several(entries, objectives, *rules)
+        if not entries:
+            return None
+        vocabularies = [Vocabulary.load(e["VOCABULARY"]) for e in entries]
+        return cls(features, vocabularies, [e["WEIGHT"] for e in entries], names, keys.TEMPERATURE, *rules)
+
     def __len__(self) -> int:
         return len(self.weights)
 
+    @property
+    def texts(self) -> list[Tensor]:
+        """Text embeddings [C, D_k] in each space."""
+        return [self.get_buffer(f"text{number}") for number in range(len(self.weights))]
+
     def forward(self, features: Tensor) -> list[Tensor]:
-        """Unit region embeddings [R, D_k] in each space; none where the teachers are averaged."""
+        """Unit region embeddings [R, D_k] in each space; an empty list if the teachers are averaged."""
         return [F.normalize(projection(features).float(), dim=1) for projection in self.projections]
 
     def losses(
@@ -92,90 +171,36 @@ class OtherTeachers(nn.Module):
         objectives: Sequence[Objective],
         progress: float,
     ) -> dict[str, Tensor]:
-        """Every objective's loss by all teachers: ``loss_<name>`` by the first or by their average,
-        ``loss_<name>_<number>`` in every further space.
+        """The losses of all teachers: ``loss_<name>`` from the first one or from their average, and
+        ``loss_<name>_<number>`` in the space of each extra one.
 
         Args:
-            first: what the objectives see of the first teacher.
-            features: [M, F], of the head that is distilled.
-            targets: unit [M, D_k] a further teacher.
+            first: the regions with the first teacher's embeddings.
+            features: [M, F], of the distilled head.
+            targets: unit [M, D_k] of each extra teacher.
             base: bool [C].
         """
-        words, parts = [text[base] for text in self.texts], None
+        words, shares = [text[base] for text in self.texts], None
         if self.averaged or self.by_confidence:
-            parts = self._shares(first, targets, words)
+            shares = self._shares(first, targets, words)
         if self.averaged:
-            joint = replace(first, others=tuple(zip(targets, words, strict=True)), shares=parts)
-            return {f"loss_{o.name}": o(joint, progress) for o in objectives}
-        if self.by_confidence:
-            first = replace(first, weights=parts[0])
-        found = {f"loss_{o.name}": o(first, progress) for o in objectives}
+            first = replace(first, extra=tuple(zip(targets, words, strict=True)), shares=shares)
+        elif self.by_confidence:
+            first = replace(first, weights=shares[0])
+        losses = {f"loss_{o.name}": o(first, progress) for o in objectives}
         for number, student in enumerate(self(features)):
             regions = RegionBatch(student, targets[number], first.counts, {"base": words[number]}, self.temperature)
             scale = self.weights[number]
             if self.by_confidence:
-                regions, scale = replace(regions, weights=parts[number + 1]), 1.0
+                regions, scale = replace(regions, weights=shares[number + 1]), 1.0
             for objective in objectives:
-                found[f"loss_{objective.name}_{number + 1}"] = scale * objective(regions, progress)
-        return found
+                losses[f"loss_{objective.name}_{number + 1}"] = scale * objective(regions, progress)
+        return losses
 
     @torch.no_grad()
     def _shares(self, first: RegionBatch, targets: Sequence[Tensor], words: Sequence[Tensor]) -> Tensor:
-        """See :func:`shares`, over the base names at tau."""
+        """:func:`region_shares` over the base names at tau."""
         pairs = zip([first.teacher, *targets], [first.words["base"], *words], strict=True)
         with torch.autocast(first.teacher.device.type, enabled=False):
             logits = [cosine_logits(rows.float(), texts.float(), self.temperature) for rows, texts in pairs]
-        return shares(logits, (1.0, *self.weights), self.by_confidence)
-
-    @property
-    def texts(self) -> list[Tensor]:
-        """Text embeddings [C, D_k] in each space."""
-        return [self.get_buffer(f"text{number}") for number in range(len(self.weights))]
-
-
-def build_other_teachers(
-    entries: Sequence[dict],
-    features: int,
-    names: tuple[str, ...],
-    temperature: float,
-    objectives: Sequence[Objective],
-    by: str,
-    weighted: str,
-) -> OtherTeachers | None:
-    """The further teachers of :func:`check_teachers`' entries; None where there are none.
-
-    Raises:
-        UserError: see :func:`check_several`; or a vocabulary of other names.
-    """
-    check_several(entries, objectives, by, weighted)
-    if not entries:
-        return None
-    vocabularies = [Vocabulary.load(e["VOCABULARY"]) for e in entries]
-    return OtherTeachers(features, vocabularies, [e["WEIGHT"] for e in entries], names, temperature, by, weighted)
-
-
-def check_several(entries: Sequence[dict], objectives: Sequence[Objective], by: str, weighted: str) -> None:
-    """UserError for objectives over other words than a further teacher has, that cannot be averaged or weighted, or
-    that leave a projection anywhere in its space."""
-    key = "MODEL.VILD.SEVERAL_TEACHERS"
-    for name, value, known in (("BY", by, BY), ("WEIGHTS", weighted, WEIGHTS)):
-        if value not in known:
-            raise UserError(f"{key}.{name}: '{value}' is not one of {', '.join(known)}")
-    if not entries:
-        return
-    for objective in objectives:
-        if objective.parameters.get("over", "base") != "base":
-            raise UserError(f"MODEL.VILD.OBJECTIVES, {objective.name}: with MODEL.VILD.TEACHERS OVER is 'base' alone")
-    if by == "average" and not of_opinions(objectives):
-        raise UserError(f"{key}.BY is 'average', but MODEL.VILD.OBJECTIVES has neither soft_targets nor hard_targets")
-    if by == "projections" and weighted == "confidence" and (pairs := of_pairs(objectives)):
-        raise UserError(f"{key}.WEIGHTS is 'confidence', of a region; MODEL.VILD.OBJECTIVES has '{pairs[0]}' of pairs")
-    if by == "projections":  # each is fused at test as if it had learned where an embedding lies
-        if any(entry["WEIGHT"] == 0 for entry in entries):
-            raise UserError("MODEL.VILD.TEACHERS: a WEIGHT of 0 trains no projection; leave that teacher out")
-        if len(of_pairs(objectives) + of_maps(objectives)) == len(objectives):
-            names = [o.name for o in objectives]
-            raise UserError(
-                f"MODEL.VILD.TEACHERS: {names} of MODEL.VILD.OBJECTIVES do not say where an embedding lies in a "
-                "further teacher's space; add one that does, {'NAME': 'l1'} say"
-            )
+        return region_shares(logits, (1.0, *self.weights), self.by_confidence)

@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 
 
 def text_scores(logits: Tensor) -> Tensor:
-    """[R, C + 1] (background last) to [R, C]: softmax with the background, whose column is then dropped."""
+    """[R, C + 1] (background last) to [R, C]: softmax including the background, without its column."""
     return logits.softmax(1)[:, :-1]
 
 
@@ -32,13 +32,14 @@ def ensemble_scores(text: Tensor, image: Tensor, novel: Tensor, weight: float = 
 
 
 def variant_scores(
-    variant: str, logits: list[Tensor], novel: Tensor, weight: float, others: Sequence[Tensor] = ()
+    variant: str, logits: list[Tensor], novel: Tensor, weight: float, extra: Sequence[Tensor] = ()
 ) -> Tensor:
-    """Logits [R, C + 1] (background last) of the one head or (ensemble) the text and the image head, to [R, C].
+    """Scores [R, C] from logits [R, C + 1] (background last) of the only head or (ensemble) of text and image head.
 
-    ``others``: logits [R, C] of the heads of further teachers: more image heads, of which the geometric mean is taken.
+    ``extra``: logits [R, C] in the spaces of extra teachers. They are further image heads; the scores of all image
+    heads are averaged geometrically.
     """
-    images = [x[:, :-1] for x in (logits if variant == "image" else logits[1:])] + list(others)
+    images = [x[:, :-1] for x in (logits if variant == "image" else logits[1:])] + list(extra)
     if len(images) > 1:
         image = torch.stack([x.log_softmax(1) for x in images]).mean(0).exp()
     elif images:
@@ -50,24 +51,24 @@ def variant_scores(
 
 
 def best_pairs(blocks: Iterable[Tensor], score_threshold: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best ``limit`` (proposal, class) pairs above the threshold, without the whole [R, C] in memory.
+    """The best ``limit`` (proposal, class) pairs above the threshold, without holding all of [R, C] in memory.
 
     Args:
         blocks: scores of successive proposals, [r, C] each, at least one.
 
     Returns:
-        scores [K] falling, proposals int64 [K], classes int64 [K].
+        descending scores [K], proposals int64 [K], classes int64 [K].
     """
     best, first, least = [], 0, None
     for block in blocks:
-        if least is None:  # the smallest score that still enters
+        if least is None:  # the smallest score that is still accepted
             least = torch.nextafter(block.new_tensor(score_threshold), block.new_tensor(float("inf")))
-        least = torch.fmax(least, _kth_at_least(block, limit))  # not NaN's
+        least = torch.fmax(least, _kth_at_least(block, limit))  # fmax ignores NaN
         rows, classes = (block >= least).nonzero(as_tuple=True)
         best.append((block[rows, classes], rows + first, classes))
         first += len(block)
         pairs = tuple(torch.cat(x) for x in zip(*best, strict=True))
-        # many scores are 1 to the last bit: among these the order of the proposals decides, not that of topk
+        # many scores are exactly 1: ties are broken by the order of the proposals, not by topk's
         order = pairs[0].topk(min(limit, len(pairs[0])), sorted=False).indices.sort().values
         score, by_score = pairs[0][order].sort(descending=True, stable=True)
         order = order[by_score]
@@ -78,8 +79,8 @@ def best_pairs(blocks: Iterable[Tensor], score_threshold: float, limit: int) -> 
 
 
 def _kth_at_least(scores: Tensor, k: int, share: int = 16) -> Tensor:
-    """A lower bound of the k-th best of [R, C]: the k-th best of the maxima of groups of ``share`` classes, since k
-    groups have one score each that is no smaller. -inf where there are fewer groups."""
+    """A lower bound of the k-th best of [R, C]: the k-th best maximum over groups of ``share`` classes, because k
+    groups contain one score each that is at least as high. -inf if there are fewer than k groups."""
     groups = scores.shape[1] // share
     if len(scores) * groups < k:
         return scores.new_tensor(float("-inf"))
@@ -97,22 +98,22 @@ def best_detections(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per-class NMS over class-agnostic boxes, then the best ``per_image``.
 
-    Only the best ``pre_nms`` (box, class) pairs enter NMS; the result is the same as long as ``per_image`` of
-    them survive it.
+    Only the best ``pre_nms`` (box, class) pairs enter NMS, which changes nothing as long as ``per_image`` of them
+    survive it.
 
     Args:
         boxes: [R, 4] xyxy.
         scores: [R, C], or blocks of its rows (see :func:`best_pairs`).
 
     Returns:
-        boxes [K, 4], scores [K], classes int64 [K], proposal indices int64 [K], by falling score.
+        boxes [K, 4], scores [K], classes int64 [K], proposal indices int64 [K], by descending score.
     """
     blocks = (scores,) if isinstance(scores, Tensor) else scores
     score, rows, classes = best_pairs(blocks, score_threshold, pre_nms)
-    # a pair is suppressed by better ones only: once the best so many leave enough, those behind change nothing
+    # only better pairs suppress a pair: once the best ``count`` leave enough survivors, the rest changes nothing
     count = 3 * per_image
     while True:
-        # torchvision moves the classes apart by class times side: past 2^24 pixels (20,000 names) float32 blurs boxes
+        # torchvision offsets boxes by class times image side: beyond 2^24 pixels (20,000 names) float32 loses precision
         apart = boxes[rows[:count]].double()
         keep = batched_nms(apart, score[:count].double(), classes[:count], nms_threshold)[:per_image]
         if len(keep) == per_image or count >= len(score):

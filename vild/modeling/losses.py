@@ -1,6 +1,6 @@
 """ViLD's losses (arXiv 2104.13921, section 3). Pure functions.
 
-Shapes: R sampled RoIs, M distilled RoIs, C classes of the vocabulary, D embedding width.
+Shapes: R sampled RoIs, M distilled regions, C classes of the vocabulary, D embedding width.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def text_loss(logits: Tensor, labels: Tensor, trained: Tensor) -> Tensor:
     Args:
         logits: [R, C + 1], background last.
         labels: int64 [R]; C is background.
-        trained: bool [C]; the other classes (novel) are left out of the denominator, as in the paper. The
-            released code multiplies their logits by 0 instead, which leaves e^0 each in it.
+        trained: bool [C]; the other (novel) classes are left out of the denominator, as in the paper. The
+            released code multiplies their logits by 0 instead, which leaves e^0 of each in it.
     """
     if len(labels) == 0:
         return logits.sum() * 0
@@ -34,23 +34,23 @@ def text_loss(logits: Tensor, labels: Tensor, trained: Tensor) -> Tensor:
 def image_loss(embeddings: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """L1 between unit region embeddings and unit teacher embeddings, both [M, D] (eq. 3).
 
-    Summed over D, mean over RoIs, each times its weight [M] (None: 1). Scalar.
+    Summed over D, mean over regions, each times its weight [M] (None: 1). Scalar.
     """
     if len(targets) == 0:
         return embeddings.sum() * 0
-    of_each = (embeddings - targets).abs().sum(1)
-    return (of_each if weights is None else of_each * weights).mean()
+    distances = (embeddings - targets).abs().sum(1)
+    return (distances if weights is None else distances * weights).mean()
 
 
 def box_loss(
     deltas: Tensor, boxes: Tensor, matched: Tensor, foreground: Tensor, transform: Box2BoxTransform, beta: float
 ) -> Tensor:
-    """(Smooth) L1 on the deltas of the foreground RoIs, over the number of all RoIs (Detectron2's convention).
+    """(Smooth) L1 on the deltas of the foreground RoIs, divided by the number of all RoIs (Detectron2's convention).
 
     Args:
         deltas, boxes, matched: [R, 4]; the boxes of RoIs and ground truth as xyxy.
         foreground: bool [R].
-        beta: where L2 turns into L1; 0 is L1.
+        beta: where L2 changes to L1; 0 is L1.
     """
     rows = foreground.nonzero()[:, 0]
     loss = _dense_box_regression_loss(
@@ -60,7 +60,7 @@ def box_loss(
 
 
 def base_accuracy(logits: Tensor, labels: Tensor, base: Tensor) -> float | None:
-    """Share of foreground RoIs whose best base class is right; None without one. As :func:`text_loss`."""
+    """Accuracy of the best base class over foreground RoIs; None without any. Arguments as :func:`text_loss`."""
     foreground = labels < len(base)
     if not foreground.any():
         return None

@@ -1,5 +1,5 @@
-"""Detectron2's GeneralizedRCNN, which also hands the distilled regions to the RoI heads: those that came with a
-image, else those of a live teacher."""
+"""Detectron2's GeneralizedRCNN that also passes distilled regions to the RoI heads: those in the input, or those of a
+live teacher."""
 
 from __future__ import annotations
 
@@ -12,48 +12,47 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from vild.modeling.classifier import Offered
-from vild.modeling.loss_weights import weigh
+from vild.modeling.schedule import weigh
 from vild.vocabulary.vocabulary import Vocabulary
 
 
 @META_ARCH_REGISTRY.register()
 class ViLDRCNN(GeneralizedRCNN):
-    """In training every input may carry ``distill``: Instances with ``proposal_boxes`` and ``embeddings``. For
-    those that do not, a live teacher is asked."""
+    """In training every input may contain ``distill``: Instances with ``proposal_boxes`` and ``embeddings``. For other
+    inputs the live teacher provides it."""
 
-    # no part of the module: neither saved, nor moved, nor trained with it
+    # not parts of the module: neither saved, nor moved, nor trained with it (nn.Module does not look into lists)
     live_teacher: Callable[[Tensor, tuple[int, ...], Instances], Instances] | None = None
+    old_student: list[GeneralizedRCNN] = []  # noqa: RUF012  (empty, or the only one)
 
     def set_live_teacher(self, targets: Callable[[Tensor, tuple[int, ...], Instances], Instances]) -> None:
-        """Take the targets of images without ``distill`` from ``targets(image, window, proposals)``: the input's
-        uint8 ``image`` [3, H, W], its ``window`` and the RPN's proposals to what ``distill`` would hold."""
+        """For images without ``distill`` call ``targets(image, window, proposals)``, with the input's uint8 ``image``
+        [3, H, W], its ``window`` and the RPN's proposals; it returns what ``distill`` would contain."""
         self.live_teacher = targets
 
-    old_student: list[GeneralizedRCNN] = []  # noqa: RUF012  (none or one; in a list, nn.Module does not see it)
-
     def set_old_student(self, detector: GeneralizedRCNN) -> None:
-        """Remember what a trained detector of the same teacher says of the sampled regions (learning without
-        forgetting; Li & Hoiem 2016): ``loss_old_student``. It stays as it is."""
+        """Imitate a trained detector of the same teacher on the sampled regions (learning without forgetting; Li &
+        Hoiem 2016): ``loss_old_student``. Its weights stay as they are."""
         self.old_student = [detector.eval().requires_grad_(False)]
 
-    def _remembered(self, image: Tensor, boxes: list[Boxes]) -> Tensor:
-        """The old student's unit region embeddings [R, D]: of its only head, or of the text head."""
+    @torch.no_grad()
+    def _old_embeddings(self, images: Tensor, boxes: list[Boxes]) -> Tensor:
+        """The old student's unit region embeddings [R, D], from its only head or its text head."""
         (old,) = self.old_student
-        with torch.no_grad():
-            return old.roi_heads.embedding(old.roi_heads._pool(old.backbone(image), boxes))[0]
+        return old.roi_heads.embedding(old.roi_heads._pool(old.backbone(images), boxes))[0]
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The classes the detector knows at present."""
+        """The current classes."""
         return self.roi_heads.classifier.vocabulary
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Swap the classes; no weight changes."""
+        """Replace the classes; no weight changes."""
         self.roi_heads.set_vocabulary(vocabulary)
 
     def detect(self, batched_inputs: list[dict], offered: Offered) -> list[Instances]:
-        """What :meth:`inference` gives, of these classes; the detector's own stay as they are (for calls from several
-        threads)."""
+        """As :meth:`inference`, for these classes. The detector's own stay as they are, so that threads can detect
+        different classes at the same time."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
@@ -64,27 +63,27 @@ class ViLDRCNN(GeneralizedRCNN):
         """As :meth:`GeneralizedRCNN.forward`."""
         if not self.training:
             return self.inference(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
+        images, heads = self.preprocess_image(batched_inputs), self.roi_heads
         targets = [x["instances"].to(self.device) for x in batched_inputs]
         features = self.backbone(images.tensor)
         proposals, proposal_losses = self.proposal_generator(images, features, targets)
-        distill = None
-        if self.roi_heads.variant != "text":
+        distill = old_student = windows_and_maps = None
+        if heads.variant != "text":
             distill = [self._distilled(x, p) for x, p in zip(batched_inputs, proposals, strict=True)]
-        remembered = partial(self._remembered, images.tensor) if self.old_student else None
-        image_maps = None
-        if self.roi_heads.picture_adapter is not None:
-            image_maps = [
+        if self.old_student:
+            old_student = partial(self._old_embeddings, images.tensor)
+        if heads.picture_adapter is not None:
+            windows_and_maps = [
                 (x["window"], self.live_teacher.image_map(x["image"].to(self.device), x["window"]))
                 for x in batched_inputs
             ]
-        _, detector_losses = self.roi_heads(images, features, proposals, targets, distill, remembered, image_maps)
-        losses, heads = {**detector_losses, **proposal_losses}, self.roi_heads
+        _, head_losses = heads(images, features, proposals, targets, distill, old_student, windows_and_maps)
+        losses = {**head_losses, **proposal_losses}
         return weigh(losses, heads.loss_weights, heads.progress) if heads.loss_weights else losses
 
     def _distilled(self, x: dict, proposals: Instances) -> Instances:
-        """One image's distilled regions, on the detector's device."""
+        """The distilled regions of one image, on the detector's device."""
         if "distill" in x:
             return x["distill"].to(self.device)
-        assert self.live_teacher is not None, "neither distilled regions nor a live teacher"
+        assert self.live_teacher is not None, "the input has no 'distill' and the detector no live teacher"
         return self.live_teacher(x["image"].to(self.device), x["window"], proposals)

@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 
 @BACKBONE_REGISTRY.register()
 def build_small_resnet_fpn_backbone(cfg, input_shape):
-    """Two BasicBlocks a stage; widths double from RESNETS.RES2_OUT_CHANNELS; FPN over RESNETS.OUT_FEATURES."""
+    """Two BasicBlocks per stage; widths double from RESNETS.RES2_OUT_CHANNELS; FPN over RESNETS.OUT_FEATURES."""
     norm, out_features = cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.OUT_FEATURES
     width = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
     channels = cfg.MODEL.RESNETS.STEM_OUT_CHANNELS
@@ -30,7 +30,7 @@ def build_small_resnet_fpn_backbone(cfg, input_shape):
         )
         channels, width = width, width * 2
     top_block = LastLevelMaxPool()
-    top_block.in_feature = out_features[-1].replace("res", "p")  # its default fits four stages
+    top_block.in_feature = out_features[-1].replace("res", "p")  # the default is for four stages
     return FPN(
         bottom_up=ResNet(stem, stages, out_features=out_features),
         in_features=out_features,

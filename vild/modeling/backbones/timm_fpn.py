@@ -1,4 +1,4 @@
-"""Any convolutional classifier of timm as a student's backbone (open_clip brings timm)."""
+"""Any convolutional classifier of timm as the backbone (timm is a dependency of open_clip)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class TimmFeatures(Backbone):
-    """A timm model without its head: images [N, C, H, W] to some of ``res2`` to ``res5``, named as a ResNet's by
-    stride. What lies behind the last of them is left out.
+    """A timm model without its head: images [N, C, H, W] to some of ``res2`` to ``res5``, named by stride as in a
+    ResNet. Layers behind the last of them are dropped.
 
-    Its weights are random; those that timm publishes come through MODEL.WEIGHTS (``vild/checkpoint/timm_weights.py``).
+    Weights are random; published ones are loaded by MODEL.WEIGHTS (``vild/checkpoint/timm_weights.py``).
 
     Args:
-        norm: what its BatchNorms become: see :func:`with_norm`.
+        norm: what its BatchNorms become, see :func:`with_norm`.
     """
 
     def __init__(self, name: str, in_channels: int, norm: str, features: Sequence[str] = tuple(STRIDES)):
@@ -39,11 +39,11 @@ class TimmFeatures(Backbone):
         if not {STRIDES[f] for f in features} <= set(strides):
             raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' has features of strides {strides}, not 4, 8, 16, 32")
         published = timm.get_pretrained_cfg(name)
-        if published is not None and published.fixed_input_size:  # a Swin's windows, say
-            raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' takes images of one size alone")
+        if published is not None and published.fixed_input_size:  # Swin for example
+            raise UserError(f"MODEL.VILD.TIMM_BACKBONE: '{name}' only takes images of one size")
         stages = [known.out_indices[strides.index(STRIDES[f])] for f in features]
         body = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=stages)
-        if hasattr(body, "blocks"):  # the EfficientNet family keeps, and runs, all of its stages
+        if hasattr(body, "blocks"):  # the EfficientNet family would keep and run all stages
             body.blocks = body.blocks[: int(body.feature_info.module_name()[-1].split(".")[1]) + 1]
         self.channels = dict(zip(features, body.feature_info.channels(), strict=True))
         self.body = with_norm(body, norm)
@@ -56,9 +56,9 @@ class TimmFeatures(Backbone):
 
 
 def with_norm(body: nn.Module, norm: str) -> nn.Module:
-    """A timm model whose BatchNorms stay ("BN") or become synchronised ("SyncBN"), constant ("FrozenBN": for weights
-    that were trained with BatchNorm) or GroupNorms ("GN": from scratch, or for weights trained so). Their weights are
-    kept; other norms (ConvNeXt's LayerNorms) stay as they are."""
+    """A timm model whose BatchNorms stay ("BN") or become synchronised ("SyncBN"), constant ("FrozenBN", for weights
+    trained with BatchNorm) or GroupNorms ("GN", for training from scratch or weights trained with them). Their weights
+    are kept; other norms (ConvNeXt's LayerNorms) stay as they are."""
     changes = {
         "BN": lambda body: body,
         "SyncBN": convert_sync_batchnorm,
@@ -76,7 +76,7 @@ def _group_norms(module: nn.Module) -> nn.Module:
             setattr(module, name, _group_norms(child))
         return module
     channels = module.num_features
-    # 32 groups (Wu and He 2018), of 8 channels at least: with fewer, a narrow layer's means are hardly of a group
+    # 32 groups (Wu and He 2018), but at least 8 channels each: statistics of fewer say little in a narrow layer
     groups = next(g for g in range(max(1, min(32, channels // 8)), 0, -1) if channels % g == 0)
     if isinstance(module, BatchNormAct2d):
         norm = GroupNormAct(channels, groups)
@@ -89,13 +89,13 @@ def _group_norms(module: nn.Module) -> nn.Module:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg, input_shape):
-    """FPN over FPN.IN_FEATURES of MODEL.VILD.TIMM_BACKBONE, and one level more pooled from its last; the backbone's
-    BatchNorms as RESNETS.NORM says."""
+    """FPN over FPN.IN_FEATURES of MODEL.VILD.TIMM_BACKBONE, with one more level pooled from the last. RESNETS.NORM sets
+    what the backbone's BatchNorms become."""
     features = cfg.MODEL.FPN.IN_FEATURES
     if not features or not set(features) <= set(STRIDES):
         raise UserError(f"MODEL.FPN.IN_FEATURES: {list(features)} are not some of {', '.join(STRIDES)}")
     top_block = LastLevelMaxPool()
-    top_block.in_feature = features[-1].replace("res", "p")  # its default fits four stages
+    top_block.in_feature = features[-1].replace("res", "p")  # the default is for four stages
     return FPN(
         bottom_up=TimmFeatures(cfg.MODEL.VILD.TIMM_BACKBONE, input_shape.channels, cfg.MODEL.RESNETS.NORM, features),
         in_features=features,

@@ -1,4 +1,4 @@
-"""The region embedding itself beside the teacher's: distances between unit vectors, summed over D."""
+"""The region embedding compared with the teacher's: distances between unit vectors, summed over D."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ from torch import Tensor
 
 from vild.modeling.losses import image_loss
 from vild.modeling.objectives.regions import RegionBatch
+from vild.modeling.objectives.registry import NOT_NEGATIVE, objective
 
 
+@objective()
 def l1(regions: RegionBatch) -> Tensor:
     """ViLD's image loss (Gu et al. 2022, eq. 3)."""
     return image_loss(regions.student, regions.teacher, regions.weights)
 
 
+@objective(ranges={"beta": NOT_NEGATIVE})
 def smooth_l1(regions: RegionBatch, *, beta: float = 0.05) -> Tensor:
-    """L1 that is quadratic below ``beta`` (Huber 1964, divided by beta); a unit vector's entries are of size
+    """L1 that is quadratic below ``beta`` (Huber 1964, divided by beta). Entries of a unit vector are of the order of
     1 / sqrt(D)."""
-    if not len(regions.student):
-        return regions.nothing()
     return regions.mean(F.smooth_l1_loss(regions.student, regions.teacher, beta=beta, reduction="none").sum(1))
 
 
+@objective()
 def squared(regions: RegionBatch) -> Tensor:
-    """Squared L2 (that of FitNets' hints, without its 1/2; Romero et al. 2015); of unit vectors 2 - 2 cos."""
-    if not len(regions.student):
-        return regions.nothing()
+    """Squared L2 (FitNets' hint loss without its factor 1/2; Romero et al. 2015); 2 - 2 cos for unit vectors."""
     return regions.mean((regions.student - regions.teacher).square().sum(1))
 
 
+@objective()
 def cosine(regions: RegionBatch) -> Tensor:
     """1 - cos."""
-    if not len(regions.student):
-        return regions.nothing()
     return regions.mean(1 - (regions.student * regions.teacher).sum(1))

@@ -1,5 +1,5 @@
-"""ResNet and FPN whose strided windows are padded as TensorFlow's "SAME" does: with an even size and stride 2, by one
-pixel on the right and below only. (Detectron2 pads on both sides, which samples other pixels.)"""
+"""ResNet and FPN with the padding of TensorFlow's "SAME" at strided windows: for an even size and stride 2, one pixel
+on the right and below only. (Detectron2 pads both sides, which samples other pixels.)"""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.resnet import BasicStem, build_resnet_backbone
 from torch import Tensor, nn
 
-PADDING = (0, 1, 0, 1)  # left, right, above, below
+PADDING = (0, 1, 0, 1)  # left, right, top, bottom
 
 
 class ReleasedStem(BasicStem):
-    """7x7 convolution (padded on both sides), then a 3x3 max-pool of stride 2, padded with -inf on one."""
+    """7x7 convolution (padded on both sides), then a 3x3 max-pool of stride 2, padded with -inf on one side."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(F.pad(F.relu_(self.conv1(x)), PADDING, value=float("-inf")), 3, stride=2)
 
 
 class ReleasedP6(nn.Module):
-    """P6: a strided convolution over P5 as it is before its BatchNorm, without a ReLU."""
+    """P6: a strided convolution over P5 before its BatchNorm, without a ReLU."""
 
     num_levels, in_feature = 1, "p5"
 
@@ -36,7 +36,7 @@ class ReleasedP6(nn.Module):
 
 
 class ReleasedFPN(FPN):
-    """Convolutions with biases, and at the very end one BatchNorm a level, which the lateral ones do not have."""
+    """Convolutions with biases, and one BatchNorm per level at the very end (none on the lateral convolutions)."""
 
     def __init__(self, bottom_up: nn.Module, in_features: list[str], out_channels: int, norm: str):
         super().__init__(bottom_up, in_features, out_channels, norm="", top_block=ReleasedP6(out_channels))
@@ -44,7 +44,7 @@ class ReleasedFPN(FPN):
 
     @property
     def size_divisibility(self) -> int:
-        return 64  # every strided window then meets an even size
+        return 64  # every strided window then sees an even size
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {name: self.norms[name](feature) for name, feature in super().forward(x).items()}

@@ -1,4 +1,4 @@
-"""From a mask within its box to a mask of the image."""
+"""Paste masks from their boxes into the image."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> Tensor:
     """Probabilities [N, M, M] in boxes [N, 4] (xyxy, pixels of the image) to bool [N, height, width].
 
-    As Detectron's first version: the mask gets a border of zeros, and its box grows with it, (M + 2) / M; the corners
-    are cut to whole pixels (towards zero), both of which belong to the box; the mask is resized to these pixels. Masks
-    so come out larger than Detectron2's, the more so the smaller they are.
+    As in the first Detectron: the mask gets a border of zeros and its box grows by (M + 2) / M; the corners are
+    truncated to whole pixels, both inclusive; the mask is resized to these pixels. Masks are larger than Detectron2's,
+    small ones most of all.
     """
     pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
     if not len(masks):

@@ -1,4 +1,4 @@
-"""RoI features: one bilinear sample at the centre of each bin."""
+"""RoIAlign with one bilinear sample at the centre of each bin."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torchvision.ops import roi_align
 
 
 def assign_levels(boxes: Tensor, lowest: int, highest: int) -> Tensor:
-    """xyxy [R, 4] to the level that each is pooled from, int64 [R]: side 224 is of level 4, a doubling a level up.
+    """xyxy [R, 4] to the level that each is pooled from, int64 [R]: side 224 gives level 4, each doubling one more.
 
-    P6 takes part. An empty box is pooled from the lowest level, and so is one with one negative side, whose root is
-    NaN.
+    Includes P6. Empty boxes are pooled from the lowest level, and so are those with one negative side, whose square
+    root is NaN.
     """
     side = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
     level = (torch.log(side / 224) / math.log(2)).floor() + 4
@@ -24,14 +24,14 @@ def assign_levels(boxes: Tensor, lowest: int, highest: int) -> Tensor:
 
 
 class ReleasedPooler(nn.Module):
-    """RoIAlign with one sample a bin, none of Detectron2's half-pixel shift and no least size.
+    """RoIAlign with one sample per bin, without Detectron2's half-pixel shift and without a minimum size.
 
-    The samples of torchvision's ``aligned=True`` lie half a pixel of the feature map up and left of the released ones,
-    hence the boxes are moved by half a stride. ``aligned=False`` would not do: it widens boxes to one pixel.
+    torchvision's ``aligned=True`` samples half a pixel of the feature map up and left of the released code, so boxes
+    are moved by half a stride. ``aligned=False`` would widen boxes to at least one pixel.
 
     Args:
-        output_size: bins a side.
-        strides: of the feature maps, each twice the one before.
+        output_size: bins per side.
+        strides: of the feature maps, each twice the previous one.
     """
 
     def __init__(self, output_size: int, strides: Sequence[int]):
@@ -44,7 +44,7 @@ class ReleasedPooler(nn.Module):
         return self.pool(x, convert_boxes_to_pooler_format(box_lists))
 
     def pool(self, x: list[Tensor], rois: Tensor) -> Tensor:
-        """The same of rois [R, 5]: image, x1, y1, x2, y2."""
+        """As :meth:`forward`, for rois [R, 5]: image, x1, y1, x2, y2."""
         levels = assign_levels(rois[:, 1:], self.lowest, self.highest)
         pooled = x[0].new_zeros(rois.shape[0], x[0].shape[1], *self.output_size)
         for level, (feature, stride) in enumerate(zip(x, self.strides, strict=True), self.lowest):
@@ -55,5 +55,5 @@ class ReleasedPooler(nn.Module):
     def pool_level(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
         """One level: rois [R, 5] to [R, C, output_size, output_size]."""
         moved = rois + rois.new_tensor([0, 1, 1, 1, 1]) * (stride / 2)
-        # in half precision the far corner of an image would be known to half a pixel
+        # half precision would resolve the far corner of an image to half a pixel only
         return roi_align(feature.float(), moved, self.output_size, 1 / stride, sampling_ratio=1, aligned=True)

@@ -1,4 +1,4 @@
-"""How an image becomes the network's input."""
+"""Resize and pad an image as the released code does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def scaled_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width of an image that fits into ``side`` x ``side``: rounded half to even, in float32, as
-    TensorFlow does; at least 1."""
+    """Height and width of the image resized to fit ``side`` x ``side``, in float32 and rounded half to even as in
+    TensorFlow; at least 1."""
     size = np.array([height, width], np.float32)
     scaled = np.round(size * (np.float32(side) / size).min())
     return max(int(scaled[0]), 1), max(int(scaled[1]), 1)
@@ -19,8 +19,8 @@ def scaled_size(height: int, width: int, side: int) -> tuple[int, int]:
 def legacy_bilinear(image: Tensor, height: int, width: int) -> Tensor:
     """TensorFlow 1's ``resize_images``: float [C, H, W] to [C, height, width].
 
-    Output pixel i is read at i * (old size / new size): corners are matched instead of centres, so that the image
-    moves by up to half a pixel against any other resize, and nothing is averaged where it shrinks.
+    Output pixel i is read at i * (old size / new size): corners are matched instead of centres, which moves the image
+    by up to half a pixel against other resizes, and shrinking does not average.
     """
     for dim, size in ((2, width), (1, height)):
         old = image.shape[dim]
@@ -36,7 +36,7 @@ def legacy_bilinear(image: Tensor, height: int, width: int) -> Tensor:
 def onto_canvas(image: Tensor, side: int) -> Tensor:
     """A normalised image [3, H, W], resized and padded with zeros on the right and below to [3, side, side].
 
-    It is normalised before it is resized, and stays in float: no pixel is rounded to a whole number on the way.
+    Normalised before it is resized, and never rounded to integers in between.
     """
     height, width = scaled_size(*image.shape[1:], side)
     image = legacy_bilinear(image, height, width)

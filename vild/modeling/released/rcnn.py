@@ -1,4 +1,4 @@
-"""The released detector: what happens before the backbone and behind the heads."""
+"""The released detector: preprocessing and postprocessing."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vild.modeling.rcnn import ViLDRCNN
 from vild.modeling.released.masks import paste_masks
 from vild.modeling.released.preprocessing import onto_canvas, scaled_size
 
-EPS = 1e-4  # of every BatchNorm; PyTorch's is 1e-5
+EPS = 1e-4  # of every BatchNorm; PyTorch's default is 1e-5
 
 
 @META_ARCH_REGISTRY.register()
 class ReleasedRCNN(ViLDRCNN):
-    """At test it takes images as they are (``INPUT.MIN_SIZE_TEST: 0``) and puts each onto a canvas; the whole canvas
-    counts as the image, so that boxes may reach into its padding. In training, images come in their final size.
+    """At test it takes images in their original size (``INPUT.MIN_SIZE_TEST: 0``) and resizes each onto a canvas. The
+    whole canvas counts as the image, so boxes may extend into its padding. In training, images have their final size.
     """
 
     @configurable
     def __init__(self, *, side: int, **kwargs):
         """
         Args:
-            side: of the canvas in pixels, ``INPUT.MAX_SIZE_TEST``.
+            side: of the canvas, in pixels (``INPUT.MAX_SIZE_TEST``).
         """
         super().__init__(**kwargs)
         self.side = side
@@ -48,14 +48,14 @@ class ReleasedRCNN(ViLDRCNN):
 
     def inference(self, batched_inputs: list[dict], detected_instances=None, do_postprocess: bool = True):
         """As :meth:`GeneralizedRCNN.inference`."""
-        assert detected_instances is None and do_postprocess, "the released detector does not do this"
+        assert detected_instances is None and do_postprocess, "not supported by the released detector"
         found = self.detect(batched_inputs, self.roi_heads.classifier.offered)
         return [{"instances": instances} for instances in found]
 
     @staticmethod
     def _postprocess(instances: list[Instances], batched_inputs: list[dict], image_sizes) -> list[dict]:
-        """From the canvas to the image ("height", "width"): all detections, those without an area too, and boxes not
-        cut at the image's edge, as they were evaluated."""
+        """From the canvas to the image ("height", "width"). As in the authors' evaluation, detections without an area
+        stay and boxes are not clipped to the image."""
         results = []
         for found, x, (side, _) in zip(instances, batched_inputs, image_sizes, strict=True):
             height, width = scaled_size(*x["image"].shape[1:], side)

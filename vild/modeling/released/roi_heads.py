@@ -12,7 +12,7 @@ from vild.modeling.roi_heads import ViLDROIHeads
 
 @ROI_HEADS_REGISTRY.register()
 class ReleasedROIHeads(ViLDROIHeads):
-    """Everything else is :class:`ViLDROIHeads`'s: heads, classifier, scores, NMS, losses."""
+    """Heads, classifier, scores, NMS and losses are those of :class:`ViLDROIHeads`."""
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -32,9 +32,9 @@ class ReleasedROIHeads(ViLDROIHeads):
         return settings
 
     def _clip(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Within the image, and with corners in order. TensorFlow 1's NMS reads boxes so and gives them back as they
-        are, but no evaluation here takes a negative width. (TensorFlow 2.15 orders all boxes of a class by its best
-        one, so that one inverted box undoes the class's NMS; the RPN's NMS orders none.)"""
+        """Clipped to the image and with corners in order. TensorFlow 1's NMS reads boxes like this but returns them
+        unordered, and evaluation here accepts no negative width. (TensorFlow 2.15 orders all boxes of a class like its
+        best one, so one inverted box disables the NMS of its class; the RPN's NMS orders none.)"""
         return upright(clip(boxes, image_size))
 
 

@@ -1,4 +1,4 @@
-"""The region proposal network: BatchNorms of each level's own, old box widths, another choice of proposals."""
+"""The region proposal network: one set of BatchNorms per level, inclusive box widths, another proposal selection."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vild.modeling.released.boxes import ReleasedBoxTransform, clip
 
 @RPN_HEAD_REGISTRY.register()
 class ReleasedRPNHead(StandardRPNHead):
-    """Detectron2's head, whose levels share the convolutions, with a BatchNorm behind each that they do not share.
+    """Detectron2's head, with convolutions shared by all levels, each followed by a BatchNorm that is not shared.
 
-    The norm is that of the FPN (``FPN.NORM``).
+    The norm is the FPN's (``FPN.NORM``).
     """
 
     @configurable
@@ -52,7 +52,7 @@ class ReleasedRPNHead(StandardRPNHead):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class ReleasedRPN(RPN):
-    """Detectron2's RPN (with its losses) over boxes with the old widths, choosing as :func:`choose_proposals`."""
+    """Detectron2's RPN (with its losses) for inclusive box widths and :func:`choose_proposals`."""
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
@@ -76,18 +76,18 @@ class ReleasedRPN(RPN):
 def choose_proposals(
     boxes: list[Tensor], logits: list[Tensor], before: int, after: int, threshold: float, fill: bool
 ) -> tuple[Tensor, Tensor]:
-    """Of each level the best ``before`` and what NMS leaves of them, of all levels the best ``after``.
+    """NMS over the best ``before`` boxes of each level, then the best ``after`` of all levels.
 
-    What is ranked is the sigmoid in float32, which is 1 for any large logit: among equals the earlier anchor is the
-    better one. Boxes without an area stay, as Detectron2's would not; only one that is [0, 0, 0, 0] is gone, because
-    the original marks suppressed ones so. (It also suppresses at an IoU of exactly ``threshold``.)
+    Boxes are ranked by the sigmoid in float32, which is 1 for all large logits; the earlier anchor wins a tie. Unlike
+    in Detectron2, boxes without an area stay. Only [0, 0, 0, 0] is dropped, because the original marks suppressed boxes
+    with it. (The original also suppresses at an IoU of exactly ``threshold``.)
 
     Args:
-        boxes: a level's clipped boxes [N_l, 4] each.
-        fill: bring the number up to ``after`` with [0, 0, 0, 0]: these are classified like any other.
+        boxes: clipped boxes [N_l, 4] of each level.
+        fill: pad the result to ``after`` boxes with [0, 0, 0, 0]; these are classified like any other.
 
     Returns:
-        boxes [R, 4] and logits [R] by falling score; those of the fill are -inf.
+        boxes [R, 4] and logits [R] by descending score; the padding has logit -inf.
     """
     kept = []
     for box, logit in zip(boxes, logits, strict=True):
