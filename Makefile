@@ -8,13 +8,16 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PIP_GRADIO := $(BIN)/python -m pip install --quiet -c $(VENV)/constraints-gradio.txt
 NEWEST := $(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager
 
-.PHONY: quickstart test test-latest fuzz kill-test audit ablation lint install clean
+.PHONY: quickstart test check test-latest fuzz kill-test audit ablation lint install clean
 
 quickstart: install        ## the whole method on the built-in world, with a report (output/quickstart)
 	$(BIN)/python tools/quickstart.py --output output/quickstart
 
 test: install              ## the test suite, in WORKERS processes of about a GB each
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+check: lint                ## the loop of editing: lint and the fast tests, about a minute
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 fuzz: install              ## 10,000 broken and hostile files (a fixed few hundred of them are part of the tests)
 	VILD_FUZZ=nightly $(BIN)/python -m pytest -q tests/fuzz
