@@ -3,9 +3,12 @@ near the ground truth, and the store of them. No test needs a GPU, the network o
 
 from __future__ import annotations
 
+import fcntl
 import os
 import runpy
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +43,30 @@ def text_cache(tmp_path_factory) -> None:
     os.environ["VILD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+def built_once(tmp_path_factory, name: str, build: Callable[[Path], None]) -> Path:
+    """A folder of this process's own whose content one of pytest's processes has built for all of them."""
+    mine = tmp_path_factory.mktemp(name) / name
+    workers = os.environ.get("PYTEST_XDIST_WORKER")
+    if workers is None:
+        build(mine)
+        return mine
+    shared = tmp_path_factory.getbasetemp().parent / "shared" / name
+    shared.parent.mkdir(exist_ok=True)
+    with open(shared.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            build(mine)
+            shutil.copytree(mine, shared)
+            return mine
+    shutil.copytree(shared, mine)
+    return mine
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
     """The root of the data sets, with a small built-in world in it."""
-    root = tmp_path_factory.mktemp("datasets")
+    root = built_once(tmp_path_factory, "datasets", lambda root: write_world(root / "glyphs", seed=0, fraction=0.02))
     os.environ["DETECTRON2_DATASETS"] = str(root)
-    write_world(root / "glyphs", seed=0, fraction=0.02)
     datasets.register_all()
     return root
 
@@ -99,20 +120,21 @@ def store_plan(teacher: Teacher, proposals_file: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def store_folder(world, teacher, proposals_file, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
     proposals = load_proposals(proposals_file)
     files = {r["image_id"]: r["file_name"] for r in datasets.load_dicts("glyphs_train")}
-    writer = StoreWriter(folder, store_plan(teacher, proposals_file), sorted(files), shard_images=16)
 
     def regions(image_id: int) -> StoredRegions:
         image = torch.from_numpy(read_image(files[image_id], "RGB").copy()).permute(2, 0, 1)
         boxes, scores = proposals[image_id]
         return StoredRegions(boxes, teacher.encode_regions(image, boxes), scores)
 
-    for index, _ in writer.missing():
-        writer.write_shard(index, regions)
-    writer.finish()
-    return folder
+    def build(folder: Path) -> None:
+        writer = StoreWriter(folder, store_plan(teacher, proposals_file), sorted(files), shard_images=16)
+        for index, _ in writer.missing():
+            writer.write_shard(index, regions)
+        writer.finish()
+
+    return built_once(tmp_path_factory, "store", build)
 
 
 @pytest.fixture

@@ -47,7 +47,8 @@ def run(python: Path, code: str) -> str:
 
 def test_the_public_names_are_there_and_load_lazily(installed):
     heavy = "[m for m in ('torch', 'detectron2', 'open_clip', 'numpy') if m in sys.modules]"
-    found = run(installed, f"import sys, vild; print(vild.__file__); print({heavy}); print(sorted(dir(vild)))").split("\n")
+    code = f"import sys, vild; print(vild.__file__); print({heavy}); print(sorted(dir(vild)))"
+    found = run(installed, code).split("\n")
     assert found[0].startswith(str(installed.parent.parent)) and found[1] == "[]"
     assert "OpenVocabularyDetector" in found[2]
     run(installed, f"from vild import {', '.join(n for n in vild.__all__ if n[0] != '_')}")

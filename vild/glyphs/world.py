@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ class SceneSet:
 
 
 # dev is there to choose settings on; val is looked at once. Only val draws in styles that training lacks.
+CHUNK = 50  # scenes that a process is given at a time
 SETS = {
     "train": SceneSet(2000, 1),
     "nonovel_train": SceneSet(2000, 1, novel=False),
@@ -122,8 +124,12 @@ def write_world(
         with cannot_write(root / name):
             (root / name).mkdir(exist_ok=True)
         jobs = [(seed, i, kind, str(root / name / f"{i + 1:06d}.jpg")) for i in range(round(kind.count * fraction))]
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            done = list(tqdm(pool.imap(_make_scene, jobs, chunksize=25), total=len(jobs), desc=f"scenes: {name}"))
+        show = partial(tqdm, total=len(jobs), desc=f"scenes: {name}")
+        if workers <= 1 or len(jobs) < CHUNK:  # starting processes takes longer than drawing so few
+            done = list(show(map(_make_scene, jobs)))
+        else:
+            with multiprocessing.get_context("spawn").Pool(workers) as pool:
+                done = list(show(pool.imap(_make_scene, jobs, chunksize=CHUNK)))
         images = [image for image, _ in done]
         everything = [a for _, annotations in done for a in annotations]
         for form in ("lvis", "coco"):
