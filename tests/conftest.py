@@ -34,7 +34,10 @@ from vild.vocabulary.vocabulary import Vocabulary
 
 REPOSITORY = Path(__file__).parent.parent
 
-torch.set_num_threads(2)
+# Two pytest processes on two cores: a thread each, here and in the tools that tests start
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+torch.set_num_threads(THREADS)
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
 
 
 @pytest.fixture(scope="session", autouse=True)
