@@ -158,8 +158,8 @@ def test_a_worker_that_was_killed_is_told_after_a_whole_step(make_cfg, world, tm
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("detectron2://ImageNetPretrained/none.pkl?x=1", "cannot be had (URLError: <urlopen error no network>)"),
-        ("detektron2://a.pkl", "is no address that Detectron2 knows"),
+        ("detectron2://ImageNetPretrained/none.pkl?x=1", "cannot be downloaded (URLError: <urlopen error no network>)"),
+        ("detektron2://a.pkl", "not a URL that Detectron2 supports"),
     ],
 )
 def test_weights_that_cannot_be_had_are_told(tmp_path, monkeypatch, path, reason):

@@ -71,7 +71,7 @@ def test_wrong_words_are_one_line(detector):
         with pytest.raises(UserError, match=reason) as caught:
             detector.with_vocabulary(words)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
-    with pytest.raises(UserError, match="wide"):
+    with pytest.raises(UserError, match="embedding width"):
         detector.with_vocabulary(random_vocabulary(3, 7))
     with pytest.raises(UserError, match="also asked for"):
         detector.with_vocabulary(["kite"], negatives=["Kite"])

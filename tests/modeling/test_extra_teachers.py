@@ -231,7 +231,7 @@ def test_a_checkpoint_knows_its_further_teachers(make_cfg, second, vocabulary, t
     words = Vocabulary.load(second["VOCABULARY"])
     replace(words, fingerprint={**words.fingerprint, "weights": "3"}).save(other := tmp_path / "other.safetensors")
     stranger = make_cfg("vild", "MODEL.VILD.TEACHERS", str([{**second, "VOCABULARY": str(other)}]))
-    with pytest.raises(UserError, match="a further teacher is of teacher second .*TEACHERS"):
+    with pytest.raises(UserError, match="an extra teacher is of teacher second .*TEACHERS"):
         VildCheckpointer(build_model(stranger)).load(path)
 
 

@@ -1,5 +1,4 @@
-"""Detectron2's checkpoint, with the vocabulary (and so the teacher's fingerprint) inside, and a record of what the
-network was trained on."""
+"""Detectron2's checkpoint plus the vocabulary (with the teacher's fingerprint) and a record of the training data."""
 
 from __future__ import annotations
 
@@ -11,7 +10,6 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from vild.checkpoint.timm_weights import TIMM, check_student
 from vild.data.provenance import merge, network_record
 from vild.utils.errors import UserError
 from vild.utils.files import write_tensors, write_text, written_whole
@@ -21,38 +19,35 @@ from vild.utils.weight_files import load_weights
 from vild.vocabulary.vocabulary import Vocabulary
 
 
-class _VocabularyOf:
-    """The model's vocabulary as fvcore's Checkpointer wants it."""
+class _VocabularyState:
+    """Vocabulary, variant and teachers as a checkpointable of fvcore's Checkpointer. Loading only compares them."""
 
     def __init__(self, model, where: str):
-        self.model, self.where, self.going_on = model, where, False
+        self.model, self.where, self.resumes = model, where, False
 
     def state_dict(self) -> dict:
-        heads = self.model.roi_heads
-        return {**self.model.vocabulary.state(), "variant": heads.variant, "others": self._further_teachers()}
+        variant = self.model.roi_heads.variant
+        return {**self.model.vocabulary.state(), "variant": variant, "others": self._extra_fingerprints()}
 
-    def _further_teachers(self) -> list[dict]:
-        """Their fingerprints."""
-        others = self.model.roi_heads.others
-        return [] if others is None else others.fingerprints
+    def _extra_fingerprints(self) -> list[dict]:
+        extra_teachers = self.model.roi_heads.others
+        return [] if extra_teachers is None else extra_teachers.fingerprints
 
     def load_state_dict(self, state: dict) -> None:
-        check_same_teacher(
-            state["fingerprint"], self.where, self.model.vocabulary.fingerprint, "the config's vocabulary"
-        )
-        for theirs, mine in zip(state.get("others", []), self._further_teachers(), strict=False):
-            check_same_teacher(theirs, f"{self.where}, a further teacher", mine, "that of MODEL.VILD.TEACHERS")
-        mine, theirs = self.model.roi_heads.variant, state.get("variant")
-        if theirs not in (None, mine):
-            raise UserError(f"{self.where} is of variant '{theirs}', MODEL.VILD.VARIANT is '{mine}'")
         mine = self.model.vocabulary
+        check_same_teacher(state["fingerprint"], self.where, mine.fingerprint, "the config's vocabulary")
+        for theirs, own in zip(state.get("others", []), self._extra_fingerprints(), strict=False):
+            check_same_teacher(theirs, f"{self.where}, an extra teacher", own, "that of MODEL.VILD.TEACHERS")
+        variant = self.model.roi_heads.variant
+        if state.get("variant") not in (None, variant):
+            raise UserError(f"{self.where} is of variant '{state['variant']}', MODEL.VILD.VARIANT is '{variant}'")
         same = list(state["names"]) == list(mine.names) and state["embeddings"].equal(mine.embeddings.cpu())
-        if self.going_on and not same:
-            raise UserError(f"{self.where} is of a training with another vocabulary than MODEL.VILD.VOCABULARY")
+        if self.resumes and not same:
+            raise UserError(f"{self.where} was trained with another vocabulary than MODEL.VILD.VOCABULARY")
 
 
-class _TrainedOn:
-    """A training record (``vild.data.provenance``) as fvcore's Checkpointer wants it."""
+class _TrainingRecord:
+    """A training record (``vild.data.provenance``) as a checkpointable of fvcore's Checkpointer."""
 
     def __init__(self, record: dict):
         self.record = record
@@ -65,10 +60,10 @@ class _TrainedOn:
 
 
 def save_weights(path: str | Path, model: nn.Module, trained_on: dict | None = None) -> None:
-    """A ViLDRCNN as one ``.safetensors``, which ``MODEL.WEIGHTS`` takes as it takes a ``.pth``.
+    """Write a ViLDRCNN as one ``.safetensors``, which ``MODEL.WEIGHTS`` accepts like a ``.pth``.
 
-    It is a vocabulary file (``Vocabulary.load`` reads it) with the network's tensors beside, under ``model.``; variant
-    and training record are in the metadata.
+    It is a vocabulary file (``Vocabulary.load`` reads it) with the network's tensors added under ``model.``; variant
+    and training record are in its metadata.
     """
     write_weights(path, model.state_dict(), model.vocabulary, model.roi_heads.variant, trained_on)
 
@@ -76,8 +71,8 @@ def save_weights(path: str | Path, model: nn.Module, trained_on: dict | None = N
 def write_weights(
     path: str | Path, state: dict[str, Tensor], vocabulary: Vocabulary, variant: str, trained_on: dict | None = None
 ) -> None:
-    """The file of :func:`save_weights`, of a ViLDRCNN's state dict; or, where ``path`` ends in ``.pth``, Detectron2's
-    checkpoint with the same in it. Written whole."""
+    """As :func:`save_weights`, from a ViLDRCNN's state dict. If ``path`` ends in ``.pth``, a checkpoint of Detectron2
+    with the same content."""
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     words = {**vocabulary.state(), "variant": variant}
     rest = {} if trained_on is None else {"trained_on": trained_on}
@@ -91,16 +86,16 @@ def write_weights(
 
 
 def write_checkpoint(path: str | Path, content: dict) -> None:
-    """Write a ``.pth`` whole.
+    """Write a ``.pth`` atomically.
 
     Raises:
-        UserError: the disk is full, say.
+        OSError: it cannot be written, because the disk is full for example.
     """
     with written_whole(path) as aside:
         try:
             with open(aside, "wb") as file:
                 torch.save(content, file)
-        except RuntimeError as error:  # torch's writer may hide what the system said behind what it says then
+        except RuntimeError as error:  # torch's writer can hide the system's error behind its own
             reason = error
             while reason is not None and not isinstance(reason, OSError):
                 reason = reason.__context__
@@ -108,19 +103,19 @@ def write_checkpoint(path: str | Path, content: dict) -> None:
 
 
 def read_network_record(path: str) -> dict:
-    """The network record of a local file of weights, of any origin."""
+    """The network record of a local weights file of any origin."""
     if not Path(path).is_file():
         raise UserError(f"weights: {path} does not exist")
     return network_record(path, path, load_weights(path).get("trained_on"))
 
 
 class VildCheckpointer(DetectionCheckpointer):
-    """Saves a ViLDRCNN's vocabulary and variant under ``vocabulary``; on loading, refuses a checkpoint of another
-    teacher or variant, also where only the weights are wanted.
+    """Saves a ViLDRCNN's vocabulary and variant under ``vocabulary``; refuses a checkpoint of another teacher or
+    variant, even if only its weights are loaded.
 
     Args:
-        trained_on: of a training, its record; saved under ``trained_on`` with that of the weights it starts from.
-        beside: plain values that are saved too, and loaded by nobody.
+        trained_on: the record of a training, saved under ``trained_on`` with that of the weights it starts from.
+        beside: plain values to save as well; they are not loaded.
     """
 
     def __init__(self, model, save_dir: str = "", *, trained_on: dict | None = None, beside: dict | None = None,
@@ -128,13 +123,13 @@ class VildCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self.beside = beside or {}
         if trained_on is not None:
-            self.add_checkpointable("trained_on", _TrainedOn(trained_on))
+            self.add_checkpointable("trained_on", _TrainingRecord(trained_on))
         bare = getattr(model, "module", model)  # below DistributedDataParallel
         if hasattr(bare, "vocabulary"):
-            self.add_checkpointable("vocabulary", _VocabularyOf(bare, "the checkpoint"))
+            self.add_checkpointable("vocabulary", _VocabularyState(bare, "the checkpoint"))
 
     def save(self, name: str, **kwargs) -> None:
-        """As Detectron2's, whole or not at all, with ``last_checkpoint`` after it: what is there stays usable."""
+        """As Detectron2's, but atomic, and ``last_checkpoint`` is updated afterwards: a kill leaves usable files."""
         if not self.save_dir or not self.save_to_disk:
             return
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
@@ -147,46 +142,48 @@ class VildCheckpointer(DetectionCheckpointer):
         write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
     def _load_file(self, filename):
-        checkpoint = load_weights(filename)  # not Detectron2's own, which runs what a .pkl says
+        checkpoint = load_weights(filename)  # Detectron2's own would unpickle code
         if "vocabulary" in checkpoint:
-            Vocabulary.from_state(checkpoint["vocabulary"], f"checkpoint {filename}: what it holds")
+            Vocabulary.from_state(checkpoint["vocabulary"], f"checkpoint {filename}: its vocabulary")
         if "matching_heuristics=True" in self._parsed_url_during_load.query:
             checkpoint["matching_heuristics"] = True
         return checkpoint
 
     def load(self, path, checkpointables=None):
-        if path and "://" not in path and not Path(path).is_file():
-            raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
-        if path and path.startswith(TIMM):
-            check_student(path, getattr(self.model, "module", self.model))
+        """As Detectron2's; ``checkpointables=None`` resumes a training.
+
+        Raises:
+            UserError: the weights cannot be read, or do not belong to the model's teacher, variant or backbone.
+        """
         if path and "://" in path:
             self._fetch(path)
-        if "vocabulary" in self.checkpointables and path:
-            self.checkpointables["vocabulary"].where = f"checkpoint {path}"
-        resumed = checkpointables is None
-        if "vocabulary" in self.checkpointables:
-            self.checkpointables["vocabulary"].going_on = resumed and "trained_on" in self.checkpointables
-        wanted = self.checkpointables if resumed else {*checkpointables, "vocabulary"}
+        elif path and not Path(path).is_file():
+            raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
+        resumes = checkpointables is None
+        if vocabulary := self.checkpointables.get("vocabulary"):
+            vocabulary.where = f"checkpoint {path}" if path else vocabulary.where
+            vocabulary.resumes = resumes and "trained_on" in self.checkpointables
+        wanted = self.checkpointables if resumes else {*checkpointables, "vocabulary"}
         rest = super().load(path, [k for k in self.checkpointables if k in wanted and k != "trained_on"])
-        if "trained_on" in self.checkpointables and path:
-            tracked = self.checkpointables["trained_on"]
-            if resumed and "trained_on" in rest:
-                tracked.load_state_dict(rest["trained_on"])
-            else:
-                start = {"data_sets": [], "stores": [], "starts": [self._record_of(path, rest)]}
-                tracked.load_state_dict(start)
+        if path and (tracked := self.checkpointables.get("trained_on")):
+            start = {"data_sets": [], "stores": [], "starts": [self._record_of(path, rest)]}
+            tracked.load_state_dict(rest["trained_on"] if resumes and "trained_on" in rest else start)
         return rest
 
     def _fetch(self, path: str) -> None:
-        """Bring the file of an address to this machine; UserError where it cannot be had."""
-        with refused_as(f"MODEL.WEIGHTS: {path}: cannot be had"):
+        """Download a URL into the cache, UserError if that fails. Detectron2 then loads the local copy."""
+        if path.startswith("timm://"):
+            from vild.checkpoint.timm_weights import check_student  # registers the handler of these paths
+
+            check_student(path, getattr(self.model, "module", self.model))
+        with refused_as(f"MODEL.WEIGHTS: {path}: cannot be downloaded"):
             local = self.path_manager.get_local_path(urlparse(path)._replace(query="").geturl())
         if not Path(local).is_file():
-            raise UserError(f"MODEL.WEIGHTS: {path}: is no address that Detectron2 knows")
+            raise UserError(f"MODEL.WEIGHTS: {path}: not a URL that Detectron2 supports")
 
     def _record_of(self, path: str, rest: dict) -> dict:
         return network_record(path, self.path_manager.get_local_path(path), rest.get("trained_on"))
 
     def load_recorded(self, path: str) -> dict:
-        """Load the weights only; their network record."""
+        """Load only the weights, and return their network record."""
         return self._record_of(path, self.load(path, checkpointables=[]))

@@ -1,8 +1,8 @@
-"""The variables of a released TensorFlow checkpoint to the weights of the detector beside.
+"""Convert the variables of a released TensorFlow checkpoint to weights of the detector in ``vild/modeling/released``.
 
-Where Detectron2's layers lack what the original has, it is folded into what they have, which changes no output: the
-bias of a convolution before a BatchNorm is subtracted from its mean; the BatchNorms behind the fully connected layers
-and the mask head's deconvolution go into their weights. (A fine-tuning goes on without these.)
+Parameters that Detectron2's layers do not have are folded into those they have, without changing an output: the bias of
+a convolution before a BatchNorm is subtracted from its mean, and the BatchNorms behind the fully connected layers and
+the mask head's deconvolution go into their weights. (Fine-tuning therefore continues without these BatchNorms.)
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from vild.modeling.released.rcnn import EPS
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
-BLOCKS = {50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}  # bottlenecks of each stage, by depth
+BLOCKS = {50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}  # bottlenecks per stage, by depth
 LEVELS = (2, 3, 4, 5, 6)
 CHANNELS, HIDDEN, WIDTH, BINS, ANCHORS = 256, 1024, 512, 7, 3
 HEAD = "frcnn_layer_0/fast_rcnn_head"
-# What training leaves beside: the optimizer's memory and the count of steps
+# Variables of training only: the optimizer's state and the step counter
 SLOTS = re.compile(r"(^|/)(Momentum|ExponentialMovingAverage|Adam(_1)?|global_step)$")
 TO_XY = [1, 0, 3, 2]  # (dy, dx, dh, dw) to (dx, dy, dw, dh)
 
 
 class Variables:
-    """A checkpoint's variables, each taken once.
+    """The variables of a checkpoint, with a record of which have been used.
 
     Args:
-        where: the file, for messages.
+        where: the file, for error messages.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], where: str):
@@ -44,7 +44,7 @@ class Variables:
         self.left = {name for name in arrays if not SLOTS.search(name)}
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """A variable of this shape as float32. UserError where it is missing or has another shape."""
+        """A variable as float32. UserError if it is missing or has another shape."""
         if name not in self.arrays:
             raise UserError(f"{self.where}: the variable '{name}' is missing")
         array = np.asarray(self.arrays[name])
@@ -62,30 +62,30 @@ class Variables:
         return self.take(f"{name}/kernel", before, after).T
 
     def norm(self, name: str, width: int, bias: Tensor | float = 0.0) -> dict[str, Tensor]:
-        """A BatchNorm's state; ``bias``: of the convolution before it."""
+        """A BatchNorm's state, with the ``bias`` of the convolution before it folded in."""
         gamma, beta, mean, variance = (
             self.take(f"{name}/{leaf}", width) for leaf in ("gamma", "beta", "moving_mean", "moving_variance")
         )
         return {"weight": gamma, "bias": beta, "running_mean": mean - bias, "running_var": variance}
 
     def folded(self, name: str, width: int, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """A BatchNorm behind a layer as a factor on its outputs' weights and as their bias."""
+        """A BatchNorm behind a layer with this ``bias``, as a factor on its output weights and a new bias."""
         norm = self.norm(name, width, bias)
         factor = norm["weight"] / (norm["running_var"] + EPS).sqrt()
         return factor, norm["bias"] - norm["running_mean"] * factor
 
     def done(self) -> None:
-        """UserError where a variable was not asked for."""
+        """UserError if a variable has not been used."""
         if self.left:
             more = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""
             raise UserError(f"{self.where}: the variable '{min(self.left)}'{more} has no place in this detector")
 
 
 def convert(arrays: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, Tensor], Vocabulary, str, int]:
-    """Weights by Detectron2's names, the vocabulary, the variant ("vild" or "ensemble") and the ResNet's depth.
+    """Weights by Detectron2's names, vocabulary, variant ("vild" or "ensemble") and depth of the ResNet.
 
     Raises:
-        UserError: a variable that is missing, too many, or of another shape.
+        UserError: a variable that is missing, unknown, or of another shape.
     """
     variables = Variables(arrays, where)
     depth = find_depth(arrays, where)
@@ -105,11 +105,11 @@ def convert(arrays: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, Ten
 
 
 def find_depth(names: Mapping[str, object], where: str) -> int:
-    """The ResNet's depth, from its variables' scope."""
+    """The depth of the ResNet, from the scope of its variables."""
     found = {int(match[1]) for name in names if (match := re.match(r"resnet(\d+)/", name))}
     if len(found) != 1 or not found <= set(BLOCKS):
         depths = ", ".join(f"resnet{depth}" for depth in sorted(found)) or "none"
-        raise UserError(f"{where}: its variables are of {depths}, not of resnet50 or resnet152")
+        raise UserError(f"{where}: the variables belong to {depths}, not to resnet50 or resnet152")
     return found.pop()
 
 
@@ -118,12 +118,12 @@ def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _numbered(name: str, index: int) -> str:
-    """TensorFlow's name of the n-th layer without one of its own."""
+    """TensorFlow's name of the n-th layer that was not given one."""
     return f"{name}_{index}" if index else name
 
 
 def resnet(variables: Variables, depth: int) -> dict[str, Tensor]:
-    """Layers are numbered as they were made: a stage's first block makes its shortcut before its three convolutions."""
+    """Layers are numbered in the order of creation: the first block of a stage creates its shortcut first."""
     layers = [("stem.conv1", 7, 3, 64)]
     before = 64
     for stage, blocks in enumerate(BLOCKS[depth], 2):
@@ -173,7 +173,7 @@ def rpn(variables: Variables) -> dict[str, Tensor]:
 
 
 def box_head(variables: Variables, variant: str) -> dict[str, Tensor]:
-    """Unnamed BatchNorms 0 to 5 are the main branch's, 6 to 11 the distilled one's."""
+    """Unnamed BatchNorms 0 to 5 belong to the main branch, 6 to 11 to the distilled one."""
     state = _prefixed("embedding.", branch(variables, "", 0))
     if variant == "ensemble":
         state |= _prefixed("image_embedding.", branch(variables, "distill", 6))
@@ -225,28 +225,27 @@ def mask_head(variables: Variables) -> dict[str, Tensor]:
 
 
 def lvis_vocabulary(variables: Variables) -> Vocabulary:
-    """The text matrix [WIDTH, 1203] as a vocabulary: LVIS's names in the order of their ids, rare ones novel."""
+    """The text matrix [WIDTH, 1203] as a vocabulary: LVIS's names in order of their ids, rare ones novel."""
     classes = make_classes(LVIS_CATEGORIES, read_split("lvis_v1", root()))
     text = variables.linear(f"{HEAD}/class-predict", WIDTH, len(classes.names))
     return Vocabulary(classes.names, F.normalize(text, dim=1), classes.splits, classes.synonyms)
 
 
 def with_teacher(vocabulary: Vocabulary, teacher, every: int = 80) -> Vocabulary:
-    """The vocabulary as one of this teacher's.
+    """The vocabulary with this teacher's fingerprint.
 
     Raises:
-        UserError: another width; or of a sample of the names, one in ``every``, the teacher's own embeddings are mostly
-            nearer to other names' than to theirs: it is another teacher, or the names are in another order.
+        UserError: the width differs; or, for more than half of a sample of names (one in ``every``), the teacher's
+            embedding is closest to another name's: it is another teacher, or the names have another order.
     """
     where = f"--teacher {teacher.fingerprint['name']}"
     if teacher.fingerprint["width"] != vocabulary.width:
-        raise UserError(f"{where}: its embeddings are {teacher.fingerprint['width']} wide, not {vocabulary.width}")
+        raise UserError(f"{where}: embedding width is {teacher.fingerprint['width']}, not {vocabulary.width}")
     sample = list(range(0, len(vocabulary), every))
     some = vocabulary.take(sample)
     own = Vocabulary.from_names(teacher, some.names, synonyms=some.synonyms).embeddings
     nearest = (own @ vocabulary.embeddings.T).argmax(1)
     right = (nearest == torch.tensor(sample)).sum().item()
     if right * 2 < len(sample):
-        found = f"{right} of {len(sample)} names"
-        raise UserError(f"{where}: it recognises {found} by the checkpoint's text embeddings, which are not its own")
+        raise UserError(f"{where}: only {right} of {len(sample)} names have similar text embeddings in the checkpoint")
     return replace(vocabulary, fingerprint=teacher.fingerprint)

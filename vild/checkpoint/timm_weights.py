@@ -1,5 +1,5 @@
-"""timm's published weights as ``MODEL.WEIGHTS``: ``timm://NAME.TAG``, or ``timm://NAME/FILE`` for a copy of them that
-lies here (``timm://resnet18//data/resnet18.safetensors``: an absolute path, as in a URL)."""
+"""timm's published weights as ``MODEL.WEIGHTS``: ``timm://NAME.TAG``, or ``timm://NAME/FILE`` for a local copy of them
+(``timm://resnet18//data/resnet18.safetensors`` is an absolute path)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMM = "timm://"
 
 
 class TimmHandler(PathHandler):
-    """Gives such a path as a checkpoint of a detector's backbone, kept below the cache folder."""
+    """Resolves such a path to a checkpoint of a detector's backbone in the cache folder."""
 
     def _get_supported_prefixes(self):
         return [TIMM]
@@ -35,7 +35,7 @@ class TimmHandler(PathHandler):
                 overlay = {"file": file} if file else None
                 try:
                     body = timm.create_model(name, pretrained=True, features_only=True, pretrained_cfg_overlay=overlay)
-                except Exception as error:  # of the network, the hub, or the file
+                except Exception as error:  # from the network, the hub or the file
                     raise UserError(f"MODEL.WEIGHTS: {path}: {first_line(error)}") from error
                 with written_whole(local) as aside:
                     torch.save({f"backbone.bottom_up.body.{k}": v for k, v in body.state_dict().items()}, aside)
@@ -43,11 +43,11 @@ class TimmHandler(PathHandler):
 
 
 def check_student(path: str, model: torch.nn.Module) -> None:
-    """UserError where ``path`` is of another network than the detector's backbone: none of it would be loaded."""
+    """UserError if ``path`` belongs to another network than the model's backbone: nothing of it would be loaded."""
     asked = path.removeprefix(TIMM).partition("/")[0]
-    name = getattr(getattr(getattr(model, "backbone", None), "bottom_up", None), "name", "none of timm's")
+    name = getattr(getattr(getattr(model, "backbone", None), "bottom_up", None), "name", "not a model of timm")
     if asked.partition(".")[0] != name.partition(".")[0]:
-        raise UserError(f"MODEL.WEIGHTS: {path} is not of the backbone's network, {name}")
+        raise UserError(f"MODEL.WEIGHTS: {path} has the weights of another network than the backbone ({name})")
 
 
 PathManager.register_handler(TimmHandler())

@@ -1,4 +1,4 @@
-"""Detectron2's boxes, anchors, pooling and NMS restated with tensors alone, for one graph."""
+"""Detectron2's boxes, anchors, pooling and NMS as tensor operations that can be exported in one graph."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torchvision.ops import batched_nms
 
 @torch.library.custom_op("vild::nms_by_class", mutates_args=())
 def nms_by_class(boxes: Tensor, scores: Tensor, iou: float, threshold: float, limit: int) -> Tensor:
-    """NMS of each class over the same boxes: what ONNX calls NonMaxSuppression.
+    """NMS per class over the same boxes, as ONNX's NonMaxSuppression.
 
     Args:
         boxes: [R, 4] xyxy.
-        scores: [C, R]; those not above ``threshold`` are out.
-        limit: no more than so many of a class are needed.
+        scores: [C, R]; scores must exceed ``threshold``.
+        limit: maximum number needed of each class.
 
     Returns:
-        int64 [K, 2], class and box of those that are left, in no particular order.
+        int64 [K, 2], class and box of the detections that are kept, in any order.
     """
     classes, rows = (scores > threshold).nonzero(as_tuple=True)
     keep = batched_nms(boxes[rows].double(), scores[classes, rows].double(), classes, iou)
@@ -27,7 +27,7 @@ def nms_by_class(boxes: Tensor, scores: Tensor, iou: float, threshold: float, li
 
 
 def clip(boxes: Tensor, height: int, width: int) -> Tensor:
-    """xyxy [R, 4] within an image."""
+    """xyxy [R, 4] clipped to an image."""
     return torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).flatten(1)
 
 
@@ -40,8 +40,8 @@ def grid_anchors(generator: nn.Module, level: int, x: Tensor) -> Tensor:
 
 
 def pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor) -> Tensor:
-    """Detectron2's pooling of one image's boxes [R, 4] from a pyramid, [R + 1, F, S, S]: the last is of no box, and
-    makes sure that no batch is empty (neither exporter nor ONNX runtimes bear that everywhere)."""
+    """Detectron2's pooling of one image's boxes [R, 4] from a pyramid to [R + 1, F, S, S]. The last row belongs to no
+    box and keeps batches from being empty, which the exporter and ONNX runtimes do not always support."""
     rois = F.pad(boxes, (1, 0, 0, 1))  # the image's index, 0, before each
     if len(maps) == 1:
         return pooler.level_poolers[0](maps[0], rois)

@@ -1,7 +1,7 @@
 """The detector as one graph whose vocabulary is an input: :class:`ExportedDetector`, for ONNX and ``torch.export``.
 
-Detectron2's control flow around the trained modules (anchors, proposals, level assignment) is restated here with
-tensors alone; every weight is used through the module that was trained.
+Detectron2's control flow around the trained modules (anchors, proposals, level assignment) is rewritten here as tensor
+operations; every weight is used through its trained module.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from vild.export.boxes import clip, grid_anchors, nms_by_class, pool
 from vild.modeling import fusion
 from vild.modeling.rcnn import ViLDRCNN
 
-AXES = {"picture": {0: "height", 1: "width"}, "text": {0: "names"}, "shown": {}, "base": {0: "names"}}  # that vary
+AXES = {"picture": {0: "height", 1: "width"}, "text": {0: "names"}, "shown": {}, "base": {0: "names"}}  # dynamic ones
 LOWEST = torch.finfo(torch.float32).min
 ALL = 2**63 - 1
 
 
 class ExportedDetector(nn.Module):
-    """A trained :class:`ViLDRCNN` (on the CPU, in evaluation mode) for one image, without a vocabulary of its own.
+    """A trained :class:`ViLDRCNN` (on the CPU, in evaluation mode) for one image, with the vocabulary as an input.
 
     Inputs:
         image: uint8 [H, W, 3] in the config's ``INPUT.FORMAT``, resized.
         text: unit float32 [C, D].
-        shown: int64 [], only the first so many classes are detected; the others take part in the softmax.
-        base: bool [C]; only the ensemble has this input.
+        shown: int64 [], only the first ``shown`` classes are detected; the others take part in the softmax.
+        base: bool [C]; an input of the ensemble only.
 
-    Outputs, N detections by falling score: boxes float32 [N, 4] (xyxy, pixels of ``image``), scores [N], classes
-    int64 [N], and mask probabilities [N, M, M] within the boxes where the detector has masks.
+    Outputs, N detections by descending score: boxes float32 [N, 4] (xyxy, pixels of ``image``), scores [N], classes
+    int64 [N], and mask probabilities [N, M, M] within the boxes if the detector has masks.
     """
 
     def __init__(self, model: ViLDRCNN):
@@ -73,7 +73,7 @@ class ExportedDetector(nn.Module):
         return placed, scores, classes, heads.mask_head.layers(pooled)[:-1, 0].sigmoid()
 
     def _size(self, image: Tensor) -> tuple[int, int]:
-        """Height and width that boxes are clipped to."""
+        """Height and width to clip boxes to."""
         return image.shape[0], image.shape[1]
 
     def _placed(self, boxes: Tensor, image: Tensor) -> Tensor:
@@ -84,14 +84,14 @@ class ExportedDetector(nn.Module):
         return clip(boxes, height, width)
 
     def _decoded(self, deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes [R, 4] of the box head."""
+        """Boxes [R, 4] from the deltas of the box head."""
         return self._clip(self.model.roi_heads.box2box_transform.apply_deltas(deltas, proposals), *size)
 
     def _pool(self, pooler: nn.Module, maps: list[Tensor], boxes: Tensor) -> Tensor:
         return pool(pooler, maps, boxes)
 
     def _normalise(self, image: Tensor) -> Tensor:
-        """Float [1, 3, H', W'], padded right and below to a multiple of what the backbone needs."""
+        """Float [1, 3, H', W'], padded on the right and below to a multiple of the backbone's divisibility."""
         x = (image.permute(2, 0, 1).float() - self.model.pixel_mean) / self.model.pixel_std
         step = max(self.model.backbone.size_divisibility, 1)
         height, width = x.shape[1:]
@@ -99,7 +99,7 @@ class ExportedDetector(nn.Module):
         return F.pad(x, (0, right, 0, below))[None]
 
     def _proposals(self, features: dict[str, Tensor], height: int, width: int) -> Tensor:
-        """The RPN's boxes [R, 4] by falling objectness, R at most RPN.POST_NMS_TOPK_TEST."""
+        """The RPN's boxes [R, 4] by descending objectness, at most RPN.POST_NMS_TOPK_TEST."""
         rpn = self.model.proposal_generator
         maps = [features[f] for f in rpn.in_features]
         logits, deltas = rpn.rpn_head(maps)
@@ -119,16 +119,16 @@ class ExportedDetector(nn.Module):
         return box[kept[score[kept].argsort(descending=True)[:limit]]]
 
     def _rank(self, logits: Tensor) -> Tensor:
-        """What proposals are ranked by."""
+        """Scores to rank proposals by."""
         return logits
 
     def _valid(self, boxes: Tensor, score: Tensor) -> Tensor:
-        """bool [R]: the boxes that may become proposals."""
+        """bool [R]: boxes that can become proposals."""
         sides = boxes[:, 2:] - boxes[:, :2]
-        return (sides > self.model.proposal_generator.min_box_size).all(1) & score.isfinite()  # no side of NaN is
+        return (sides > self.model.proposal_generator.min_box_size).all(1) & score.isfinite()  # false for NaN
 
     def _detections(self, features, proposals, size, text, shown, base) -> tuple[Tensor, Tensor, Tensor]:
-        """What ``fusion.best_detections`` gives: boxes, scores and classes by falling score."""
+        """Boxes, scores and classes by descending score, as ``fusion.best_detections``."""
         heads = self.model.roi_heads
         pooled = self._pool(heads.box_pooler, [features[f] for f in heads.box_in_features], proposals)
         embeddings, deltas = heads._embed(pooled)

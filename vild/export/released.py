@@ -1,5 +1,5 @@
-"""The released detector as one graph (see ``detector.py``). It resizes the image itself: ``image`` and the boxes are
-those of the image as it was read."""
+"""The released detector as one graph (see ``detector.py``). The graph resizes the image itself: ``image`` and the boxes
+are in the original size."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from vild.modeling.released.boxes import clip, upright
 
 
 class ExportedReleased(ExportedDetector):
-    """As :class:`ExportedDetector`; boxes are neither cut at the image's edge nor left out where they are empty."""
+    """As :class:`ExportedDetector`; boxes are not clipped to the image, and empty ones are kept."""
 
     def _size(self, image: Tensor) -> tuple[int, int]:
         return self.model.side, self.model.side
 
     def _scaled(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Height and width of the image and of its part of the canvas, float32 [2] each (``scaled_size``)."""
+        """Sizes (height, width) of the image and of its part of the canvas, float32 [2] each (``scaled_size``)."""
         size = torch.stack([image.new_ones(n, dtype=torch.float32).sum() for n in image.shape[:2]])
         return size, (size * (self.model.side / size).min()).round().clamp(min=1)
 
     def _normalise(self, image: Tensor) -> Tensor:
-        """``onto_canvas`` where sizes are tensors: what lies beyond the image is sampled at its edge, then 0."""
+        """``onto_canvas`` with sizes as tensors: beyond the image its edge is sampled, then multiplied by 0."""
         x = (image.permute(2, 0, 1).float() - self.model.pixel_mean) / self.model.pixel_std
         size, scaled = self._scaled(image)
         place = torch.arange(self.model.side, dtype=torch.float32)
@@ -52,7 +52,7 @@ class ExportedReleased(ExportedDetector):
         return pooler.pool(maps, F.pad(boxes, (1, 0, 0, 1)))
 
     def _proposals(self, features: dict[str, Tensor], height: int, width: int) -> Tensor:
-        """Always RPN.POST_NMS_TOPK_TEST of them, the missing ones [0, 0, 0, 0]."""
+        """Always RPN.POST_NMS_TOPK_TEST boxes, padded with [0, 0, 0, 0]."""
         found, limit = super()._proposals(features, height, width), self.model.proposal_generator.post_nms_topk[False]
         return F.pad(found, (0, 0, 0, limit))[:limit]
 

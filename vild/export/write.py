@@ -1,4 +1,4 @@
-"""Write a detector as an ONNX file or a ``torch.export`` archive, with its manifest and the base names of training."""
+"""Write a detector as an ONNX file or a ``torch.export`` archive, with a manifest and the base names of training."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from vild.utils.files import write_json, written_whole
 
 
 def write_model(detector: OpenVocabularyDetector, path: str | Path) -> None:
-    """Write ``path`` (ONNX, or a ``torch.export`` archive if it ends in ``.pt2``) and, beside it, the manifest
+    """Write ``path`` (ONNX, or a ``torch.export`` archive if it ends in ``.pt2``) and next to it the manifest
     ``NAME.json`` and ``context.safetensors``, the base names of training as a vocabulary.
 
-    ONNX's ``shown`` may be left out: all names are detected then. An archive wants ``import vild.export.boxes``
-    before it is loaded (for :func:`nms_by_class`), and images with sides longer than the stride of its coarsest
-    feature map.
+    ONNX's ``shown`` is optional and defaults to all names. An archive needs ``import vild.export.boxes`` before it is
+    loaded (for :func:`nms_by_class`), and images whose sides exceed the stride of the coarsest feature map.
 
     Raises:
-        UserError: the packages that ONNX files are made with are not there.
+        UserError: the packages for writing ONNX files are not installed.
     """
     path, wrapped = Path(path), wrap(detector.model)
     program = wrapped.program()
@@ -42,8 +41,8 @@ def write_model(detector: OpenVocabularyDetector, path: str | Path) -> None:
 
 
 def manifest(detector: OpenVocabularyDetector) -> dict:
-    """What a program must know to run the file: the teacher whose vocabularies fit, how an image is prepared
-    (normalisation and padding are in the graph), and what the scores are."""
+    """What a program needs to run the file: the teacher of fitting vocabularies, image preprocessing (normalisation and
+    padding are in the graph), and the meaning of the scores."""
     cfg, heads = detector.cfg, detector.model.roi_heads
     return {
         "variant": heads.variant,
@@ -64,7 +63,7 @@ def manifest(detector: OpenVocabularyDetector) -> dict:
 
 
 def wrap(model: ViLDRCNN) -> ExportedDetector:
-    """The model as it is exported."""
+    """The module to export for a model."""
     if isinstance(model, ReleasedRCNN):
         return ExportedReleased(model)
     return ExportedDetector(model)
@@ -91,11 +90,11 @@ def to_onnx(program: ExportedProgram, wrapped: ExportedDetector) -> bytes:
         verbose=False,
     )
     graph = exported.model.graph
-    for value in graph.inputs:  # names in place of the tracer's symbols
+    for value in graph.inputs:  # names instead of the tracer's symbols
         value.shape = ir.Shape(AXES[value.name].get(i, n) for i, n in enumerate(value.shape))
     for value in graph.outputs:
         value.shape = ir.Shape(("detections", *value.shape[1:]))
     shown = next(value for value in graph.inputs if value.name == "shown")
-    shown.const_value = ir.tensor(ALL, dtype=ir.DataType.INT64, name="shown")  # what it is when nobody says
+    shown.const_value = ir.tensor(ALL, dtype=ir.DataType.INT64, name="shown")  # the default
     graph.register_initializer(shown)
     return exported.model_proto.SerializeToString()
