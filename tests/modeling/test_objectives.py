@@ -1,5 +1,6 @@
-"""Every objective against independent NumPy, its gradient against finite differences, and by property."""
+"""Every objective against independent NumPy, its gradient against finite differences, and its properties."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 from detectron2.utils import comm
 
+from tests.conftest import REPOSITORY
 from vild.modeling.objectives import OBJECTIVES, RegionBatch, parse_objectives, word_lists
+from vild.modeling.objectives.registry import objective
 from vild.modeling.schedule import parse_schedule
 from vild.utils.errors import UserError
 
@@ -24,7 +27,7 @@ def unit(*shape):
 STUDENT, TEACHER, WORDS, BACKGROUND = unit(sum(COUNTS), D), unit(sum(COUNTS), D), unit(5, D), unit(1, D)
 LISTS = {"base": WORDS, "background": np.concatenate([WORDS, BACKGROUND]), "concepts.safetensors": unit(30, D)}
 
-# of C = 6, T = 5 and T = 5 channels, 2 x 3: RoI feature, adapted RoI feature, teacher's map
+# RoI features (C = 6 channels), adapted RoI features and the teacher's maps (T = 5), all 2 x 3
 MAPS = [RNG.normal(size=(sum(COUNTS), channels, 2, 3)) for channels in (6, 5, 5)]
 
 
@@ -39,7 +42,7 @@ def regions(student=STUDENT, teacher=TEACHER, counts=COUNTS, dtype=torch.float64
 
 
 def trained(x):
-    """What of the regions a training changes: embeddings, RoI features, adapted RoI features."""
+    """The inputs with a gradient: embeddings, RoI features, adapted RoI features."""
     return [x.student, x.student_maps, x.adapted_maps]
 
 
@@ -133,11 +136,23 @@ def test_every_objective_has_a_reference():
     assert {name for name in OBJECTIVES if OBJECTIVES[name].needs_maps} == {*MAP_CASES, "picture_tokens"}
 
 
+def test_the_example_in_contributing_is_an_objective(monkeypatch):
+    """Its code registers an objective that the config knows, with the value of its NumPy."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## An objective")[2]
+    code, _, case = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:3]
+    known = OBJECTIVES["cosine"]
+    monkeypatch.delitem(OBJECTIVES, "cosine")
+    exec(code, {"objective": objective, "RegionBatch": RegionBatch, "Tensor": torch.Tensor})
+    (parsed,) = parse_objectives([{"NAME": "cosine", "WEIGHT": 2}])
+    assert parsed.function.function is not known.function
+    assert parsed(regions(), 0.0).item() == pytest.approx(2 * eval(f"{{{case}}}")["cosine"][1](STUDENT, TEACHER))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_against_numpy(case):
     parameters, reference = CASES[case]
     mine = OBJECTIVES[case.split()[0]](regions(), **parameters)
-    np.testing.assert_allclose(mine.item(), reference(STUDENT, TEACHER), rtol=2e-5)  # some compute in float32
+    np.testing.assert_allclose(mine.item(), reference(STUDENT, TEACHER), rtol=2e-5)  # some are computed in float32
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -151,7 +166,7 @@ def test_gradient_by_finite_differences(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_order_of_a_images_regions_does_not_matter(case):
+def test_the_order_of_an_images_regions_does_not_matter(case):
     parameters, _ = CASES[case]
     order = [2, 0, 3, 1, 6, 5, 4, 7]
     a, b = (
@@ -177,7 +192,7 @@ def test_maps_against_numpy_and_finite_differences(name):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_whole_images_are_compared_as_regions_are(dtype):
-    """The NumPy and the gradient of ``tokens``, with two images' maps in place of regions', and no region needed."""
+    """Value and gradient of ``tokens``, with the maps of two images instead of regions, and without regions."""
     adapted, of_teacher = (torch.as_tensor(m[:2], dtype=dtype) for m in MAPS[1:])
     adapted.requires_grad_()
     x = regions(np.zeros((0, D)), np.zeros((0, D)), (0, 0), maps=[m[:0] for m in MAPS], dtype=dtype)
@@ -217,7 +232,7 @@ def test_no_region_is_zero_with_a_gradient(case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [*CASES, *MAP_CASES])
 def test_half_precision_at_temperature_one_hundredth(case, dtype):
-    """Maps as large as a network's: in float16 the sum of their squares overflows."""
+    """With maps as large as a network's, whose sum of squares overflows in float16."""
     parameters, _ = CASES.get(case, ({}, None))
     x = regions(dtype=dtype, temperature=0.01, maps=[300 * m for m in MAPS])
     with torch.autocast("cpu", dtype):
@@ -229,7 +244,7 @@ def test_half_precision_at_temperature_one_hundredth(case, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [*CASES, *MAP_CASES])
-def test_autocast_changes_nothing_of_what_comes_in_whole(case, dtype):
+def test_autocast_does_not_change_the_loss_of_float32_inputs(case, dtype):
     parameters, _ = CASES.get(case, ({}, None))
     results = []
     for enabled in (False, True):
@@ -242,8 +257,11 @@ def test_autocast_changes_nothing_of_what_comes_in_whole(case, dtype):
         torch.testing.assert_close(cast, plain, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", sorted(set(CASES) - {"hard_targets", "contrast"}))
-def test_a_student_like_its_teacher_costs_nothing(case):
+NOT_ZERO = {"hard_targets", "contrast"}
+
+
+@pytest.mark.parametrize("case", sorted(set(CASES) - NOT_ZERO))
+def test_a_student_equal_to_its_teacher_costs_nothing(case):
     parameters, _ = CASES[case]
     x = regions(TEACHER, TEACHER)
     value = OBJECTIVES[case.split()[0]](x, **parameters)
@@ -259,21 +277,21 @@ def test_soft_targets_at_a_high_temperature_match_logits():
     assert OBJECTIVES["soft_targets"](regions(), temperature=1e3).item() == pytest.approx(limit, rel=1e-2)
 
 
-def test_hard_targets_of_an_unsure_teacher_teach_nothing():
+def test_hard_targets_of_a_teacher_without_confidence_are_zero():
     x = regions()
     value = OBJECTIVES["hard_targets"](x, confidence=1.0)
     value.backward()
     assert value.item() == 0 and not x.student.grad.any()
 
 
-def test_relations_do_not_see_where_the_regions_lie():
+def test_relations_are_invariant_to_rotation():
     rotation = np.linalg.qr(RNG.normal(size=(D, D)))[0]
     for name in ("distances", "angles"):
         assert OBJECTIVES[name](regions(TEACHER @ rotation, TEACHER)).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_many_regions_are_thinned():
-    """To 64 of them, evenly spread, the first and the last among them."""
+def test_many_regions_are_subsampled():
+    """To 64 evenly spaced ones, including the first and the last."""
     student, teacher = unit(127, D), unit(127, D)
     for name in ("distances", "angles"):
         all_of_them = OBJECTIVES[name](regions(student, teacher, (127,)))
@@ -281,7 +299,7 @@ def test_many_regions_are_thinned():
         assert all_of_them.item() == pytest.approx(picked.item(), rel=1e-6), name
 
 
-def test_regions_that_coincide_do_not_burst_the_gradient():
+def test_coinciding_regions_do_not_explode_the_gradient():
     student = unit(16, D)
     student[1] = student[0]
     x = regions(student, unit(16, D), (16,))
@@ -290,7 +308,7 @@ def test_regions_that_coincide_do_not_burst_the_gradient():
 
 
 def test_two_ranks_contrast_as_one_batch(monkeypatch):
-    """The losses of 5 and of 3 regions, weighted by how many they are, are that of all 8; so are the gradients."""
+    """The losses of 5 and of 3 regions, weighted by their numbers, equal that of all 8; so do the gradients."""
     whole, parts = regions(), [regions(STUDENT[rows], TEACHER[rows], (5,)) for rows in (slice(5), slice(5, 8))]
     (loss := OBJECTIVES["contrast"](whole)).backward()
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
