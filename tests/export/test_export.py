@@ -24,6 +24,7 @@ from vild.modeling import build_model
 from vild.utils.images import read_image
 from vild.vocabulary.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.slow
 BLOCKED = ("torch", "torchvision", "detectron2", "vild", "safetensors", "pycocotools")
 
 

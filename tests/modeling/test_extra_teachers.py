@@ -1,4 +1,4 @@
-"""Several teachers at once: each in its own space, from its own store, and at test by the ensemble's rule."""
+"""Extra teachers: each in its own space, from its own store, and fused by the ensemble's rule at test."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from vild.data.mapper import ViLDMapper
 from vild.engine.sources import check_teaching, open_store
 from vild.modeling import build_model, fusion
 from vild.modeling.extra_teachers import ExtraTeachers
-from vild.modeling.objectives import RegionBatch as ObjectiveRegions
+from vild.modeling.objectives import RegionBatch
 from vild.store.multi import REGIONS, SeveralStores
 from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.utils.errors import UserError
@@ -104,8 +104,8 @@ SOFT = ("MODEL.VILD.OBJECTIVES", "[{'NAME': 'soft_targets'}, {'NAME': 'l1'}]")
 KEY = "MODEL.VILD.SEVERAL_TEACHERS"
 
 
-def test_averaged_teachers_add_a_loss_to_no_head(make_cfg, second):
-    """The student, its weights and its scores are those of one teacher; only the soft targets are others."""
+def test_averaged_teachers_change_only_the_soft_targets(make_cfg, second):
+    """The student, its weights and its scores are those of one teacher; only the soft targets differ."""
     several = ("MODEL.VILD.TEACHERS", str([second]), f"{KEY}.BY", "average")
     cfgs = [make_cfg("vild", *SOFT, "INPUT.RANDOM_FLIP", "none", *more) for more in ((), several)]
     (plain, _, alone), (model, _, losses) = map(losses_of, cfgs)
@@ -139,13 +139,13 @@ def test_two_identical_teachers_by_confidence_are_one(make_cfg, store_folder, vo
             assert losses[f"{name}_1"].item() == pytest.approx(3 * losses[name].item(), rel=1e-4)
 
 
-def test_the_surer_teacher_counts_more(vocabulary):
-    """Of each region, whatever its number; and a sum of weights of 1."""
+def test_the_more_confident_teacher_has_the_larger_share(vocabulary):
+    """In each region, whichever teacher it is; the shares sum to 1."""
     base = torch.ones(len(vocabulary), dtype=torch.bool)
     others = ExtraTeachers(4, [vocabulary], [1.0], vocabulary.names, 0.01, weighted="confidence")
-    sure, unsure = vocabulary.embeddings[:2], F.normalize(vocabulary.embeddings.mean(0, keepdim=True), dim=1)
-    first, second = torch.cat([sure[:1], unsure]), torch.cat([unsure, sure[1:]])
-    shares = others._shares(ObjectiveRegions(first, first, (2,), {"base": vocabulary.embeddings}), [second],
+    certain, uncertain = vocabulary.embeddings[:2], F.normalize(vocabulary.embeddings.mean(0, keepdim=True), dim=1)
+    first, second = torch.cat([certain[:1], uncertain]), torch.cat([uncertain, certain[1:]])
+    shares = others._shares(RegionBatch(first, first, (2,), {"base": vocabulary.embeddings}), [second],
                             [others.texts[0][base]])  # fmt: skip
     assert shares[0, 0] > 0.5 > shares[0, 1] and torch.allclose(shares.sum(0), torch.ones(2))
 
@@ -188,7 +188,7 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
 
 
 def test_regions_of_all_teachers_move_together(make_cfg, second, store_folder):
-    """A crop leaves the same rows of each teacher."""
+    """A crop keeps the same rows of every teacher."""
     cfg = make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), "INPUT.CROP.ENABLED", True)
     store = open_store(cfg)
     record = datasets.load_dicts("glyphs_train")[0]
@@ -200,8 +200,8 @@ def test_regions_of_all_teachers_move_together(make_cfg, second, store_folder):
 
 
 def test_stores_of_other_regions_are_refused(second, store_folder, tmp_path):
-    """Of another choice among the same proposals at once; of an image that one of them could not read, when it is
-    asked for: rows would be other regions'."""
+    """If they chose other regions among the same proposals, at once; if one could not read an image, when that image is
+    requested. Rows would otherwise belong to different regions."""
     first = EmbeddingStore(store_folder)
     image_id = int(first.image_ids[3])
 
@@ -223,20 +223,20 @@ def test_stores_of_other_regions_are_refused(second, store_folder, tmp_path):
         store[image_id]
 
 
-def test_a_checkpoint_knows_its_further_teachers(make_cfg, second, vocabulary, tmp_path):
+def test_a_checkpoint_records_its_extra_teachers(make_cfg, second, vocabulary, tmp_path):
     cfg = make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]))
     VildCheckpointer(build_model(cfg), str(tmp_path)).save("two")
     path = str(tmp_path / "two.pth")
     VildCheckpointer(build_model(cfg)).load(path)
     words = Vocabulary.load(second["VOCABULARY"])
     replace(words, fingerprint={**words.fingerprint, "weights": "3"}).save(other := tmp_path / "other.safetensors")
-    stranger = make_cfg("vild", "MODEL.VILD.TEACHERS", str([{**second, "VOCABULARY": str(other)}]))
+    another = make_cfg("vild", "MODEL.VILD.TEACHERS", str([{**second, "VOCABULARY": str(other)}]))
     with pytest.raises(UserError, match="an extra teacher is of teacher second .*TEACHERS"):
-        VildCheckpointer(build_model(stranger)).load(path)
+        VildCheckpointer(build_model(another)).load(path)
 
 
 @pytest.mark.parametrize(("variant", "fuses"), [("text", False), ("vild", True), ("image", False), ("ensemble", True)])
-def test_novel_marks_matter_where_heads_are_fused(make_cfg, second, variant, fuses):
+def test_heads_that_are_fused_need_novel_marks(make_cfg, second, variant, fuses):
     teachers = ("MODEL.VILD.TEACHERS", str([second])) if variant != "text" else ()
     assert build_model(make_cfg(variant, *teachers)).roi_heads.fuses == fuses
     assert build_model(make_cfg(variant)).roi_heads.fuses == (variant == "ensemble")

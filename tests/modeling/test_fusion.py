@@ -18,7 +18,7 @@ def case(rows, classes, seed=0):
     return boxes, (torch.randn(rows, classes, generator=generator, dtype=torch.float64) * 4).softmax(1)
 
 
-def plainly(boxes, scores, score_threshold, per_image, pre_nms):
+def sort_all(boxes, scores, score_threshold, per_image, pre_nms):
     """All pairs sorted, NMS class by class."""
     rows, classes = (scores > score_threshold).nonzero(as_tuple=True)
     order = scores[rows, classes].argsort(descending=True)[:pre_nms]
@@ -27,7 +27,7 @@ def plainly(boxes, scores, score_threshold, per_image, pre_nms):
     for c in classes.unique():
         mine = (classes == c).nonzero()[:, 0]
         keep.append(mine[nms(boxes[rows[mine]].double(), score[mine], 0.5)])
-    keep = torch.cat(keep).sort().values[:per_image]  # by place, that is by falling score
+    keep = torch.cat(keep).sort().values[:per_image]  # by position, which is by descending score
     return boxes[rows[keep]], score[keep], classes[keep], rows[keep]
 
 
@@ -43,10 +43,10 @@ def plainly(boxes, scores, score_threshold, per_image, pre_nms):
         (30, 20_000, 0.001, 50, 20_000),
     ],
 )
-def test_blocks_give_what_sorting_everything_gives(rows, classes, score_threshold, per_image, pre_nms, block):
+def test_blocks_give_the_result_of_sorting_everything(rows, classes, score_threshold, per_image, pre_nms, block):
     boxes, scores = case(rows, classes)
     found = fusion.best_detections(boxes, scores.split(block), score_threshold, 0.5, per_image, pre_nms)
-    for mine, expected in zip(found, plainly(boxes, scores, score_threshold, per_image, pre_nms), strict=True):
+    for mine, expected in zip(found, sort_all(boxes, scores, score_threshold, per_image, pre_nms), strict=True):
         assert torch.equal(mine, expected)
 
 
@@ -68,7 +68,7 @@ def test_a_region_without_finite_scores_hides_no_other():
 
 
 def test_nms_is_as_exact_for_the_last_of_20_000_names_as_for_the_first():
-    """Classes moved apart by an offset in float32 would have boxes rounded to two pixels there."""
+    """Class offsets in float32 would round its boxes to two pixels."""
     boxes, _ = case(40, 1)
     scores = torch.zeros(2, 40, 20_000)
     scores[0, :, 0] = scores[1, :, -1] = torch.linspace(0.9, 0.1, 40)
@@ -77,7 +77,7 @@ def test_nms_is_as_exact_for_the_last_of_20_000_names_as_for_the_first():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the elements of the largest new storage among the results of all operations."""
+    """Records the number of elements of the largest new storage among the results of all operations."""
 
     elements = 0
 

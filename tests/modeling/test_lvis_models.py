@@ -11,6 +11,8 @@ from vild.engine.sources import is_proposal_network
 from vild.modeling import build_model
 from vild.vocabulary.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lvis_vocabulary(tmp_path_factory):

@@ -1,4 +1,6 @@
-"""Training goes on from a trained student, which is remembered and never changes."""
+"""Training continues from a trained student, whose embeddings are imitated and whose weights never change."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,14 +14,14 @@ from vild.teacher.clip import hash_weights
 from vild.utils.errors import UserError
 
 
-def test_the_old_student_is_imitated_and_stays(make_cfg, checkpoint_file):
+def test_the_old_student_is_imitated_and_does_not_change(make_cfg, checkpoint_file):
     keys = ["MODEL.VILD.OLD_STUDENT.WEIGHTS", str(checkpoint_file), "MODEL.WEIGHTS", str(checkpoint_file)]
     cfg = make_cfg("vild", *keys, "SOLVER.IMS_PER_BATCH", 1)
     trainer = Trainer(cfg)
     trainer.resume_or_load(False)
     old = trainer.model.old_student[0]
     kept = trainer.checkpointer.checkpointables["trained_on"].record["starts"]
-    assert [network["file"] for network in kept] == [checkpoint_file.name]  # once, though it stands for both
+    assert [network["file"] for network in kept] == [checkpoint_file.name]  # once, although both keys name it
     before, names = hash_weights(old), set(trainer.model.state_dict())
     assert names == set(old.state_dict()) and not any(p.requires_grad for p in old.parameters())
     inputs = next(iter(trainer.data_loader))
@@ -29,14 +31,12 @@ def test_the_old_student_is_imitated_and_stays(make_cfg, checkpoint_file):
     torch.testing.assert_close(student._old_embeddings(image, boxes), mine, rtol=1e-4, atol=1e-5)
     with EventStorage():
         loss = student.train()(inputs)["loss_old_student"]
-    loss.backward()  # batch norm's statistics alone set them apart
+    loss.backward()  # they differ in batch norm's statistics only
     assert loss > 0 and student.backbone.bottom_up.stem.conv1.weight.grad.abs().sum() > 0
     assert hash_weights(old) == before
 
 
 def test_an_old_student_of_another_teacher_is_refused(make_cfg, checkpoint_file, vocabulary, tmp_path):
-    from dataclasses import replace
-
     other = tmp_path / "vocabulary.safetensors"
     replace(vocabulary, fingerprint={**vocabulary.fingerprint, "weights": "other"}).save(other)
     keys = ["MODEL.VILD.OLD_STUDENT.WEIGHTS", str(checkpoint_file), "MODEL.VILD.VOCABULARY", str(other)]
@@ -53,7 +53,7 @@ def test_an_old_student_of_another_architecture_is_refused(make_cfg, checkpoint_
 
 
 def test_the_audit_sees_the_old_student(make_cfg, checkpoint_file, tmp_path):
-    """One that was trained on novel names leaks through a training from scratch, too."""
+    """An old student trained on novel names leaks them into a training from scratch."""
     leaky = {"name": "all", "file": "all.json", "sha": "1", "split": "", "keep": "all", "annotations": {"ring": 3}}
     checkpoint = torch.load(checkpoint_file, weights_only=True)
     checkpoint["trained_on"] = {"data_sets": [leaky], "stores": [], "starts": []}

@@ -1,5 +1,5 @@
-"""Each released convention against a few lines of NumPy, and its neighbour in Detectron2 or PyTorch against the same
-lines: what is easily mistaken for the convention must not pass for it."""
+"""Each released convention against a few lines of NumPy. The similar convention of Detectron2 or PyTorch must fail the
+same comparison."""
 
 import cv2
 import numpy as np
@@ -192,8 +192,8 @@ def test_boxes_end_at_the_last_pixel():
 
 
 def test_corners_come_in_order():
-    """TensorFlow's NMS of detections reads a box from either corner, torchvision's from the first: two boxes that are
-    inverted by half a pixel and otherwise alike are one to it."""
+    """TensorFlow's NMS accepts a box's corners in any order, torchvision's does not: only with ordered corners does one
+    of two similar boxes, inverted by half a pixel, suppress the other."""
     boxes = torch.tensor([[10.0, 5, 9.5, 60], [10, 5.5, 9.5, 60], [30, 30, 40, 40]])
     assert upright(boxes).tolist() == [[9.5, 5, 10, 60], [9.5, 5.5, 10, 60], [30, 30, 40, 40]]
     heads = object.__new__(ReleasedROIHeads)
@@ -232,7 +232,7 @@ def test_proposals_are_chosen_as_released():
         corner = RNG.uniform(0, 60, (count, 2))
         boxes = np.concatenate([corner, corner + RNG.uniform(-0.5, 30, (count, 2))], 1).astype(np.float32)
         boxes[3] = 0
-        boxes[4] = [5, 9, 5, 30]  # empty, not gone
+        boxes[4] = [5, 9, 5, 30]  # empty, but kept
         levels.append(boxes)
         logits.append(random(count) * 4)
         logits[-1][::5] = 30 + random(len(logits[-1][::5]))  # their sigmoids are 1: the first is the best
@@ -333,7 +333,7 @@ def pasted(mask, box, height, width):
     x0, y0, x1, y1 = (int(v) for v in (*(centre - half), *(centre + half)))
     w, h = max(x1 - x0 + 1, 1), max(y1 - y0 + 1, 1)
     inside = cv2.resize(np.pad(mask, 1), (w, h)) > 0.5
-    whole = np.zeros((height + 600, width + 600), bool)  # wide enough for what lies beside
+    whole = np.zeros((height + 600, width + 600), bool)  # with a margin for boxes outside of the image
     whole[y0 + 300 : y0 + 300 + h, x0 + 300 : x0 + 300 + w] = inside
     return whole[300 : 300 + height, 300 : 300 + width]
 

@@ -62,8 +62,8 @@ def test_images_without_objects_or_regions_train(make_cfg, variant):
     assert total.isfinite()
 
 
-def test_without_objectives_the_regions_pass_the_head_and_teach_nothing(make_cfg):
-    """The baseline of what an objective costs: the losses of the sampled RoIs are those of the same batch with one."""
+def test_without_objectives_nothing_is_learned_of_the_regions(make_cfg):
+    """But they pass the head: the losses of the sampled RoIs are those of the same batch with an objective."""
     values = []
     for objectives in ([], [{"NAME": "l1"}]):
         cfg = make_cfg("vild", "MODEL.VILD.OBJECTIVES", objectives, "INPUT.RANDOM_FLIP", "none")
@@ -77,7 +77,7 @@ def test_without_objectives_the_regions_pass_the_head_and_teach_nothing(make_cfg
 
 
 def test_any_loss_is_weighted_by_its_name(make_cfg):
-    """By progress: at half of the training, half of one goes to the other; all else stays as it is."""
+    """By a schedule of training progress; all other losses stay as they are."""
     entries = [
         {"LOSS": name, "WEIGHT": {"FROM": a, "TO": 1 - a}} for name, a in (("loss_text", 1), ("loss_rpn_cls", 0))
     ]
@@ -128,8 +128,8 @@ def test_image_loss_is_weighted(make_cfg):
 
 
 @pytest.mark.parametrize(("beta", "expected"), [(0.0, 0.1 + 0.2 + 0.3 + 2.0), (1.0, (0.01 + 0.04 + 0.09) / 2 + 1.5)])
-def test_the_box_loss_turns_from_l2_into_l1_at_beta(make_cfg, beta, expected):
-    """One foreground RoI of two, already where it should be: the deltas are the error."""
+def test_the_box_loss_changes_from_l2_to_l1_at_beta(make_cfg, beta, expected):
+    """One foreground RoI of two, equal to its ground truth: the deltas are the error."""
     heads = build(make_cfg("vild", "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", beta)).roi_heads
     boxes = Boxes(torch.tensor([[10.0, 10.0, 50.0, 40.0], [60.0, 60.0, 90.0, 90.0]]))
     deltas = torch.tensor([[0.1, -0.2, 0.3, -2.0], [9.0, 9.0, 9.0, 9.0]])
@@ -219,12 +219,10 @@ def test_only_class_agnostic_heads(make_cfg):
 
 
 def test_objectives_of_the_config_are_added_and_logged(make_cfg, vocabulary, tmp_path):
-    vocabulary.take(vocabulary.mask("base").nonzero()[:, 0].tolist()).save(
-        concepts := tmp_path / "concepts.safetensors"
-    )
+    vocabulary.take(vocabulary.mask("base").nonzero()[:, 0].tolist()).save(words := tmp_path / "words.safetensors")
     objectives = [
         {"NAME": "l1", "WEIGHT": 0.25},
-        {"NAME": "soft_targets", "TEMPERATURE": 2, "OVER": str(concepts)},
+        {"NAME": "soft_targets", "TEMPERATURE": 2, "OVER": str(words)},
         {"NAME": "hard_targets", "WEIGHT": {"FROM": 0, "TO": 1}},
     ]
     cfg = make_cfg("vild", "MODEL.VILD.OBJECTIVES", str(objectives), "INPUT.RANDOM_FLIP", "none")
@@ -241,7 +239,7 @@ def test_objectives_of_the_config_are_added_and_logged(make_cfg, vocabulary, tmp
     assert first.keys() - paper.keys() == {"loss_soft_targets", "loss_hard_targets"}
 
 
-def test_concepts_that_do_not_fit_are_refused(make_cfg, vocabulary, tmp_path):
+def test_word_lists_that_do_not_fit_are_refused(make_cfg, vocabulary, tmp_path):
     base = vocabulary.take(vocabulary.mask("base").nonzero()[:, 0].tolist())
     other = replace(base, fingerprint={**base.fingerprint, "weights": "other"})
     novel = vocabulary.names[vocabulary.mask("novel").nonzero()[0, 0]]

@@ -33,7 +33,7 @@ def test_p2_to_p6_have_their_strides_and_channels(name):
 
 @pytest.mark.parametrize("name", ["dla34", "test_resnet"])
 def test_features_lie_at_the_strides_of_their_names(name):
-    """Also of models that offer stride 2 first, or leave it out of what they count."""
+    """Also for models that offer stride 2 first, or do not count it."""
     with torch.device("meta"):
         body = TimmFeatures(name, 3, "BN", ("res3", "res5"))
         maps = body(torch.randn(2, 3, 64, 96))
@@ -43,8 +43,8 @@ def test_features_lie_at_the_strides_of_their_names(name):
 
 
 @pytest.mark.parametrize("path", STUDENTS, ids=lambda p: f"{p.parts[-3]}/{p.stem}")
-def test_every_student_of_the_configs_trains_whole(path):
-    """No weight is left without a gradient, as DistributedDataParallel demands."""
+def test_every_student_of_the_configs_trains_all_weights(path):
+    """Every weight gets a gradient, as DistributedDataParallel requires."""
     cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
     backbone = build_backbone(cfg).train()
     maps = backbone(torch.randn(2, 3, 32, 32))
@@ -61,7 +61,7 @@ def test_every_student_of_the_configs_trains_whole(path):
 @pytest.mark.parametrize("norm", ["BN", "SyncBN", "FrozenBN", "GN"])
 @pytest.mark.parametrize("kind", TINY)
 def test_what_a_norm_means(kind, norm):
-    """GN does without the batch, FrozenBN without learning; the others learn a batch's statistics."""
+    """GN is independent of the batch, FrozenBN is not trained; the others use a batch's statistics."""
     torch.manual_seed(0)
     body = TimmFeatures(TINY[kind], 3, norm, ("res2", "res3")).train()
     batch = torch.randn(4, 3, 64, 64)
@@ -76,10 +76,10 @@ def test_what_a_norm_means(kind, norm):
 
 @pytest.mark.parametrize("norm", ["SyncBN", "FrozenBN"])
 @pytest.mark.parametrize("kind", TINY)
-def test_trained_batch_norms_say_at_test_what_they_did(kind, norm):
+def test_converted_batch_norms_give_the_same_at_test(kind, norm):
     body = TimmFeatures(TINY[kind], 3, "BN").train()
     x = torch.randn(2, 3, 64, 64)
-    body(x)  # statistics and, below, scales that are not those of a new network
+    body(x)  # statistics and, below, scales other than those of a new network
     for p in body.parameters():
         p.data += 0.1 * torch.rand_like(p)
     before = body.eval()(x)
@@ -89,7 +89,7 @@ def test_trained_batch_norms_say_at_test_what_they_did(kind, norm):
 
 
 def test_weights_of_timm_are_loaded_from_a_file(tmp_path, monkeypatch):
-    """timm://NAME/FILE, and of a name that timm would fetch, what it has fetched before."""
+    """timm://NAME/FILE, and the cached file of a name that timm would download."""
     monkeypatch.setenv("VILD_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(1)
     theirs = timm.create_model("mobilenetv3_small_050")
@@ -116,7 +116,7 @@ def test_weights_of_timm_are_loaded_from_a_file(tmp_path, monkeypatch):
         ("timm://mobilenetv3_large_100.none", r"Invalid pretrained tag \(none\)"),
     ],
 )
-def test_weights_that_cannot_be_had_are_told_in_one_line(path, message, tmp_path, monkeypatch):
+def test_weights_that_cannot_be_loaded_are_one_line(path, message, tmp_path, monkeypatch):
     monkeypatch.setenv("VILD_CACHE", str(tmp_path))
     monkeypatch.chdir(REPOSITORY)
     model = nn.Module()
@@ -126,7 +126,7 @@ def test_weights_that_cannot_be_had_are_told_in_one_line(path, message, tmp_path
     assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.pth"))
 
 
-def test_what_cannot_serve_is_refused_in_one_line():
+def test_unsuitable_backbones_are_refused_in_one_line():
     with pytest.raises(UserError, match="timm has no model 'mobilenet9'"):
         TimmFeatures("mobilenet9", 3, "BN")
     with pytest.raises(UserError, match=r"'vit_tiny_patch16_224' has features of strides \[16, .*not 4, 8, 16, 32"):

@@ -8,11 +8,10 @@ import timm
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from detectron2.modeling.backbone import FPN
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from timm.layers import BatchNormAct2d, GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from vild.modeling.backbones import with_fpn
 from vild.utils.errors import UserError
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
@@ -94,13 +93,5 @@ def build_timm_fpn_backbone(cfg, input_shape):
     features = cfg.MODEL.FPN.IN_FEATURES
     if not features or not set(features) <= set(STRIDES):
         raise UserError(f"MODEL.FPN.IN_FEATURES: {list(features)} are not some of {', '.join(STRIDES)}")
-    top_block = LastLevelMaxPool()
-    top_block.in_feature = features[-1].replace("res", "p")  # the default is for four stages
-    return FPN(
-        bottom_up=TimmFeatures(cfg.MODEL.VILD.TIMM_BACKBONE, input_shape.channels, cfg.MODEL.RESNETS.NORM, features),
-        in_features=features,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    body = TimmFeatures(cfg.MODEL.VILD.TIMM_BACKBONE, input_shape.channels, cfg.MODEL.RESNETS.NORM, features)
+    return with_fpn(cfg, body, features)
