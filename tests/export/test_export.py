@@ -173,12 +173,12 @@ def test_permuting_the_text_permutes_the_classes(trained, model, images):
 def test_the_wrapped_module_is_the_detector(trained, program, images, tmp_path, monkeypatch):
     vocabulary = random_vocabulary(trained, 60)
     wrapped, image = ExportedDetector(trained.model), torch.from_numpy(read_image(images[-1]))
-    offered = trained.model.roi_heads.classifier.offer([vocabulary])
+    classes_of_call = trained.model.roi_heads.classifier.class_set([vocabulary])
     inputs = image, vocabulary.embeddings, torch.tensor(ALL)
     x = {"image": image.permute(2, 0, 1), "height": len(image), "width": len(image[0])}
     with torch.inference_mode():
         boxes, scores, classes, _ = wrapped(*inputs)
-        expected = trained.model.detect([x], offered)[0]
+        expected = trained.model.detect([x], classes_of_call)[0]
     others = expected.pred_boxes.tensor, expected.scores, expected.pred_classes
     check_same(records(boxes, scores, classes), records(*others))
     monkeypatch.setattr(ExportedDetector, "program", lambda _: program)

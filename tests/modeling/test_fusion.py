@@ -100,10 +100,11 @@ def test_memory_is_bounded_with_20_000_names(make_cfg, variant, monkeypatch):
     heads, boxes = model.roi_heads, case(1000, 1)[0]
     regions = list(torch.nn.functional.normalize(torch.randn(1 + (variant == "ensemble"), 1000, 64), dim=2))
     with torch.inference_mode(), LargestTensor() as largest:
-        found = fusion.best_detections(boxes, heads._score_blocks(regions, heads.classifier.offered), 0.0, 0.5, 300)
+        blocks = heads._score_blocks(regions, heads.classifier.current_classes)
+        found = fusion.best_detections(boxes, blocks, 0.0, 0.5, 300)
     assert largest.elements <= classifier.LOGITS_AT_ONCE < 1000 * 20_000
     monkeypatch.setattr(classifier, "LOGITS_AT_ONCE", 10 * classifier.LOGITS_AT_ONCE)  # all at once
     with torch.inference_mode():
-        (scores,) = heads._score_blocks(regions, heads.classifier.offered)
+        (scores,) = heads._score_blocks(regions, heads.classifier.current_classes)
     torch.testing.assert_close(found[1], scores[found[3], found[2]])
     torch.testing.assert_close(found[1], fusion.best_detections(boxes, scores, 0.0, 0.5, 300)[1])

@@ -135,7 +135,7 @@ def count_pairs(detector: nn.Module, image: Tensor, threshold: float) -> int:
     hook.remove()
     if last is heads.box_predictor:
         return (seen[0].softmax(1)[:, :-1] > threshold).sum().item()
-    blocks = heads._score_blocks([seen[0]], heads.classifier.offered)
+    blocks = heads._score_blocks([seen[0]], heads.classifier.current_classes)
     return sum((scores > threshold).sum().item() for scores in blocks)
 
 

@@ -20,7 +20,7 @@ from vild.config import load_config
 from vild.data import datasets
 from vild.inference.detections import Detections
 from vild.modeling import build_model
-from vild.modeling.classifier import Offered
+from vild.modeling.classifier import ClassSet
 from vild.teacher.teacher import Teacher, build_teacher
 from vild.utils.errors import UserError
 from vild.utils.files import cache_folder, write_text
@@ -61,7 +61,7 @@ class OpenVocabularyDetector:
         self.trained: Vocabulary = self.model.vocabulary
         self.vocabulary: Vocabulary = self.trained
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
-        self._offered = self.model.roi_heads.classifier.offered
+        self._offered = self.model.roi_heads.classifier.current_classes
         self._text = _TextEncoder(cfg, self.trained.fingerprint)
         self._cache = TextCache(self.trained.fingerprint, cache_folder() if disk_cache else None)
 
@@ -134,7 +134,7 @@ class OpenVocabularyDetector:
         least = [thresholds.get(name, default) for name in shown.names] if thresholds else None
         other = copy.copy(self)
         other.vocabulary = shown
-        other._offered = self.model.roi_heads.classifier.offer([shown, *beside], least)
+        other._offered = self.model.roi_heads.classifier.class_set([shown, *beside], least)
         return other
 
     def _encode(
@@ -204,7 +204,7 @@ class OpenVocabularyDetector:
                 results[i] = Detections(instances.image_size, self.names, self.vocabulary.splits, **fields)
         return results
 
-    def _over(self, threshold: float | None) -> Offered:
+    def _over(self, threshold: float | None) -> ClassSet:
         """The classes, none of them reported at ``threshold`` or less."""
         offered = self._offered
         if threshold is None:

@@ -34,7 +34,7 @@ class RegionEmbedding(nn.Module):
 
 
 @dataclass(frozen=True)
-class Offered:
+class ClassSet:
     """The classes of one call of the detector. Immutable, so that calls with different classes can run in parallel.
 
     Attributes:
@@ -73,16 +73,16 @@ class TextClassifier(nn.Module):
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Replace the classes. UserError if the embedding width differs."""
-        offered = self.offer([vocabulary])
-        self.text, self.base, self.vocabulary = offered.text, offered.base, vocabulary
+        classes = self.class_set([vocabulary])
+        self.text, self.base, self.vocabulary = classes.text, classes.base, vocabulary
 
-    def offer(self, vocabularies: Sequence[Vocabulary], thresholds: Sequence[float] | None = None) -> Offered:
+    def class_set(self, vocabularies: Sequence[Vocabulary], thresholds: Sequence[float] | None = None) -> ClassSet:
         """The classes of one call, the first vocabulary's being detected. UserError if the embedding width differs."""
         for width in (v.width for v in vocabularies):
             if width != self.vocabulary.width:
                 raise UserError(f"vocabulary: embedding width is {width}, the detector's is {self.vocabulary.width}")
         device = self.text.device
-        return Offered(
+        return ClassSet(
             torch.cat([v.embeddings for v in vocabularies]).to(device),
             torch.cat([v.mask("base") for v in vocabularies]).to(device),
             tuple(name for v in vocabularies for name in v.names),
@@ -92,9 +92,9 @@ class TextClassifier(nn.Module):
         )
 
     @property
-    def offered(self) -> Offered:
+    def current_classes(self) -> ClassSet:
         """The classes of the current vocabulary."""
-        return Offered(self.text, self.base, self.vocabulary.names, len(self.text))
+        return ClassSet(self.text, self.base, self.vocabulary.names, len(self.text))
 
     def matrix(self, text: Tensor) -> Tensor:
         """Text embeddings [C, D] with the background appended: unit [C + 1, D]."""

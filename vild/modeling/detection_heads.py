@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from vild.modeling import fusion
-from vild.modeling.classifier import Offered, RegionEmbedding, TextClassifier
+from vild.modeling.classifier import ClassSet, RegionEmbedding, TextClassifier
 from vild.modeling.extra_teachers import ExtraTeachers
 from vild.modeling.objectives import parse_objectives
 from vild.utils.errors import UserError
@@ -128,7 +128,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
     def scores(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled RoI features to scores [R, C] of the variant and box deltas [R, 4]."""
         heads, deltas = self._embed(pooled)
-        return torch.cat(list(self._score_blocks(heads, self.classifier.offered))), deltas
+        return torch.cat(list(self._score_blocks(heads, self.classifier.current_classes))), deltas
 
     def _embed(self, pooled: Tensor) -> tuple[list[Tensor], Tensor]:
         """Region embeddings [R, D] of the only head or (ensemble) of the text and the image head, then [R, D_k] in the
@@ -141,33 +141,33 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         heads += [] if self.others is None else self.others(features)
         return heads, self.bbox_pred(box_features)
 
-    def _score_blocks(self, heads: list[Tensor], offered: Offered) -> Iterator[Tensor]:
+    def _score_blocks(self, heads: list[Tensor], classes: ClassSet) -> Iterator[Tensor]:
         """Scores [r, shown] of successive blocks of regions, to bound memory. Those not above their class's threshold
         are -1."""
         own = 1 if self.image_embedding is None else 2
-        texts = [self.classifier.matrix(offered.text)] * own
+        texts = [self.classifier.matrix(classes.text)] * own
         # the extra teachers' vocabularies have the classes of training only
-        if len(heads) > own and offered.names == self.others.names:
+        if len(heads) > own and classes.names == self.others.names:
             texts += self.others.texts
         for logits in self.classifier.blocks(heads[: len(texts)], texts):
-            novel = ~offered.base
+            novel = ~classes.base
             scores = fusion.variant_scores(self.variant, logits[:own], novel, self.ensemble_weight, logits[own:])
-            scores = scores[:, : offered.shown]
-            yield scores if offered.thresholds is None else scores.masked_fill(scores <= offered.thresholds, -1)
+            scores = scores[:, : classes.shown]
+            yield scores if classes.thresholds is None else scores.masked_fill(scores <= classes.thresholds, -1)
 
     def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """Unit embeddings [sum of N, D] of given boxes, from the image head if there is one."""
         pooled = self._pool(features, boxes)
         return (self.image_embedding or self.embedding)(pooled)[0]
 
-    def detect(self, features, proposals: list[Instances], offered: Offered) -> list[Instances]:
+    def detect(self, features, proposals: list[Instances], classes: ClassSet) -> list[Instances]:
         """Boxes and masks of these classes; :meth:`forward` detects those of the current vocabulary."""
-        return self.forward_with_given_boxes(features, self._forward_box(features, proposals, offered))
+        return self.forward_with_given_boxes(features, self._forward_box(features, proposals, classes))
 
-    def _forward_box(self, features, proposals: list[Instances], offered: Offered | None = None) -> list[Instances]:
+    def _forward_box(self, features, proposals: list[Instances], classes: ClassSet | None = None) -> list[Instances]:
         """Detections without masks. :meth:`StandardROIHeads.forward` calls it at test."""
-        offered = offered or self.classifier.offered
-        threshold = self.score_threshold if offered.least is None else offered.least
+        classes = classes or self.classifier.current_classes
+        threshold = self.score_threshold if classes.least is None else classes.least
         heads, deltas = self._embed(self._pool(features, [p.proposal_boxes for p in proposals]))
         rois = torch.cat([p.proposal_boxes.tensor for p in proposals])
         boxes = self.box2box_transform.apply_deltas(deltas.float(), rois)
@@ -177,7 +177,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         for p, b, e in zip(proposals, boxes.split(counts), by_image, strict=True):
             kept, score, found, _ = fusion.best_detections(
                 self._clip(b, p.image_size),
-                self._score_blocks(list(e), offered),
+                self._score_blocks(list(e), classes),
                 threshold,
                 self.nms_threshold,
                 self.per_image,

@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from vild.modeling.classifier import Offered
+from vild.modeling.classifier import ClassSet
 from vild.modeling.schedule import weigh
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -50,13 +50,13 @@ class ViLDRCNN(GeneralizedRCNN):
         """Replace the classes; no weight changes."""
         self.roi_heads.set_vocabulary(vocabulary)
 
-    def detect(self, batched_inputs: list[dict], offered: Offered) -> list[Instances]:
+    def detect(self, batched_inputs: list[dict], classes: ClassSet) -> list[Instances]:
         """As :meth:`inference`, for these classes. The detector's own stay as they are, so that threads can detect
         different classes at the same time."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        results = self.roi_heads.detect(features, proposals, offered)
+        results = self.roi_heads.detect(features, proposals, classes)
         return [r["instances"] for r in self._postprocess(results, batched_inputs, images.image_sizes)]
 
     def forward(self, batched_inputs: list[dict]):

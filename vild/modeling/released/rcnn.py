@@ -49,7 +49,7 @@ class ReleasedRCNN(ViLDRCNN):
     def inference(self, batched_inputs: list[dict], detected_instances=None, do_postprocess: bool = True):
         """As :meth:`GeneralizedRCNN.inference`."""
         assert detected_instances is None and do_postprocess, "not supported by the released detector"
-        found = self.detect(batched_inputs, self.roi_heads.classifier.offered)
+        found = self.detect(batched_inputs, self.roi_heads.classifier.current_classes)
         return [{"instances": instances} for instances in found]
 
     @staticmethod
