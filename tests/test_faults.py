@@ -202,7 +202,7 @@ def test_a_store_that_vanishes_is_not_begun_anew_in_its_place(tmp_path):
     writer = StoreWriter(tmp_path / "store", PLAN, IMAGES, 2)
     writer.write_shard(0, regions)
     (tmp_path / "store").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=rf"store {tmp_path}/store: manifest.json has gone while"):
+    with pytest.raises(UserError, match=rf"store {tmp_path}/store: manifest.json has disappeared while"):
         writer.write_shard(1, regions)
     with pytest.raises(UserError, match=r"shard-00000\.safetensors is broken \(No such file"):
         writer.finish()
@@ -233,7 +233,7 @@ def test_a_shard_that_vanishes_under_a_reader(tmp_path):
     store = EmbeddingStore(tmp_path / "store")
     (tmp_path / "store" / "shard-00003.safetensors").unlink()
     assert len(store[0].boxes) == 40
-    with pytest.raises(UserError, match=r"shard-00003\.safetensors has gone or shrunk since the store was opened"):
+    with pytest.raises(UserError, match=r"shard-00003\.safetensors has disappeared or shrunk since"):
         store[6]
     with pytest.raises(UserError, match=r"shard-00003\.safetensors is listed in manifest.json but missing"):
         EmbeddingStore(tmp_path / "store")

@@ -109,7 +109,7 @@ def build(args):
 
     missing = list(writer.missing())
     comm.synchronize()  # nobody writes before all have seen what is missing
-    if comm.is_main_process():
+    if comm.is_main_process() and not writer.complete:
         to_do = [i for _, ids in missing for i in ids]
         world = comm.get_world_size()
         work = describe_work(counts, teacher.width, args.dtype, compute, to_do)
@@ -117,13 +117,14 @@ def build(args):
     shards = missing[comm.get_rank() :: comm.get_world_size()]
     ids = [i for _, some in shards for i in some]
     images = load_images(files, ids, args.num_workers, gpu, skip)
-    with tqdm(total=len(ids), desc="store", unit="image", disable=not comm.is_main_process()) as progress:
+    with tqdm(total=len(ids), desc="store", unit="image", disable=not (comm.is_main_process() and ids)) as progress:
         for count in write_shards(writer, shards, encoder, images, regions):
             progress.update(count)
     comm.synchronize()
     if comm.is_main_process():
         manifest = writer.finish(counts)
-        print(f"{manifest['regions']} regions of {len(files)} images: {args.output}")
+        state = "store already complete, checksums correct, nothing written: " if writer.complete else ""
+        print(f"{state}{manifest['regions']} regions of {len(files)} images: {args.output}")
         if lost := manifest.get("unreadable"):
             shown = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
             print(f"WARNING: {len(lost)} images CANNOT BE READ and have no regions: image_id {shown}")

@@ -89,7 +89,7 @@ def test_a_grid_is_read(tmp_path):
             "'MODEL.MASK_ON' means nothing beside clip",
         ),
         ("rows: {a: {config: vild}, b: {clip_on_crops: a, teachers: 1}}", "'teachers' means nothing beside clip"),
-        ("rows: {a: {config: vild}, a: {config: text}}", "line 1: the key 'a' stands there twice"),
+        ("rows: {a: {config: vild}, a: {config: text}}", "line 1: duplicate key 'a'"),
         ("rows: {a: {config: vild, 1: 2}}", "row 'a': its key 1 is not text"),
         ("rows: {a|b: {config: vild}}", r"row 'a\|b': a table or plot cannot show its name"),
         ("rows: {a: {config: proposals}}", "config: 'proposals' is not one of ensemble, image, students/"),

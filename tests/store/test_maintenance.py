@@ -118,9 +118,9 @@ def test_every_broken_shard_has_its_line(tmp_path):
     [
         ("embeddings", float("nan"), "an embedding that is not of unit length"),
         ("embeddings", 0.9, "an embedding that is not of unit length"),
-        ("boxes", float("inf"), "a box that is not finite"),
-        ("boxes", 1000.0, "a box whose corners are not in order"),
-        ("scores", float("nan"), "a score that is not finite"),
+        ("boxes", float("inf"), "a non-finite box"),
+        ("boxes", 1000.0, "a box with corners out of order"),
+        ("scores", float("nan"), "a non-finite score"),
     ],
 )
 def test_wrong_numbers_are_found_where_there_is_no_checksum_yet(tmp_path, name, value, what):
@@ -141,8 +141,8 @@ def test_shards_of_another_order_are_told(tmp_path):
     manifest["shards"].reverse()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     ((path, line),) = verify(folder)
-    assert path is None and "do not hold the images" in line
-    with pytest.raises(UserError, match="build it anew"):
+    assert path is None and "do not have the images" in line
+    with pytest.raises(UserError, match="build it again from scratch"):
         repair(folder)
 
 

@@ -85,7 +85,7 @@ def test_a_file_cut_anywhere_is_told_in_one_line(tmp_path):
             EmbeddingStore(tmp_path)
         assert "\n" not in str(told.value)
     path.write_bytes(whole + b"\0")
-    with pytest.raises(UserError, match=f"{len(whole) + 1} bytes where {len(whole)} belong"):
+    with pytest.raises(UserError, match=f"{len(whole) + 1} bytes, expected {len(whole)}"):
         EmbeddingStore(tmp_path)
 
 

@@ -49,6 +49,38 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def stats(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in [folder, *folder.iterdir()]}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_complete_store_is_left_alone(tmp_path, dtype):
+    write(tmp_path, dtype, 5)
+    before = content(tmp_path), stats(tmp_path)
+    write(tmp_path, dtype, 5)
+    assert (content(tmp_path), stats(tmp_path)) == before
+    for step in range(4):  # killed while it reads
+        process = FORK.Process(target=write, args=(tmp_path, dtype, 5, step))
+        process.start()
+        assert killed(process)
+        assert (content(tmp_path), stats(tmp_path)) == before
+    (tmp_path / "manifest.json.tmp").write_text("left by a killed process")
+    write(tmp_path, dtype, 5)
+    assert content(tmp_path) == before[0] and {**stats(tmp_path), tmp_path.name: 0} == {**before[1], tmp_path.name: 0}
+
+
+def test_a_flipped_bit_in_a_complete_store_is_found_by_building_again(tmp_path):
+    write(tmp_path, "float16", 5)
+    path = tmp_path / "shard-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors is broken \(its checksum"):
+        write(tmp_path, "float16", 5)
+    assert content(tmp_path) == before
+
+
 def killed(process: multiprocessing.Process) -> bool:
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)

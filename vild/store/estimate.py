@@ -1,4 +1,4 @@
-"""What a store will cost, said before it is begun: bytes by arithmetic, seconds from a sample."""
+"""Size and duration of a store before it is built: bytes by arithmetic, seconds from a timed sample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vild.store.shards import plan_size
 
 SAMPLE = 64  # images
-SAMPLE_SECONDS = 20.0  # a slow device gets a smaller sample
+SAMPLE_SECONDS = 20.0  # a slow device stops earlier
 
 
 def describe_work(
@@ -18,13 +18,13 @@ def describe_work(
     compute: Callable[[Sequence[int]], object] | None = None,
     to_do: Sequence[int] | None = None,
 ) -> str:
-    """Size and time of a store in one line.
+    """Size and estimated duration of a store, in one line.
 
     Args:
-        counts: regions of each image, by image_id.
+        counts: number of regions by image_id.
         width, dtype: of the embeddings.
-        compute: does a store's work on some images, from file to embeddings, and throws the result away; it is timed
-            on a sample (None: no time is told).
+        compute: computes the embeddings of some images (the result is dropped); timed on a sample. None: no estimate
+            of the duration.
         to_do: the images still to do (default: all).
     """
     text = f"{len(counts):,} images, {_count(sum(counts.values()))} regions: "
@@ -35,28 +35,28 @@ def describe_work(
     if compute is None or not any(counts[i] for i in to_do):
         return text
     images, seconds, share = time_sample(counts, compute, to_do)
-    took, all_takes = _duration(seconds), _duration(seconds / share)
-    return f"{text}; a sample of {images} took {took}: about {all_takes} on this device"
+    sample_time, total_time = _duration(seconds), _duration(seconds / share)
+    return f"{text}; a sample of {images} took {sample_time}: about {total_time} on this device"
 
 
 def time_sample(
     counts: Mapping[int, int], compute: Callable[[Sequence[int]], object], to_do: Sequence[int]
 ) -> tuple[int, float, float]:
-    """Time ``compute`` on images spread evenly over ``to_do``: at most 64 and a fiftieth of them, some 20 seconds.
+    """Time ``compute`` on images spread evenly over ``to_do``: at most 64 and 2 % of them, about 20 seconds.
 
     Returns:
-        images computed, seconds they took, their share of all the regions to do (0 to 1).
+        number of images, seconds, their share of all regions to do (0 to 1).
     """
     with_regions = [i for i in to_do if counts[i]]
     size = min(SAMPLE, max(1, len(with_regions) // 50))
     sample = [with_regions[(2 * n + 1) * len(with_regions) // (2 * size)] for n in range(size)]
     start = time.perf_counter()
-    compute(sample[:1])  # the first one pays for what is done once: kernels chosen, memory reserved
+    compute(sample[:1])  # warm-up: kernel selection, memory
     if (first := time.perf_counter() - start) > SAMPLE_SECONDS or size == 1:
         done, seconds = 1, first
     else:
         done, seconds, start = 0, 0.0, time.perf_counter()
-        while done < size and 2 * seconds < SAMPLE_SECONDS:  # a piece is as long as all before it
+        while done < size and 2 * seconds < SAMPLE_SECONDS:  # each piece is as long as all before it
             piece = sample[done : max(2 * done, 1)]
             compute(piece)
             done += len(piece)

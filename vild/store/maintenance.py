@@ -1,4 +1,4 @@
-"""What a store holds, whether it is whole, and how it becomes whole again."""
+"""Summary, verification and repair of a store."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import numpy as np
 import torch
 
 from vild.store.manifest import hash_ids, read_manifest, unfinished, write_manifest
-from vild.store.shards import Head, MappedShard, broken, check_sum, hash_shard, minimum_size, read_head
+from vild.store.shards import Head, MappedShard, broken, check_sum, minimum_size, read_head
 from vild.utils.errors import UserError
+from vild.utils.files import sha256
 from vild.utils.fingerprint import describe
 
-UNIT_TOLERANCE = 1e-3  # of a row's length; rounding to float16 makes it 5e-4 at most
-ROWS = 8192  # looked at together
+UNIT_TOLERANCE = 1e-3  # allowed error of a row's length; rounding to float16 gives 5e-4 at most
+ROWS = 8192  # checked at once
 
 
 def shard_paths(folder: Path, manifest: dict) -> list[Path]:
-    """The shards a finished store lists, or those that an unfinished one has so far."""
+    """The shards that a complete store lists, or those that an unfinished one has so far."""
     if manifest["complete"]:
         return [folder / shard["file"] for shard in manifest["shards"]]
     return sorted(folder.glob("shard-*.safetensors"))
 
 
 def summarise(folder: Path) -> str:
-    """A few lines: teacher, dtype, images, regions, bytes beside the arithmetic minimum, regions an image."""
+    """A few lines: teacher, dtype, images, regions, bytes (and the overhead over the embeddings), histogram."""
     manifest = read_manifest(folder)
     plan, paths = manifest["plan"], shard_paths(folder, manifest)
     heads = [read_head(path, plan["dtype"]) for path in paths]
@@ -38,20 +39,20 @@ def summarise(folder: Path) -> str:
         f"store {folder}: {done}",
         f"teacher     {describe(plan['fingerprint'])}",
         f"embeddings  {plan['dtype']}",
-        f"images    {len(counts):,} in {len(paths)} shards",
+        f"images      {len(counts):,} in {len(paths)} shards",
         f"regions     {regions:,}",
         f"bytes       {size:,}{share}",
     ]
     for dropped in plan["dropped"] if isinstance(plan.get("dropped"), list) else [plan.get("dropped")]:
-        if dropped:  # of a merged store, each part's
+        if dropped:  # a merged store lists those of its parts
             lines.append("dropped     " + ", ".join(f"{n:,} by {rule}" for rule, n in dropped.items()))
     if unreadable := manifest.get("unreadable"):
-        lines.append(f"unreadable  {len(unreadable):,} images have no regions: image_id {unreadable[0]}, ...")
+        lines.append(f"unreadable  {len(unreadable):,} images without regions: image_id {unreadable[0]}, ...")
     return "\n".join(lines + list(histogram(counts)))
 
 
 def histogram(counts: np.ndarray, bars: int = 8) -> Iterator[str]:
-    """Regions an image, as lines of text; images without any are a line of their own."""
+    """Histogram of the number of regions per image, as lines of text; images without regions get their own line."""
     if not len(counts):
         return
     step = max(1, -(-int(counts.max()) // bars))
@@ -63,10 +64,10 @@ def histogram(counts: np.ndarray, bars: int = 8) -> Iterator[str]:
 
 
 def verify(folder: Path) -> Iterator[tuple[Path | None, str]]:
-    """What is wrong with a store: (the broken shard or None, a line). Reads every byte; yields nothing if it is whole.
+    """Yield what is wrong with a store: (the broken shard or None, a line). Reads every byte.
 
-    A shard must have the manifest's checksum (an unfinished store has none yet), finite embeddings of unit length and
-    finite boxes whose corners are in order; a finished store, the images that it was begun for.
+    A shard must have the manifest's checksum (once the store is complete), finite embeddings of unit length and finite
+    boxes with ordered corners; a complete store must have the images of its plan.
     """
     manifest = read_manifest(folder)
     plan, paths = manifest["plan"], shard_paths(folder, manifest)
@@ -76,7 +77,7 @@ def verify(folder: Path) -> Iterator[tuple[Path | None, str]]:
         try:
             head = read_head(path, plan["dtype"])
             if expected := listed.get(path.name, {}).get("sha256"):
-                check_sum(path, hash_shard(path), expected)
+                check_sum(path, sha256(path), expected)
             if reason := check_rows(head):
                 raise broken(path, reason)
             heads.append(head)
@@ -85,21 +86,21 @@ def verify(folder: Path) -> Iterator[tuple[Path | None, str]]:
     if manifest["complete"] and len(heads) == len(paths):
         ids = [i for head in heads for i in head.image_ids.tolist()]
         if hash_ids(ids) != plan["image_ids_sha"]:
-            yield None, f"store {folder}: its shards do not hold the images it was begun for, or not in their order"
+            yield None, f"store {folder}: its shards do not have the images of its plan in their order"
 
 
 def check_rows(head: Head) -> str | None:
-    """The first thing wrong with a shard's numbers, with its image_id; None if all is well."""
+    """The first invalid number of a shard, with its image_id; None if all are valid."""
     shard, total = MappedShard(head), int(head.offsets[-1])
     for start in range(0, total, ROWS):
         stop = min(start + ROWS, total)
         boxes, rows, scales, scores = shard.rows(start, stop)
         lengths = torch.linalg.vector_norm(rows.float(), dim=1) * (1 if scales is None else scales)
         for what, good in (
-            ("a box that is not finite", boxes.isfinite().all(1)),
-            ("a box whose corners are not in order", (boxes[:, 2:] >= boxes[:, :2]).all(1)),
-            ("a score that is not finite", scores.isfinite()),
-            ("an embedding that is not of unit length", (lengths - 1).abs() <= UNIT_TOLERANCE),  # false for NaN, too
+            ("a non-finite box", boxes.isfinite().all(1)),
+            ("a box with corners out of order", (boxes[:, 2:] >= boxes[:, :2]).all(1)),
+            ("a non-finite score", scores.isfinite()),
+            ("an embedding that is not of unit length", (lengths - 1).abs() <= UNIT_TOLERANCE),  # also false for NaN
         ):
             if not good.all():
                 row = start + int((~good).nonzero()[0])
@@ -109,30 +110,30 @@ def check_rows(head: Head) -> str | None:
 
 
 def repair(folder: Path) -> list[str]:
-    """Remove broken shards and mark the store unfinished, so that the command that built it computes only those.
+    """Delete broken shards and mark the store unfinished, so that the command that built it recomputes only those.
 
     Returns:
-        a line for each shard that was broken.
+        one line per broken shard.
 
     Raises:
-        UserError: what is wrong cannot be built again: the store is a merged one, or it holds other images.
+        UserError: not repairable: a merged store, or one with other images than its plan.
     """
     manifest, found = read_manifest(folder), list(verify(folder))
     if not found:
         return []
     if "merged" in manifest["plan"]:
         parts = ", ".join(manifest["plan"]["merged"])
-        raise UserError(f"{found[0][1].partition(';')[0]}; it was merged from {parts}: repair those, merge again")
+        raise UserError(f"{found[0][1].partition(';')[0]}; it was merged from {parts}: repair those and merge again")
     if lines := [line for path, line in found if path is None]:
-        raise UserError(f"{lines[0]}; build it anew")
-    for path, _ in found:  # first: as long as the checksums are there, a broken shard is known as one
+        raise UserError(f"{lines[0]}; build it again from scratch")
+    for path, _ in found:  # before the manifest: its checksums still reveal the others if this is killed
         path.unlink(missing_ok=True)
     write_manifest(folder, unfinished(manifest["plan"], manifest.get("provenance")))
     return [line for _, line in found]
 
 
 def coverage(folder: Path, image_ids: Sequence[int]) -> tuple[list[int], int]:
-    """How much of a data set a store has: the images that are missing, and how many it has without any region."""
+    """Which images of a data set are missing from a store, and how many it has without any region."""
     manifest = read_manifest(folder)
     counts: dict[int, int] = {}
     for path in shard_paths(folder, manifest):

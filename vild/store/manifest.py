@@ -1,5 +1,5 @@
-"""A store's manifest: its plan (what must be equal for a run to go on), where its proposals are from, and, once it is
-complete, every shard with its number of regions and its checksum."""
+"""A store's manifest: the plan (which must be the same for a run to resume), the provenance of the proposals and, once
+the store is complete, every shard with its number of regions and checksum."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vild.utils.fingerprint import check_fingerprint
 from vild.utils.untrusted import parse_json, read_bytes, refused_as
 
 MANIFEST = "manifest.json"
-_SHARD = re.compile(r"shard-\d{5,}\.safetensors", re.ASCII)  # a file of the folder: a repair removes what is broken
+_SHARD = re.compile(r"shard-\d{5,}\.safetensors", re.ASCII)  # no other path: --repair deletes broken shards
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    """Whole or not at all."""
+    """Write the manifest atomically, unless it is already the same."""
     write_json(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path) -> dict:
-    """A store's manifest, of a finished or unfinished one; UserError if there is none that can be read."""
+    """Read and check the manifest of a complete or unfinished store; UserError if there is none or it is invalid."""
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"store {folder}: {path} does not exist; tools/build_teacher_store.py makes a store")
@@ -37,29 +37,29 @@ def read_manifest(folder: Path) -> dict:
 
 
 def _check(manifest: dict) -> None:
-    """ValueError, KeyError or TypeError unless a manifest is of the form in which they are written."""
+    """ValueError, KeyError or TypeError unless a manifest has the form in which they are written."""
     plan, shards = manifest["plan"], manifest["shards"]
     if plan["dtype"] not in DTYPES or not isinstance(shards, list) or not isinstance(manifest["complete"], bool):
         raise ValueError(f"dtype {plan['dtype']}, complete {manifest['complete']}, shards {shards}"[:200])
     check_fingerprint(plan["fingerprint"])
     if type(plan["images"]) is not int or not isinstance(plan["image_ids_sha"], str):
-        raise ValueError("its plan does not say how many images, or which")
+        raise ValueError("the plan's images or image_ids_sha have the wrong type")
     dropped = plan.get("dropped")
-    for part in dropped if isinstance(dropped, list) else [dropped]:  # of a merged store, each part's
+    for part in dropped if isinstance(dropped, list) else [dropped]:  # a merged store lists those of its parts
         if part is not None and not all(type(n) is int for n in part.values()):
-            raise ValueError("its plan's dropped are no numbers")
+            raise ValueError("the plan's dropped are not numbers")
     for shard in shards:
         if not isinstance(shard["file"], str) or not _SHARD.fullmatch(shard["file"]):
-            raise ValueError(f"a shard is called {shard['file']}"[:200])
+            raise ValueError(f"invalid shard name {shard['file']}"[:200])
         if type(shard["regions"]) is not int or not isinstance(shard["sha256"], str):
             raise ValueError(f"{shard['file']}: {shard}"[:200])
     if len({shard["file"] for shard in shards}) < len(shards):
-        raise ValueError("a shard is listed twice")
+        raise ValueError("duplicate shard")
     unreadable = manifest.get("unreadable", [])
     if not isinstance(unreadable, list) or not all(type(i) is int for i in unreadable):
-        raise ValueError("unreadable is no list of image ids")
+        raise ValueError("unreadable is not a list of image ids")
     if not isinstance(manifest.get("provenance"), dict | None):
-        raise ValueError("its provenance is not a record")
+        raise ValueError("the provenance is not an object")
 
 
 def unfinished(plan: dict, provenance: dict | None) -> dict:
@@ -68,5 +68,5 @@ def unfinished(plan: dict, provenance: dict | None) -> dict:
 
 
 def hash_ids(image_ids: Sequence[int]) -> str:
-    """Which images, and in which order (16 hex digits)."""
+    """16 hex digits of the SHA-256 of image ids in their order."""
     return hashlib.sha256(np.asarray(image_ids, np.int64).tobytes()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Several stores of one teacher become one."""
+"""Merging stores of one teacher."""
 
 from __future__ import annotations
 
@@ -17,64 +17,64 @@ from vild.utils.errors import UserError
 from vild.utils.files import cannot_write
 from vild.utils.fingerprint import describe, same_regions
 
-# what may differ between parts: which images, and which of their proposals; all else is the embeddings' meaning
-OF_A_PART = {"pictures", "proposals", "max_per_image", "nms", "min_size", "dropped", "images", "image_ids_sha",
+# The keys of a plan in which parts may differ: which images and which proposals. All others define the embeddings.
+PER_PART = {"pictures", "proposals", "max_per_image", "nms", "min_size", "dropped", "images", "image_ids_sha",
              "shard_pictures"}  # fmt: skip
 
 
 def merge(folders: Sequence[Path], output: Path) -> dict:
-    """Copy the shards of finished stores into one; returns its manifest.
+    """Copy the shards of complete stores into a new store; returns its manifest.
 
-    Where parts differ in what they may, the plan has the list of their values; the provenance is {"merged": [each]}.
+    Where the plans differ, the merged plan lists all values; the provenance is {"merged": [one per part]}.
 
     Raises:
-        UserError: a part is unfinished or broken, ``output`` exists, or two parts are of other teachers, crop rules or
-            dtypes, or share an image.
+        UserError: a part is unfinished or broken, ``output`` exists, or two parts differ in teacher, crop rule or dtype
+            or share an image.
     """
     if output.exists():
-        raise UserError(f"store {output}: it exists; merge into a new folder")
+        raise UserError(f"store {output}: the folder exists; merge into a new one")
     parts = [EmbeddingStore(folder) for folder in folders]
     for n, part in enumerate(parts):
         for other in parts[:n]:
             check_mergeable(other, part)
     plans, manifests = [part.plan for part in parts], [read_manifest(folder) for folder in folders]
-    plan = {key: value for key, value in plans[0].items() if key not in OF_A_PART}
-    for key in sorted({key for p in plans for key in p} & OF_A_PART):
+    plan = {key: value for key, value in plans[0].items() if key not in PER_PART}
+    for key in sorted({key for p in plans for key in p} & PER_PART):
         values = [v for p in plans for v in (p[key] if "merged" in p and isinstance(p[key], list) else [p.get(key)])]
         plan[key] = values[0] if all(v == values[0] for v in values) else values
     ids = [i for part in parts for i in part.ids_in_file_order()]
     plan |= {"images": len(ids), "image_ids_sha": hash_ids(ids), "merged": [str(folder) for folder in folders]}
 
-    aside, shards = output.with_name(output.name + ".partial"), []
+    partial, shards = output.with_name(output.name + ".partial"), []
     origins = [part.provenance for part in parts]
     whole = {"plan": plan, "provenance": {"merged": origins} if any(origins) else None, "complete": True}
-    shutil.rmtree(aside, ignore_errors=True)  # of a merge that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # from a merge that was killed
     try:
         with cannot_write(output):
-            aside.mkdir(parents=True)
+            partial.mkdir(parents=True)
             for folder, manifest in zip(folders, manifests, strict=True):
                 for shard in manifest["shards"]:
                     name = f"shard-{len(shards):05d}.safetensors"
-                    if copy(folder / shard["file"], aside / name) != shard["sha256"]:
+                    if _copy(folder / shard["file"], partial / name) != shard["sha256"]:
                         raise broken(folder / shard["file"], "its checksum is not the manifest's")
                     shards.append({**shard, "file": name})
             whole |= {"regions": sum(shard["regions"] for shard in shards), "shards": shards}
             if unreadable := [i for manifest in manifests for i in manifest.get("unreadable", [])]:
                 whole["unreadable"] = unreadable
-            write_manifest(aside, whole)
-            os.rename(aside, output)
+            write_manifest(partial, whole)
+            os.rename(partial, output)
     except UserError:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
     return whole
 
 
 def check_mergeable(a: EmbeddingStore, b: EmbeddingStore) -> None:
-    """UserError unless two stores mean the same by a row and have no image in common."""
+    """UserError unless two stores have the same kind of embeddings and no image in common."""
     if not same_regions(a.fingerprint, b.fingerprint):
-        of = f"{describe(a.fingerprint)}, store {b.folder} of {describe(b.fingerprint)}"
-        raise UserError(f"store {a.folder} is of teacher {of}: they cannot be merged")
-    for key in sorted((a.plan.keys() | b.plan.keys()) - OF_A_PART - {"fingerprint", "merged"}):
+        teachers = f"{describe(a.fingerprint)}, store {b.folder} of {describe(b.fingerprint)}"
+        raise UserError(f"store {a.folder} is of teacher {teachers}: they cannot be merged")
+    for key in sorted((a.plan.keys() | b.plan.keys()) - PER_PART - {"fingerprint", "merged"}):
         if a.plan.get(key) != b.plan.get(key):
             values = f"{a.plan.get(key)}, store {b.folder} has {b.plan.get(key)}"
             raise UserError(f"store {a.folder} has {key} = {values}: they cannot be merged")
@@ -82,8 +82,8 @@ def check_mergeable(a: EmbeddingStore, b: EmbeddingStore) -> None:
         raise UserError(f"store {a.folder} and store {b.folder} both have image_id {both[0]}: they cannot be merged")
 
 
-def copy(source: Path, target: Path) -> str:
-    """Copy a file; SHA-256 of what was copied."""
+def _copy(source: Path, target: Path) -> str:
+    """Copy a file and sync it; returns the SHA-256 of the bytes copied."""
     digest = hashlib.sha256()
     with open(source, "rb", buffering=0) as file, open(target, "wb") as out:
         while piece := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""The stores of several teachers over the same regions, read as one."""
+"""Stores of several teachers over the same regions, read as one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from vild.store.store import EmbeddingStore, StoredRegions
 from vild.utils.errors import UserError
 
-REGIONS = ("proposals", "max_per_image", "nms", "min_size")  # of a store's plan: which regions it has
+REGIONS = ("proposals", "max_per_image", "nms", "min_size")  # the keys of a plan that decide which regions a store has
 
 
 class SeveralStores(EmbeddingStore):
-    """A store whose records also have the embeddings of ``others``, in their order.
+    """A store whose records also have the embeddings of extra teachers' stores (``others``), in the given order.
 
     Raises:
-        UserError: a folder is no store, or one was built from other proposals, or from another choice of them.
+        UserError: not a store, or built from other proposals or another selection of them.
     """
 
     def __init__(self, folder: str | Path, others: Sequence[str | Path]):
@@ -31,9 +31,9 @@ class SeveralStores(EmbeddingStore):
                 raise UserError(f"store {other.folder}: it was built from other proposals than store {self.folder}")
 
     def __getitem__(self, image_id: int) -> StoredRegions:
-        """An image's regions, with ``others``: each further teacher's embeddings."""
+        """An image's regions; ``others`` has the extra teachers' embeddings."""
         first, others = super().__getitem__(image_id), [other[image_id] for other in self.others]
         for store, regions in zip(self.others, others, strict=True):
-            if not torch.equal(regions.boxes, first.boxes):  # an image that could not be read, of one of them alone
+            if not torch.equal(regions.boxes, first.boxes):  # one of the builds could not read the image
                 raise UserError(f"store {store.folder}: image_id {image_id} has other regions than in {self.folder}")
         return replace(first, others=tuple(regions.embeddings for regions in others))

@@ -1,13 +1,12 @@
-"""One shard of an embedding store: the rows as they are packed, the file's head, the file mapped.
+"""One shard of an embedding store: packing of rows, reading the head, mapping the file.
 
-A shard is a safetensors file: eight bytes that give the length of a JSON header, the header, the tensors. The header
-is read here, within bounds and against the file's size, so that opening one costs a single small read and a truncated
-file is told before it is mapped (touching what is not there would end the process).
+A shard is a safetensors file: eight bytes with the length of a JSON header, the header, the tensors. The header is
+read here and checked against the file's size, so that opening a shard takes one small read and a truncated file is
+reported before it is mapped (an access beyond its end would kill the process).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -20,28 +19,27 @@ from torch import Tensor
 from vild.utils.errors import UserError
 from vild.utils.untrusted import parse_json
 
-DTYPES = {"float16": torch.float16, "int8": torch.int8}  # of the embeddings
+DTYPES = {"float16": torch.float16, "int8": torch.int8}  # of embeddings
 BOX_BYTES = 16 + 4  # box and score, float32
 SCALE_BYTES = {"float16": 0, "int8": 4}
 _ITEM = {"I64": 8, "F32": 4, "F16": 2, "I8": 1}
 ROW_TENSORS = ("boxes", "embeddings", "scales", "scores")
 _TYPES = {"image_ids": "I64", "offsets": "I64", "boxes": "F32", "scores": "F32", "scales": "F32"}
-_HEADER_LIMIT = 1 << 16  # ours are of some 500 bytes
-_FIRST_READ = 1 << 14  # the header and, as safetensors puts the widest numbers first, the tables of 200 images
+_HEADER_LIMIT = 1 << 16  # ours have about 500 bytes
+_FIRST_READ = 1 << 14  # the header and the tables of 200 images, which safetensors puts first as the widest numbers
 
 
 def pack(embeddings: Tensor, dtype: str) -> dict[str, Tensor]:
-    """Unit float [N, D] as a shard stores them: ``embeddings`` float16; or int8 with ``scales`` float32 [N].
+    """Convert unit float [N, D] to a shard's ``embeddings``: float16, or int8 with ``scales`` float32 [N].
 
-    An int8 row is the original times 127 / its largest magnitude, rounded; its scale is one over its own length, so
-    that row * scale is of unit length by construction.
+    An int8 row is round(127 * row / max |row|); its scale is 1 / its length, so row * scale has unit length.
     """
     if dtype == "float16":
         return {"embeddings": embeddings.half().contiguous()}
     rows = embeddings.float()
     largest = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     rows = (rows / largest * 127).round().to(torch.int8)
-    # a row that is not zero is at least 127 long
+    # a non-zero row has a length of at least 127
     return {"embeddings": rows, "scales": torch.linalg.vector_norm(rows.float(), dim=1).clamp(min=1).reciprocal()}
 
 
@@ -54,19 +52,19 @@ def unpack(rows: Tensor, scales: Tensor | None) -> Tensor:
 
 
 def plan_size(counts: np.ndarray | list[int], width: int, dtype: str) -> int:
-    """Bytes of a store of images with so many regions each, but for its headers (some 600 bytes a shard)."""
+    """Bytes of a store with these numbers of regions per image, without headers (about 600 bytes per shard)."""
     row = width * torch.empty(0, dtype=DTYPES[dtype]).itemsize + SCALE_BYTES[dtype] + BOX_BYTES
-    return int(np.sum(counts, dtype=np.int64)) * row + len(counts) * 16  # an id and an offset an image
+    return int(np.sum(counts, dtype=np.int64)) * row + len(counts) * 16  # an id and an offset per image
 
 
 def minimum_size(regions: int, width: int, dtype: str) -> int:
-    """Bytes of the embeddings alone: what no store of this width and dtype can do without."""
+    """Bytes of the embeddings alone."""
     return regions * width * torch.empty(0, dtype=DTYPES[dtype]).itemsize
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a shard's head says: ids and offsets as in the file, (first byte, shape) of each tensor, the file's size."""
+    """The head of a shard: image ids and offsets, (first byte, shape) of each tensor, the file's size in bytes."""
 
     path: Path
     image_ids: np.ndarray  # int64 [I]
@@ -77,11 +75,7 @@ class Head:
 
 
 def read_head(path: Path, dtype: str) -> Head:
-    """Read and check a shard's head.
-
-    Raises:
-        UserError: missing, truncated, or no shard of this dtype; one line.
-    """
+    """Read and check a shard's head; UserError if it is missing, truncated, or not a shard of this dtype."""
     try:
         return _read_head(path, dtype)
     except (OSError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
@@ -90,13 +84,13 @@ def read_head(path: Path, dtype: str) -> Head:
 
 
 def broken(path: Path, reason: object) -> UserError:
-    """What a user is told of a shard that cannot be what was written."""
-    advice = f"'tools/inspect_store.py {path.parent} --repair' removes what is broken, then build again"
+    """The error for a shard that is not as it was written."""
+    advice = f"'tools/inspect_store.py {path.parent} --repair' removes broken shards, then build again"
     return UserError(f"store {path.parent}: {path.name} is broken ({reason}); {advice}")
 
 
 def check_sum(path: Path, found: str, listed: str | None) -> None:
-    """UserError if a manifest lists another checksum (None: none yet) than was found."""
+    """UserError if the manifest lists another checksum (None: it lists none yet)."""
     if listed and found != listed:
         raise broken(path, f"its checksum is {found[:16]}..., the manifest says {listed[:16]}...")
 
@@ -128,10 +122,10 @@ def _read_head(path: Path, dtype: str) -> Head:
             if entry["dtype"] != types[name] or begin != end or stop - begin != math.prod(shape) * _ITEM[types[name]]:
                 raise ValueError(f"{name}: {entry['dtype']} {list(shape)} at bytes {begin} to {stop}")
             if (start + begin) % _ITEM[types[name]]:
-                raise ValueError(f"{name} begins at byte {start + begin}, no multiple of {_ITEM[types[name]]}")
+                raise ValueError(f"{name} begins at byte {start + begin}, not a multiple of {_ITEM[types[name]]}")
             places[name], end = (start + begin, shape), stop
         if start + end != size:
-            raise ValueError(f"{size} bytes where {start + end} belong")
+            raise ValueError(f"{size} bytes, expected {start + end}")
 
         def table(name: str) -> np.ndarray:
             place, (count,) = places[name]
@@ -146,24 +140,15 @@ def _read_head(path: Path, dtype: str) -> Head:
     for name, shape in shapes.items():
         if name in places and places[name][1] != shape:
             raise ValueError(f"{name} is {list(places[name][1])} beside embeddings [{rows}, {width}]")
-    # not by differences: that from the largest int64 to the least is 1
+    # not by differences, which can overflow
     if offsets[0] != 0 or offsets[-1] != rows or (offsets[1:] < offsets[:-1]).any():
-        raise ValueError(f"offsets do not rise from 0 to {rows}")
+        raise ValueError(f"offsets do not increase from 0 to {rows}")
     return Head(path, ids, offsets, places, size, dtype)
 
 
-def hash_shard(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 class MappedShard:
-    """A shard's tensors as views of the mapped file: private and read on demand; no descriptor stays open, so that
-    neither threads nor forked processes have anything to share.
+    """A shard's tensors as views of the memory-mapped file (private, read on demand). No file descriptor stays open, so
+    threads and forked processes share nothing.
 
     Raises:
         UserError: the file cannot be mapped, or is shorter than ``head`` says.
@@ -174,7 +159,7 @@ class MappedShard:
             storage = torch.UntypedStorage.from_file(str(head.path), False, head.size)
         except RuntimeError as error:
             where = f"store {head.path.parent}: {head.path.name}"
-            raise UserError(f"{where} has gone or shrunk since the store was opened") from error
+            raise UserError(f"{where} has disappeared or shrunk since the store was opened") from error
         bytes_ = torch.empty(0, dtype=torch.uint8).set_(storage)
         self.tensors = {}
         for name, (place, shape) in head.places.items():
@@ -184,5 +169,5 @@ class MappedShard:
                 self.tensors[name] = bytes_[place:stop].view(dtype).view(shape)
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Rows start:stop of boxes, embeddings, scales (None for float16) and scores, without a copy."""
+        """Rows start:stop of boxes, embeddings, scales (None for float16) and scores, without copying."""
         return tuple(t if t is None else t[start:stop] for t in map(self.tensors.get, ROW_TENSORS))

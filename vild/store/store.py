@@ -1,10 +1,10 @@
 """The embedding store: the teacher's region embeddings on disk, read by the detector's data mapper.
 
-A folder with ``manifest.json`` and ``shard-00000.safetensors`` ... Each shard holds, for some images,
+A folder with ``manifest.json`` and ``shard-00000.safetensors`` ... Each shard contains, for some images,
 ``image_ids`` int64 [I], ``offsets`` int64 [I + 1], ``boxes`` float32 [N, 4] (xyxy, absolute pixels of the
 original image), ``embeddings`` float16 [N, D], or int8 with ``scales`` float32 [N], and ``scores`` float32 [N].
-Rows offsets[i]:offsets[i + 1] belong to image i. A shard appears by rename, whole or not at all; the manifest is
-complete once it lists every shard with its checksum. No pickle.
+Rows offsets[i]:offsets[i + 1] belong to image i. Shards are written atomically; the manifest is complete once it lists
+every shard with its checksum. No pickle.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 from vild.store.manifest import MANIFEST, hash_ids, read_manifest, unfinished, write_manifest
-from vild.store.shards import Head, MappedShard, check_sum, hash_shard, pack, read_head, unpack
+from vild.store.shards import Head, MappedShard, check_sum, pack, read_head, unpack
 from vild.utils.errors import UserError
-from vild.utils.files import cannot_write, write_tensors
-from vild.utils.fingerprint import describe, same_regions, same_teacher
+from vild.utils.files import cannot_write, sha256, write_tensors
+from vild.utils.fingerprint import check_same_teacher, describe, same_regions
 
-MAPPED_SHARDS = 1024  # at once, in a process; when more are asked for, all are mapped anew
+MAPPED_SHARDS = 1024  # mapped at once by a process; beyond that, all are released first
 
 
 @dataclass(frozen=True)
 class StoredRegions:
-    """One image's rows: boxes float32 [N, 4] xyxy, embeddings float32 [N, D] unit, scores float32 [N].
-    ``others``: the embeddings [N, D_k] of further teachers (``several_stores.py``)."""
+    """One image's rows: boxes float32 [N, 4] xyxy in pixels, embeddings float32 [N, D] unit length, scores float32 [N].
+    ``others``: the embeddings [N, D_k] of extra teachers (``multi.py``)."""
 
     boxes: Tensor
     embeddings: Tensor
@@ -39,18 +39,22 @@ class StoredRegions:
 
 
 class StoreWriter:
-    """Write a store shard by shard; a run that was killed goes on after its last whole shard.
+    """Write a store shard by shard. A killed run resumes after its last complete shard; a complete store is left as it
+    is.
 
     Args:
         folder: the store.
-        plan: what must be equal for a run to go on: teacher fingerprint, crop rule, hash of the proposals.
+        plan: what must be the same for a run to resume: teacher fingerprint, crop rule, hash of the proposals.
         image_ids: all images, in the order in which they are written.
-        shard_images: images a shard.
-        provenance: where the proposals are from; no part of the plan, which has their hash.
+        shard_images: images per shard.
+        provenance: where the proposals come from (not part of the plan, which has their hash).
         dtype: of the embeddings, "float16" or "int8".
 
+    Attributes:
+        complete: the store was complete when it was opened: every shard is listed and present.
+
     Raises:
-        UserError: the folder holds a store of another plan, or shards that nobody knows the plan of.
+        UserError: the folder has a store of another plan, or shards without a manifest.
     """
 
     def __init__(
@@ -68,29 +72,29 @@ class StoreWriter:
         self.plan = {**plan, "dtype": dtype, "images": len(image_ids), "image_ids_sha": hash_ids(image_ids)}
         self.plan["shard_pictures"] = shard_images
         self.provenance = provenance
-        self._sums: dict[str, str] = {}  # checksums that were told before: finish() does not take them from the files
+        self.chunks = [image_ids[i : i + shard_images] for i in range(0, len(image_ids), shard_images)]
+        self.complete = False
+        self._sums: dict[str, str] = {}  # the manifest's checksums, which finish() compares with the files
         if (self.folder / MANIFEST).exists():
-            manifest = read_manifest(self.folder)
-            known = manifest["plan"]
-            differ = [k for k in {**known, **self.plan} if known.get(k) != self.plan.get(k)]
-            if "fingerprint" in differ and same_regions(known["fingerprint"], self.plan["fingerprint"]):
-                differ.remove("fingerprint")  # the same weights from another place
-                self.plan["fingerprint"] = known["fingerprint"]
-            if differ:
-                key = differ[0]
-                old, new = known.get(key), self.plan.get(key)
-                if key == "fingerprint":
-                    old, new = describe(old), describe(new)
-                raise UserError(f"store {self.folder}: it was begun with {key} = {old}, now it is {new}")
-            listed = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
-            self._sums = {name: checksum for name, checksum in listed.items() if (self.folder / name).exists()}
+            self._resume(read_manifest(self.folder))
         elif any(self.folder.glob("shard-*.safetensors")):
-            raise UserError(
-                f"store {self.folder}: it has shards but no {MANIFEST}, which says of what teacher; name another folder"
-            )
+            raise UserError(f"store {self.folder}: it has shards but no {MANIFEST}; choose another folder")
         else:
             write_manifest(self.folder, unfinished(self.plan, provenance))
-        self.chunks = [image_ids[i : i + shard_images] for i in range(0, len(image_ids), shard_images)]
+
+    def _resume(self, manifest: dict) -> None:
+        known = manifest["plan"]
+        differ = [k for k in {**known, **self.plan} if known.get(k) != self.plan.get(k)]
+        if "fingerprint" in differ and same_regions(known["fingerprint"], self.plan["fingerprint"]):
+            differ.remove("fingerprint")  # the same weights from another location
+            self.plan["fingerprint"] = known["fingerprint"]
+        if differ:
+            key = differ[0]
+            old, new = (describe(p[key]) if key == "fingerprint" else p.get(key) for p in (known, self.plan))
+            raise UserError(f"store {self.folder}: it was begun with {key} = {old}, now it is {new}")
+        listed = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+        self._sums = {name: checksum for name, checksum in listed.items() if (self.folder / name).exists()}
+        self.complete = manifest["complete"] and not any(self.missing())
 
     def shard_path(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.safetensors"
@@ -102,10 +106,10 @@ class StoreWriter:
                 yield index, ids
 
     def write_shard(self, index: int, regions: Callable[[int], StoredRegions]) -> None:
-        """Compute ``regions(image_id)`` for every image of the shard and write it.
+        """Compute ``regions(image_id)`` for every image of a shard and write it.
 
         Raises:
-            UserError: embeddings that are not finite, with the image; the store has gone.
+            UserError: an image's embeddings are not finite; the manifest has disappeared.
         """
         ids = self.chunks[index]
         rows = [regions(i) for i in ids]
@@ -120,19 +124,20 @@ class StoreWriter:
             **pack(torch.cat([r.embeddings for r in rows]).cpu(), self.plan["dtype"]),
             "scores": torch.cat([r.scores for r in rows]).float().contiguous(),
         }
-        if not (self.folder / MANIFEST).exists():  # renamed, or on a disk that has gone: nothing is begun in its place
-            raise UserError(f"store {self.folder}: {MANIFEST} has gone while the store was being written")
+        if not (self.folder / MANIFEST).exists():  # renamed or unmounted: do not start another store in its place
+            raise UserError(f"store {self.folder}: {MANIFEST} has disappeared while the store was being written")
         write_tensors(self.shard_path(index), tensors)
 
     def finish(self, counts_planned: dict[int, int] | None = None) -> dict:
-        """Write the complete manifest, with checksums and counts; returns it.
+        """Compute checksums and counts from the shards and write the complete manifest; returns it. A store that was
+        complete already keeps its manifest.
 
-        ``counts_planned``: how many regions each image was to have. Those that have none though some were planned
-        could not be read (``--unreadable skip``); the manifest lists them under "unreadable". What is in the shards is
-        asked, so that the list is whole whoever wrote them.
+        Args:
+            counts_planned: number of proposals by image_id. Images that have some but no region in the shards could
+                not be read (``--unreadable skip``); the manifest lists them under "unreadable".
 
         Raises:
-            UserError: a shard that was there, listed with its checksum, has another one now.
+            UserError: a shard's checksum is not the one that the manifest listed.
         """
         paths = [self.shard_path(index) for index in range(len(self.chunks))]
         heads = [read_head(path, self.plan["dtype"]) for path in paths]
@@ -140,28 +145,31 @@ class StoreWriter:
         empty = [i for head in heads for i in head.image_ids[np.diff(head.offsets) == 0].tolist()]
         unreadable = [i for i in empty if (counts_planned or {}).get(i)]
         with ThreadPoolExecutor() as pool:
-            sums = list(pool.map(hash_shard, paths))
+            sums = list(pool.map(sha256, paths))
         for path, found in zip(paths, sums, strict=True):
             check_sum(path, found, self._sums.get(path.name))
         shards = [
             {"file": path.name, "regions": count, "sha256": checksum}
             for path, count, checksum in zip(paths, counts, sums, strict=True)
         ]
-        manifest = {"plan": self.plan, "provenance": self.provenance}
-        manifest |= {"complete": True, "regions": sum(counts), "shards": shards}
-        manifest |= {"unreadable": unreadable} if unreadable else {}
+        if self.complete:
+            manifest = read_manifest(self.folder)
+        else:
+            manifest = {"plan": self.plan, "provenance": self.provenance}
+            manifest |= {"complete": True, "regions": sum(counts), "shards": shards}
+            manifest |= {"unreadable": unreadable} if unreadable else {}
         write_manifest(self.folder, manifest)
         return manifest
 
 
 class EmbeddingStore:
-    """Random access by image. Files are mapped, not read; no lock, no open file: safe to use from data loader
-    workers, forked or spawned.
+    """Random access to a complete store by image_id. The files are memory-mapped, with no lock and no open descriptor:
+    safe in data loader workers, forked or spawned.
 
-    Opening one reads the head of every shard, nothing else; checksums are for ``tools/inspect_store.py --verify``.
+    Opening a store reads the head of every shard only; ``tools/inspect_store.py --verify`` compares checksums.
 
     Raises:
-        UserError: the folder is no store, an unfinished one, or one with a missing or truncated shard.
+        UserError: not a store, unfinished, or a shard is missing or truncated.
     """
 
     def __init__(self, folder: str | Path):
@@ -170,31 +178,29 @@ class EmbeddingStore:
         if not manifest["complete"]:
             raise UserError(f"store {folder}: it is unfinished; run tools/build_teacher_store.py again")
         self.plan = manifest["plan"]
-        self.provenance: dict | None = manifest.get("provenance")  # stores of earlier versions have none
+        self.provenance: dict | None = manifest.get("provenance")  # None in stores of earlier versions
         self.fingerprint: dict = self.plan["fingerprint"]
-        self._heads: list[Head] = []
-        for shard in manifest["shards"]:
-            path = self.folder / shard["file"]
-            if not path.is_file():
-                raise UserError(f"store {folder}: {path.name} is listed in {MANIFEST} but missing")
-            head = read_head(path, self.plan["dtype"])
-            width = self.fingerprint.get("width")
-            if width not in (None, head.places["embeddings"][1][1]):
-                raise UserError(f"store {folder}: {path.name} is not {width} wide, as its teacher is")
-            if head.offsets[-1] != shard["regions"]:
-                raise UserError(
-                    f"store {folder}: {path.name} has {head.offsets[-1]} regions, {MANIFEST} says {shard['regions']}"
-                )
-            self._heads.append(head)
-        # four numbers an image, sorted by id: a dict of LVIS's 100,170 images would be copied into every worker
-        nothing = np.zeros(0, np.int64)
-        ids = np.concatenate([nothing, *(h.image_ids for h in self._heads)])
+        self._heads = [self._read_head(shard) for shard in manifest["shards"]]
+        # arrays sorted by id rather than a dict, which LVIS's 100,170 images would copy into every worker
+        empty = np.zeros(0, np.int64)
+        ids = np.concatenate([empty, *(h.image_ids for h in self._heads)])
         order = ids.argsort(kind="stable")
-        self.image_ids = ids[order]  # int64, rising
+        self.image_ids = ids[order]  # int64 [I], increasing
         self._shards = np.repeat(np.arange(len(self._heads)), [len(h.image_ids) for h in self._heads])[order]
-        self._starts = np.concatenate([nothing, *(h.offsets[:-1] for h in self._heads)])[order]
-        self._stops = np.concatenate([nothing, *(h.offsets[1:] for h in self._heads)])[order]
+        self._starts = np.concatenate([empty, *(h.offsets[:-1] for h in self._heads)])[order]
+        self._stops = np.concatenate([empty, *(h.offsets[1:] for h in self._heads)])[order]
         self._maps: dict[int, MappedShard] = {}
+
+    def _read_head(self, shard: dict) -> Head:
+        where, path = f"store {self.folder}: {shard['file']}", self.folder / shard["file"]
+        if not path.is_file():
+            raise UserError(f"{where} is listed in {MANIFEST} but missing")
+        head, width = read_head(path, self.plan["dtype"]), self.fingerprint.get("width")
+        if width not in (None, head.places["embeddings"][1][1]):
+            raise UserError(f"{where}: its embeddings do not have the teacher's width, {width}")
+        if head.offsets[-1] != shard["regions"]:
+            raise UserError(f"{where} has {head.offsets[-1]} regions, {MANIFEST} says {shard['regions']}")
+        return head
 
     def __len__(self) -> int:
         """Number of images."""
@@ -204,24 +210,19 @@ class EmbeddingStore:
         return self._find(image_id) is not None
 
     def __getitem__(self, image_id: int) -> StoredRegions:
-        """An image's regions, in the order of its proposals.
-
-        Raises:
-            UserError: the store does not know the image.
-        """
+        """An image's regions, in the order of its proposals; UserError for an unknown image_id."""
         boxes, embeddings, scales, scores = self._views(image_id)
         return StoredRegions(boxes.clone(), unpack(embeddings, scales), scores.clone())
 
     def read(self, image_id: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """An image's record as it is stored: boxes, embeddings float16 or int8 [N, D], scales [N] (None for float16),
-        scores."""
+        """An image's stored rows: boxes, embeddings float16 or int8 [N, D], scales [N] (None for float16), scores."""
         return tuple(None if t is None else t.clone() for t in self._views(image_id))
 
     def _views(self, image_id: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """:meth:`read` without the copies; a view sent to another process would take the whole file with it."""
+        """:meth:`read` without copying. (Sending a view to another process would send the whole file.)"""
         row = self._find(image_id)
         if row is None:
-            raise UserError(f"store {self.folder}: image_id {image_id} is not in it; it was built for other data")
+            raise UserError(f"store {self.folder}: image_id {image_id} is not in it; it was built for another data set")
         return self._map(int(self._shards[row])).rows(int(self._starts[row]), int(self._stops[row]))
 
     def boxes(self) -> Iterator[tuple[int, Tensor]]:
@@ -233,7 +234,7 @@ class EmbeddingStore:
                 yield image_id, boxes[start:stop]
 
     def ids_in_file_order(self) -> list[int]:
-        """Every image's id, as the shards have them."""
+        """All image ids, in the order of the shards."""
         return [i for head in self._heads for i in head.image_ids.tolist()]
 
     def _find(self, image_id: int) -> int | None:
@@ -252,7 +253,5 @@ class EmbeddingStore:
         return {**self.__dict__, "_maps": {}}
 
     def check_teacher(self, fingerprint: dict, where: str) -> None:
-        """UserError unless ``fingerprint`` (that of ``where``) is this store's teacher."""
-        if not same_teacher(self.fingerprint, fingerprint):
-            mine, other = describe(self.fingerprint), describe(fingerprint)
-            raise UserError(f"store {self.folder} is of teacher {mine}, but {where} is of teacher {other}")
+        """UserError unless ``fingerprint`` (that of ``where``) is of this store's teacher."""
+        check_same_teacher(self.fingerprint, f"store {self.folder}", fingerprint, where)

@@ -1,29 +1,27 @@
-"""Files that appear whole or not at all: written aside, brought to the disk, renamed."""
+"""Atomic file writes: to a temporary file beside the target, synced to disk, renamed. A file that already has the
+content to be written is left alone."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from PIL import Image
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, BinaryIO
 
 from vild.utils.errors import UserError
+
+if TYPE_CHECKING:  # torch and Pillow would slow down every tool's --help
+    from PIL import Image
+    from torch import Tensor
 
 
 @contextmanager
 def cannot_write(path: str | Path) -> Iterator[None]:
-    """What the system refuses in the block (a full disk, a read-only or vanished folder) is told in one line that
-    names ``path``.
-
-    Raises:
-        UserError: instead of OSError.
-    """
+    """Turn an OSError in the block (full disk, read-only or missing folder) into a one-line UserError with ``path``."""
     try:
         yield
     except OSError as error:
@@ -33,33 +31,43 @@ def cannot_write(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """The name to write to instead of ``path``; makes its folder.
+    """Write ``path`` atomically: yields the temporary name ``path.tmp`` to write to; creates the folder.
 
-    When the block ends the file is synced and renamed, and so is its folder's entry, so that neither a killed process
-    nor a power cut leaves a part under the name. When the block raises, the file aside is removed and what was at
-    ``path`` is as it was. A killed process leaves the file aside, under a name that its next run writes again.
+    At the end of the block the temporary file and then the folder's entry are synced, so neither a killed process nor
+    a power cut leaves a partial file at ``path``. Where ``path`` already has the same bytes, it is not touched. If the
+    block raises, the temporary file is removed and ``path`` is unchanged. A killed process leaves the temporary file
+    behind; the next write to ``path`` overwrites or removes it.
 
     Raises:
-        UserError: the system does not let it be written (:func:`cannot_write`).
+        UserError: the file system refuses (:func:`cannot_write`).
     """
     path = Path(path)
-    aside = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     with cannot_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield aside
-            _sync(aside)
-            os.replace(aside, path)
+            yield temporary
+            with open(temporary, "rb") as content:
+                same = _has_content(path, content)
+            if same:
+                temporary.unlink()
+                return
+            _sync(temporary)
+            os.replace(temporary, path)
         except BaseException:
-            with suppress(OSError):  # of a vanished or read-only folder: the first error is the one to tell
-                aside.unlink(missing_ok=True)
+            with suppress(OSError):  # of a missing or read-only folder: the first error is the one to report
+                temporary.unlink(missing_ok=True)
             raise
-    with suppress(OSError):  # not every network's file system can; the file itself is whole
+    with suppress(OSError):  # some network file systems cannot sync a folder; the file itself is complete
         _sync(path.parent)
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
 def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """fsync a file, or the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -67,23 +75,47 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _has_content(path: Path, content: BinaryIO) -> bool:
+    """Does a regular file have these bytes? (``filecmp.cmp`` caches by modification time, which is too coarse here.)"""
+    size = content.seek(0, os.SEEK_END)
+    content.seek(0)
+    with suppress(OSError):
+        if path.is_file() and path.stat().st_size == size:
+            with open(path, "rb") as file:
+                return all(piece == content.read(len(piece)) for piece in _pieces(file))
+    return False
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.read(1 << 22), b"")
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically; a file that has this content already is not touched."""
+    path = Path(path)
+    if _has_content(path, io.BytesIO(content)):
+        with cannot_write(path):
+            _temporary(path).unlink(missing_ok=True)  # from a killed process
+        return
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole."""
-    with written_whole(path) as aside:
-        aside.write_text(text)
+    """Write a UTF-8 text file atomically."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, document: object) -> None:
-    """Write a JSON file whole."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(document, indent=1))
 
 
 def drop_partial_line(path: str | Path) -> None:
-    """Cut a text file that is added to, if there is one, after its last whole line: a killed process may have left a
-    part of another.
+    """Truncate a file of lines, if it exists, after its last complete line: a killed process may have left part of one.
 
     Raises:
-        UserError: the system does not let it be written.
+        UserError: the file cannot be written.
     """
     path = Path(path)
     if path.is_file():
@@ -95,32 +127,40 @@ def drop_partial_line(path: str | Path) -> None:
 
 
 def write_image(path: str | Path, image: Image.Image, **options: object) -> None:
-    """Write an image whole, in the format of the name's ending. ``options``: of Pillow's ``save``."""
-    path = Path(path)
-    with written_whole(path) as aside:
-        image.save(aside, Image.registered_extensions()[path.suffix.lower()], **options)
+    """Write an image atomically, in the format of the file's suffix. ``options``: of Pillow's ``save``."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    image.save(content, Image.registered_extensions()[Path(path).suffix.lower()], **options)
+    write_bytes(path, content.getvalue())
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whole.
+    """Write a safetensors file atomically.
 
-    The bytes are made in memory: safetensors' own ``save_file`` (0.8) writes to a file of a random name beside
-    ``path``, which a killed process leaves behind for ever.
+    The bytes are built in memory: safetensors' ``save_file`` (0.8) writes to a randomly named file beside ``path``,
+    which a killed process would leave behind.
     """
-    with written_whole(path) as aside:
-        aside.write_bytes(save(tensors, metadata))
+    from safetensors.torch import save
+
+    write_bytes(path, save(tensors, metadata))
+
+
+def sha256(path: str | Path) -> str:
+    """A file's SHA-256 in hex."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        for piece in _pieces(file):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file, first 16 hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()[:16]
+    """The first 16 hex digits of a file's SHA-256."""
+    return sha256(path)[:16]
 
 
 def cache_folder() -> Path:
-    """``$VILD_CACHE``, else ``~/.cache/vild`` (or where XDG_CACHE_HOME says)."""
+    """``$VILD_CACHE``, else ``vild`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("VILD_CACHE") or Path(home) / "vild")

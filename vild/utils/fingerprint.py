@@ -1,4 +1,5 @@
-"""A teacher's fingerprint as it comes back from a file: the form that :class:`vild.teacher.clip.Teacher` gives it."""
+"""Teacher fingerprints as stored in files: their form (given by :class:`vild.teacher.clip.Teacher`) and how to compare
+them."""
 
 from __future__ import annotations
 
@@ -6,14 +7,14 @@ from vild.utils.errors import UserError
 
 
 def check_fingerprint(fingerprint: object, width: int | None = None) -> None:
-    """ValueError unless it is {} (unknown) or one of a teacher's; ``width``: of the embeddings it stands beside."""
+    """ValueError unless it is {} (unknown) or a teacher's fingerprint; ``width``: of the embeddings it belongs to."""
     if not isinstance(fingerprint, dict):
         raise ValueError(f"the fingerprint is {type(fingerprint).__name__}, not an object")
     if not fingerprint:
         return
     for key in ("name", "pretrained", "weights"):
         if not isinstance(fingerprint.get(key), str):
-            raise ValueError(f"the fingerprint's {key} is no text")
+            raise ValueError(f"the fingerprint's {key} is not a string")
     if type(fingerprint.get("width")) is not int or width not in (None, fingerprint["width"]):
         raise ValueError(f"the fingerprint's width is {str(fingerprint.get('width'))[:40]}, the embeddings' {width}")
     preprocess = fingerprint.get("preprocess", {})
@@ -22,13 +23,13 @@ def check_fingerprint(fingerprint: object, width: int | None = None) -> None:
 
 
 def same_teacher(a: dict, b: dict) -> bool:
-    """Do two fingerprints stand for one embedding space? Where the weights lie does not matter, nor how regions are
-    cropped: texts know of no crop, so one vocabulary serves them all."""
+    """Do two fingerprints have the same embedding space? The location of the weights does not matter, nor does the crop
+    mode: text embeddings do not depend on it, so one vocabulary serves all modes."""
     return _without_crop(a) == _without_crop(b)
 
 
 def same_regions(a: dict, b: dict) -> bool:
-    """Do two fingerprints give a region the same embedding? As ``same_teacher``, and cropped alike."""
+    """Do two fingerprints give a region the same embedding? :func:`same_teacher` and the same crop mode."""
     return same_teacher(a, b) and crop_of(a) == crop_of(b)
 
 
@@ -43,7 +44,7 @@ def crop_of(fingerprint: dict) -> str:
 
 
 def check_same_teacher(a: dict, where_a: str, b: dict, where_b: str) -> None:
-    """UserError that names both sides unless the fingerprints agree (two unknown ones do)."""
+    """UserError naming both sides unless the fingerprints agree (two unknown ones do)."""
     if not same_teacher(a, b):
         raise UserError(f"{where_a} is of teacher {describe(a)}, but {where_b} is of teacher {describe(b)}")
 
@@ -53,5 +54,5 @@ def describe(fingerprint: dict) -> str:
     if not fingerprint:
         return "unknown (imported)"
     name = " ".join(filter(None, (fingerprint["name"], fingerprint["pretrained"])))
-    other = "" if crop_of(fingerprint) == "squash" else f", {crop_of(fingerprint)} crops"
-    return f"{name} (width {fingerprint['width']}, weights {fingerprint['weights']}{other})"
+    crop = "" if crop_of(fingerprint) == "squash" else f", {crop_of(fingerprint)} crops"
+    return f"{name} (width {fingerprint['width']}, weights {fingerprint['weights']}{crop})"

@@ -1,4 +1,4 @@
-"""Image files to arrays: whatever people have, or one line about what is wrong with it."""
+"""Reading image files of any common format, with limits; errors are one line."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from PIL import Image, ImageOps
 from vild.utils.errors import BadImage
 
 FORMATS = ("BGR", "RGB")
-# Pillow would hand an EPS to Ghostscript, decodes an ICO before its size can be looked at, and reads many formats that
-# nobody has looked at for years
+# Left out: EPS, which Pillow hands to Ghostscript; ICO, which it decodes before the size is known; and many rarely
+# maintained formats.
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
-MOST_PIXELS = 89_478_485  # Pillow's own limit, which warns there and refuses twice as much; 0.3 GB as they are decoded
+MOST_PIXELS = 89_478_485  # Pillow's limit for its warning (it raises at twice this); 0.3 GB when decoded
 
 
 class TooManyPixels(ValueError):
-    """An image whose pixels would fill the memory."""
+    """An image with more pixels than the limit."""
 
 
 def read_image(file_name: str | Path, image_format: str = "BGR") -> np.ndarray:
-    """uint8 [H, W, 3]: turned upright by its EXIF tag, of an animation the first frame, of 16 bits the upper 8, any
-    colour space as RGB (or BGR).
+    """Read an image as uint8 [H, W, 3], RGB or BGR: rotated by its EXIF tag; the first frame of an animation; the upper
+    8 of 16 bits; converted from any colour space.
 
     Raises:
-        BadImage: no image of FILE_FORMATS, a truncated one, or one of more than MOST_PIXELS.
+        BadImage: not an image of FILE_FORMATS, truncated, or larger than MOST_PIXELS.
     """
     try:
         with open_image(file_name) as image:
             return to_array(image, image_format)
-    except Exception as error:  # a broken file can fail anywhere in the decoders
+    except Exception as error:  # a broken file can raise anything in a decoder
         lines = str(error).strip().splitlines()
         raise BadImage(f"image {file_name} cannot be read: {lines[0] if lines else type(error).__name__}") from error
 
@@ -44,30 +44,30 @@ def read_image(file_name: str | Path, image_format: str = "BGR") -> np.ndarray:
 def open_image(
     file_name: str | Path, formats: tuple[str, ...] = FILE_FORMATS, most: int = MOST_PIXELS
 ) -> Iterator[Image.Image]:
-    """An image's file, its size looked at and nothing decoded yet.
+    """Open an image file and check its size, without decoding it.
 
     Raises:
-        TooManyPixels: more than ``most``.
-        Exception: whatever Pillow raises for what is no image.
+        TooManyPixels: more pixels than ``most``.
+        Exception: whatever Pillow raises for a file that is not an image.
     """
     if not stat.S_ISREG(os.stat(file_name).st_mode):
-        raise ValueError("not a regular file")  # a pipe or a device might not end
+        raise ValueError("not a regular file")  # a pipe or a device may never end
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is no higher
-        Image.init()  # a build of Pillow may lack some
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is as low
+        Image.init()  # fills Image.OPEN; builds of Pillow differ
         with Image.open(file_name, formats=[f for f in formats if f in Image.OPEN]) as image:
             check_size(*image.size, most)
             yield image
 
 
 def check_size(width: int, height: int, most: int = MOST_PIXELS) -> None:
-    """TooManyPixels for an image of more pixels than are decoded."""
+    """Raise TooManyPixels for an image larger than ``most``."""
     if width * height > most:
         raise TooManyPixels(f"{width:,} x {height:,} pixels, more than the limit of {most // 10**6} million")
 
 
 def to_array(image: Image.Image, image_format: str = "BGR") -> np.ndarray:
-    """A PIL image as :func:`read_image` gives it."""
+    """Convert a PIL image as :func:`read_image` does."""
     assert image_format in FORMATS, image_format
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -77,7 +77,7 @@ def to_array(image: Image.Image, image_format: str = "BGR") -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits (or of 32 that hold 16) to 8; Pillow's own conversion would saturate."""
+    """Convert 16-bit grey (also stored as 32 bits) to 8 bits; Pillow's own conversion saturates."""
     values = np.asarray(image)
     if not 0 <= values.min() <= values.max() < 2**16:
         raise ValueError(f"grey values from {values.min()} to {values.max()}; at most 16 bits are read")

@@ -1,4 +1,4 @@
-"""Two commands that write to the same place notice each other."""
+"""Locks on outputs: a second process that writes to the same place gets an error."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def only_writer(output: str | Path, folder: bool = False) -> Iterator[None]:
-    """For the length of the block this process is the only one that writes ``output``, among those that ask.
+    """Hold the lock on ``output`` for the length of the block.
 
-    The lock is a POSIX record lock on ``output.lock`` (of a ``folder``: on ``.lock`` in it, which is made), in which
-    stand pid, host and time. The kernel takes the lock back when the process ends in whatever way, SIGKILL and power
-    cut among them; a file that such an end leaves behind means nothing. Unlike ``flock``'s, the lock is not inherited
-    by data loader workers, which live on for some seconds after their parent was killed.
+    The lock is a POSIX record lock on ``output.lock`` (for a ``folder``: ``.lock`` in it; the folder is created). The
+    file contains pid, host and start time. The kernel releases the lock however the process ends, including SIGKILL; a
+    leftover lock file is harmless. Unlike ``flock``, record locks are not inherited by data loader workers, which
+    outlive a killed parent by some seconds.
 
-    On NFS the server keeps such locks and machines see each other's, unless it is mounted ``nolock`` or
-    ``local_lock=posix``: then a machine sees only its own processes. When a machine dies, an NFS server keeps its locks
-    until its lease runs out (some 90 seconds) or it is back. A file system without locks is told in the log, and the
-    work goes on. One process must not ask twice for the same place: record locks do not tell its threads apart.
+    On NFS, machines see each other's locks unless it is mounted ``nolock`` or ``local_lock=posix``; the locks of a
+    machine that died last until the server's lease expires (about 90 seconds). On a file system without locks, a
+    warning is logged and the block runs unlocked. Do not lock the same output twice in one process: record locks do
+    not distinguish its threads.
 
     Raises:
-        UserError: another process is writing there, with its pid, host and start; or the place cannot be written.
+        UserError: another process holds the lock (the message gives its pid, host and start time), or the lock file
+            cannot be written.
     """
     output = Path(output)
     path = output / ".lock" if folder else output.with_name(output.name + ".lock")
@@ -46,13 +47,13 @@ def only_writer(output: str | Path, folder: bool = False) -> Iterator[None]:
     with file:
         try:
             yield
-        finally:  # while it is still held: whoever waits for this name sees that it has gone, and makes it anew
-            with suppress(OSError):  # the folder has gone, or cannot be written any more
+        finally:  # while still holding the lock: a process that has opened this file notices that it is gone
+            with suppress(OSError):  # the folder is gone or read-only
                 path.unlink()
 
 
 def _acquire(path: Path, output: Path):
-    """The open, locked file ``path``."""
+    """Open and lock ``path``."""
     while True:
         file = open(path, "a+")  # noqa: SIM115
         try:
@@ -62,22 +63,24 @@ def _acquire(path: Path, output: Path):
             holder = file.read(200).strip() or "another process"
             file.close()
             if error.errno in _HELD:
-                raise UserError(f"{output}: {holder} is writing it; wait for its end, or name another place") from error
+                raise UserError(
+                    f"{output}: {holder} is writing it; wait until it ends or choose another output"
+                ) from error
             if error.errno not in _UNSUPPORTED:
                 raise
-            logger.warning("%s: this file system has no locks; a second writer would not be noticed", path)
+            logger.warning("%s: this file system does not support locks; a second writer would not be detected", path)
             return open(path, "a+")
-        if _is_there(file, path):
+        if _is_current(file, path):
             file.truncate(0)
             now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
             file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now},")
             file.flush()
             return file
-        file.close()  # its last holder has removed it since it was opened
+        file.close()  # the previous holder removed it after we had opened it
 
 
-def _is_there(file, path: Path) -> bool:
-    """Is the open file the one under the name?"""
+def _is_current(file, path: Path) -> bool:
+    """Is the open file still the one at ``path``?"""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

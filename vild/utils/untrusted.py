@@ -1,7 +1,7 @@
-"""Files of strangers, read within bounds: nothing in them is run, and what cannot be is told in one line.
+"""Safe readers for untrusted files: size limits, no code execution, one-line errors.
 
-Readers of a kind of file (vocabularies, stores, configs ...) call these and check what they got; SECURITY.md says what
-is trusted. Only records a user asked for by their number (annotations, proposals) may be as long as they are.
+The readers of each format (vocabularies, stores, configs ...) build on these and check the content; SECURITY.md says
+what is trusted. Only annotations and results, which users name on the command line, may be very large.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from pathlib import Path
 from typing import ClassVar
 
 import yaml
-from safetensors import safe_open
 
 from vild.utils.errors import UserError
 
-MOST_JSON = 1 << 24  # bytes of JSON in a manifest, a header, a list of words; 20,000 names take some 2 MB
-MOST_DATA = 1 << 34  # of annotations and results; Objects365's training file has 6 GB
-MOST_YAML = 1 << 18
-MOST_VALUES = 100_000  # of a YAML file
-DEEPEST_BASE = 10  # configs that stand on one another
+MOST_JSON = 1 << 24  # bytes of JSON in a manifest, a header, a list of words; 20,000 names take about 2 MB
+MOST_DATA = 1 << 34  # bytes of annotations and results; Objects365's training file has 6 GB
+MOST_YAML = 1 << 18  # bytes
+MOST_VALUES = 100_000  # in a YAML file
+DEEPEST_BASE = 10  # length of a chain of _BASE_ configs
 
 
 @contextmanager
 def refused_as(sentence: str) -> Iterator[None]:
-    """Whatever fails in the block is told as ``sentence`` and the reason: a broken file can fail anywhere in a parser,
-    with any exception, or ask for more memory than there is."""
+    """Turn any exception in the block into a UserError of ``sentence`` and the reason: a broken file can fail anywhere
+    in a parser, with any exception, or ask for more memory than there is."""
     try:
         yield
     except UserError:
@@ -39,7 +38,7 @@ def refused_as(sentence: str) -> Iterator[None]:
 
 
 def read_bytes(path: str | Path, most: int = MOST_JSON) -> bytes:
-    """A regular file's bytes; ValueError for more than ``most``, or for a device or pipe, which might not end."""
+    """Read a regular file; ValueError if it is larger than ``most`` bytes, or a device or pipe, which may not end."""
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
@@ -49,7 +48,7 @@ def read_bytes(path: str | Path, most: int = MOST_JSON) -> bytes:
 
 
 def parse_json(text: str | bytes) -> object:
-    """JSON; ValueError also where it is nested too deeply."""
+    """Parse JSON; ValueError also if it is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -57,8 +56,8 @@ def parse_json(text: str | bytes) -> object:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Plain values. No ``<<``, which copies what an alias stands for, and copies the copies; and no key twice, of which
-    the first would be lost without a word."""
+    """A safe loader that also rejects ``<<``, which copies the content of aliases recursively, and duplicate keys, of
+    which YAML would silently drop the first."""
 
     def construct_mapping(self, node, deep=False):
         mapping = super().construct_mapping(node, deep)
@@ -66,68 +65,70 @@ class _PlainLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node)
             if key in seen:
-                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: the key '{key}' stands there twice")
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: duplicate key '{key}'")
             seen.add(key)
         return mapping
 
     def flatten_mapping(self, node):
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-            raise yaml.YAMLError("'<<' is not read; write the values out")
+            raise yaml.YAMLError("merge keys ('<<') are not supported; write the values out")
         super().flatten_mapping(node)
 
 
 def count_values(value: object, known: dict[int, int] | None = None) -> int:
-    """How many values a document stands for, written out: ten lines of aliases can be more than a memory holds.
-    ValueError for one that is inside itself."""
+    """Number of values in a document with its aliases expanded: ten lines of aliases can exceed any memory. ValueError
+    if an alias contains itself."""
     known = {} if known is None else known
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
-        known[id(value)] = 0  # until it is counted
+        known[id(value)] = 0  # while it is being counted
         inside = value.values() if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(count_values(v, known) for v in inside)
     if not known[id(value)]:
-        raise ValueError("an alias inside of what it stands for")
+        raise ValueError("an alias contains itself")
     return known[id(value)]
 
 
 def read_yaml(path: str | Path, what: str) -> dict:
-    """A YAML mapping of plain values.
+    """Read a YAML mapping of plain values. ``what``: the kind of file, for messages.
 
     Raises:
-        UserError: it cannot be read, is no mapping, or holds a tag that would run code (``!!python``).
+        UserError: unreadable, not a mapping, or a tag that would run code (``!!python``).
     """
     with refused_as(f"{what} {path}: cannot be read"):
         text = read_bytes(path, MOST_YAML).decode()
     with refused_as(f"{what} {path}: not YAML of plain values"):
         document = yaml.load(text, _PlainLoader)
         if (count := count_values(document)) > MOST_VALUES:
-            raise ValueError(f"its aliases stand for {count:.1e} values, more than {MOST_VALUES:,}")
+            raise ValueError(f"its aliases expand to {count:.1e} values, more than {MOST_VALUES:,}")
     if not isinstance(document, dict):
-        raise UserError(f"{what} {path}: holds {type(document).__name__}, not keys and values")
+        raise UserError(f"{what} {path}: contains {type(document).__name__}, not keys and values")
     return document
 
 
 def check_config(path: str | Path, above: tuple[Path, ...] = ()) -> None:
-    """UserError unless a config and those of ``_BASE_`` below it are YAML of plain values, here on this machine.
+    """UserError unless a config and its ``_BASE_`` configs are local files of plain YAML.
 
-    Detectron2 reads a config by ``yaml.unsafe_load`` where ``safe_load`` refuses it.
+    (Detectron2 falls back to ``yaml.unsafe_load`` for configs that ``safe_load`` rejects.)
     """
     path = Path(path)
     document = read_yaml(path, "config")
     if len(above) >= DEEPEST_BASE or path.resolve() in above:
-        raise UserError(f"config {path}: _BASE_: more than {DEEPEST_BASE} configs stand on one another, or in a ring")
+        raise UserError(f"config {path}: _BASE_: a cycle, or a chain of more than {DEEPEST_BASE} configs")
     bases = document.get("_BASE_", [])
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str) or not base or "://" in base:
-            raise UserError(f"config {path}: _BASE_: {base} is not a file's name")
+            raise UserError(f"config {path}: _BASE_: {base} is not a file name")
         check_config(path.parent / Path(base).expanduser(), (*above, path.resolve()))
 
 
 @contextmanager
 def open_tensors(path: str | Path, framework: str = "pt") -> Iterator:
-    """``safetensors.safe_open`` of a file whose header is at most MOST_JSON long (the library allows 100 MB, which is
-    some GB of Python objects). ValueError for a longer one."""
+    """``safetensors.safe_open`` with a limit of MOST_JSON bytes on the header (the library's own, 100 MB, can become
+    several GB of Python objects). ValueError for a longer header."""
+    from safetensors import safe_open  # loads torch
+
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MOST_JSON:
@@ -137,9 +138,9 @@ def open_tensors(path: str | Path, framework: str = "pt") -> Iterator:
 
 
 class _ArraysOnly(pickle._Unpickler):
-    """Knows what NumPy's arrays and numbers are made of, which is all that Detectron2's model zoo holds.
+    """Unpickles NumPy arrays and numbers only, which is all that Detectron2's model zoo uses.
 
-    Python's own unpickler, not the faster one in C, which makes a memo as long as the highest number in a file: nine
+    Based on the unpickler in Python: the one in C allocates a memo as long as the highest index in a file, so nine
     bytes can ask for 32 GB.
     """
 
@@ -159,9 +160,9 @@ class _ArraysOnly(pickle._Unpickler):
 
 
 def load_arrays(path: str | Path) -> dict:
-    """A pickle of a dict of NumPy arrays, as Detectron2's model zoo has them; nothing else of it is run."""
+    """Load a pickled dict of NumPy arrays (Detectron2's model zoo) without running any other code."""
     with open(path, "rb") as file:
         content = _ArraysOnly(file, encoding="latin1").load()
     if not isinstance(content, dict):
-        raise ValueError(f"holds {type(content).__name__}, not weights by name")
+        raise ValueError(f"contains {type(content).__name__}, not a dict of weights")
     return content
