@@ -103,7 +103,7 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {config: vild, MODEL.VILD.SEVERAL_TEACHERS.BY: average}}", "row 'a': .*TEACHERS is empty"),
         (
             "rows: {a: {config: vild, teachers: 2, MODEL.VILD.SEVERAL_TEACHERS.BY: average}}",
-            "row 'a': .* neither soft_targets nor",
+            "row 'a': .* needs soft_targets or",
         ),
         (
             "rows: {a: {config: vild, MODEL.VILD.VARIANT: text, MODEL.VILD.OBJECTIVES: [{NAME: cosine}]}}",

@@ -176,7 +176,7 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
     for several, message in [
         ((f"{KEY}.BY", "mean"), "BY: 'mean' is not one of projections, average"),
         ((f"{KEY}.WEIGHTS", "sure"), "WEIGHTS: 'sure' is not one of fixed, confidence"),
-        ((f"{KEY}.BY", "average"), "neither soft_targets nor hard_targets"),
+        ((f"{KEY}.BY", "average"), "'average' needs soft_targets or hard_targets"),
         ((f"{KEY}.WEIGHTS", "confidence", *angles), "'angles'.* compares pairs"),
         (("MODEL.VILD.OBJECTIVES", "[]"), "do not train the projection"),
         (("MODEL.VILD.OBJECTIVES", "[{'NAME': 'angles'}, {'NAME': 'distances'}]"), "'distances'.* do not train"),

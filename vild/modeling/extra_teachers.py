@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vild.modeling.losses import cosine_logits
-from vild.modeling.objectives import Objective, RegionBatch, names_with
+from vild.modeling.objectives import OBJECTIVES, Objective, RegionBatch, names_with
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -58,9 +58,8 @@ def check_several(entries: Sequence[dict], objectives: Sequence[Objective], by: 
             raise UserError(f"MODEL.VILD.OBJECTIVES, {objective.name}: with {KEY} OVER can only be 'base'")
     if by == "average":
         if not names_with(objectives, "averages_teachers"):
-            raise UserError(
-                f"{RULES}.BY is 'average', but MODEL.VILD.OBJECTIVES contains neither soft_targets nor hard_targets"
-            )
+            able = " or ".join(name for name, function in OBJECTIVES.items() if function.averages_teachers)
+            raise UserError(f"{RULES}.BY: 'average' needs {able} in MODEL.VILD.OBJECTIVES")
         return
     pairwise = names_with(objectives, "pairwise")
     if weighted == "confidence" and pairwise:
