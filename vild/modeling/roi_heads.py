@@ -123,7 +123,7 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
             loss_dict["loss_old_student"] = self.old_student_weight * losses.image_loss(embeddings, old)
         if self.variant != "text":
             get_event_storage().put_scalar("vild/num_distilled", len(distilled[0]))
-            maps = region_maps(roi_features(), distill, self.adapter) if distill[0].has("maps") else {}
+            maps = {} if roi_features is None else region_maps(roi_features, distill, self.adapter)
             if windows_and_maps is not None:
                 level = features[self.box_in_features[-1]]
                 maps |= image_maps(level, self.stride, windows_and_maps, self.picture_adapter)
@@ -133,8 +133,8 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         return proposals, loss_dict | self._forward_mask(features, proposals)
 
     def _embed_both(self, features: dict[str, Tensor], proposals: list[Instances], distill: list[Instances]):
-        """Embeddings [., D] and head features [., F] of the sampled RoIs, then of the distilled regions, and a function
-        that returns the latter's RoI features."""
+        """Embeddings [., D] and head features [., F] of the sampled RoIs, then of the distilled regions, and the RoI
+        features of the latter if they are compared with the teacher's maps."""
         # pooled together: in the backward pass each pooling writes gradients as large as the feature maps
         pairs = [(p.proposal_boxes, d.proposal_boxes) for p, d in zip(proposals, distill, strict=True)]
         pooled = self._pool(features, [Boxes.cat([*pair]) for pair in pairs])
@@ -144,7 +144,7 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         else:  # one head, one batch (and one set of batch statistics)
             both = self.embedding(pooled)
             sampled, distilled = ([x[rows] for x in both] for rows in (~is_distilled, is_distilled))
-        return sampled, distilled, lambda: pooled[is_distilled]
+        return sampled, distilled, pooled[is_distilled] if distill[0].has("maps") else None
 
     def _detection_losses(
         self, embeddings: Tensor, box_features: Tensor, proposals: list[Instances]
