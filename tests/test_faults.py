@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import torch
 from detectron2.structures import Boxes
 from PIL import Image
 
-from tests.conftest import REPOSITORY
 from vild.apps.label import PartialLabels
 from vild.data.proposals import save_proposals
 from vild.evaluation.results import ResultsWriter
@@ -316,15 +314,13 @@ def test_a_librarys_disk_error_is_one_line_too(capsys, number):
         wrong()
 
 
-def test_the_store_builder_on_a_full_disk(disk, world, proposals_file, teacher_folder):
+def test_the_store_builder_on_a_full_disk(disk, world, proposals_file, teacher_folder, tool, capsys):
     remount(disk, "size=40k")  # the store would have 60 kB
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "tools" / "build_teacher_store.py", "--dataset", "glyphs_train", "--proposals",
-         proposals_file, "--teacher", f"local-dir:{teacher_folder}", "--shard-images", "8", "--num-workers", "0",
-         "--output", disk / "deep" / "store"],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    status = tool("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file, "--teacher",
+                  f"local-dir:{teacher_folder}", "--shard-images", "8", "--num-workers", "0",
+                  "--output", disk / "deep" / "store")  # fmt: skip
+    err = capsys.readouterr().err
+    last = err.strip().splitlines()[-1]
+    assert status == 2 and "Traceback" not in err, err
     assert last.startswith(f"error: {disk}/deep/store/shard-0000") and last.endswith("No space left on device")
     assert not list((disk / "deep" / "store").glob("*.tmp")) and not (disk / "deep" / "store" / ".lock").exists()

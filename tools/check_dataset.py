@@ -16,7 +16,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from vild.data import datasets
-from vild.data.scan import as_report, scan
+from vild.data.unreadable import scan, scan_report
 from vild.utils.errors import one_line_errors
 from vild.utils.files import write_json
 
@@ -34,7 +34,7 @@ def main() -> int:
     records = datasets.load_dicts(args.dataset)
     progress = tqdm(scan(records, args.num_workers), total=len(records), desc="images", unit="image")
     faults = [fault for fault in progress if fault]
-    report = as_report(args.dataset, records, faults)
+    report = scan_report(args.dataset, records, faults)
     if args.output:
         write_json(args.output, report)
     if faults:

@@ -79,9 +79,9 @@ def test_texts_to_words():
             web.read_texts(text)
     with pytest.raises(UserError, match=r"2,001 words"):
         web.read_texts(",".join(map(str, range(1999))), "a|b")
-    with pytest.raises(UserError, match="'kite' stands in it twice") as caught:
+    with pytest.raises(UserError, match="duplicate class name 'kite'") as caught:
         web.read_texts("kite, kite")
-    assert web.sentence(caught.value) == "The name 'kite' stands in it twice."
+    assert web.sentence(caught.value) == "Duplicate class name 'kite'."
 
 
 def test_a_search_and_its_thresholds(detector, photo):
@@ -251,7 +251,7 @@ def test_upload_words_threshold_and_a_broken_file(page, ramp, tmp_path):
 
     page.locator("#words textarea").fill("kite, kite")
     page.locator("#find").click()
-    expect(note).to_have_text("The name 'kite' stands in it twice.", timeout=30_000)
+    expect(note).to_have_text("Duplicate class name 'kite'.", timeout=30_000)
     upload(page, bad_images(ramp, tmp_path)["text"])
     expect(note).to_contain_text("not an image that can be read", timeout=30_000)
     expect(rows).to_have_count(0)

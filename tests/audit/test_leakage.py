@@ -31,9 +31,9 @@ def test_the_benchmark_knows_what_is_novel(benchmark):
     assert len(benchmark.base) == 40 and len(benchmark.novel) == 20 and len(benchmark.known) == 60
     document = datasets.read_annotations("glyphs_train_all")
     assert sum(len(t.base) + len(t.novel) for t in benchmark.truth.values()) == len(document["annotations"])
-    with pytest.raises(UserError, match="split 'everything' marks none of the names of glyphs_train_all as novel"):
+    with pytest.raises(UserError, match="split 'everything' marks no class of glyphs_train_all as novel"):
         Benchmark.read("glyphs_train_all", "", None)
-    with pytest.raises(UserError, match="is a file, not a data set's name: give --split"):
+    with pytest.raises(UserError, match="is a file, not the name of a data set: --split is required"):
         Benchmark.read(str(datasets.root() / "glyphs/annotations/coco_train.json"), "", None)
 
 
@@ -42,7 +42,7 @@ def test_training_sets(world, benchmark, register):
         return judge_training_set(TrainingSet.read(source, split, benchmark.novel), benchmark)
 
     verdict, evidence = judged("glyphs_train")
-    assert verdict == "clean" and "0 of them reach training" in evidence and "0 boxes are those of novel" in evidence
+    assert verdict == "clean" and "0 of them reach training" in evidence and "0 boxes are of novel" in evidence
 
     folder = world / "glyphs" / "annotations"
     full, clean = (json.loads((folder / f"{n}.json").read_text()) for n in ("coco_train_all", "coco_train"))
@@ -52,10 +52,10 @@ def test_training_sets(world, benchmark, register):
     (folder / "one_novel.json").write_text(json.dumps({**clean, "annotations": [*clean["annotations"], one]}))
     register("one_novel", "one_novel", keep="all")
     verdict, evidence = judged("one_novel")
-    assert verdict == "LEAK" and f"holds 1 annotations of novel names (first: id {one['id']}, " in evidence
+    assert verdict == "LEAK" and f"has 1 annotations of novel names (first: id {one['id']}, " in evidence
     register("one_dropped", "one_novel", keep="base")  # the loader drops it, and the evidence says so
     verdict, evidence = judged("one_dropped")
-    assert verdict == "clean" and "holds 1 annotations" in evidence and "; 0 of them reach training" in evidence
+    assert verdict == "clean" and "has 1 annotations" in evidence and "; 0 of them reach training" in evidence
     assert judged(str(folder / "one_novel.json"), "lvis")[0] == "LEAK"  # a file is read whole
 
     base_id = next(c["id"] for c in full["categories"] if c["name"] in benchmark.base)
@@ -63,7 +63,7 @@ def test_training_sets(world, benchmark, register):
     (folder / "hidden.json").write_text(json.dumps(hidden))
     register("hidden", "hidden", keep="base")
     verdict, evidence = judged("hidden")
-    assert verdict == "LEAK" and "1 boxes are those of novel objects under other names" in evidence
+    assert verdict == "LEAK" and "1 boxes are of novel objects under other names" in evidence
 
 
 def test_vocabularies(benchmark, vocabulary):

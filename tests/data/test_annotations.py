@@ -1,4 +1,4 @@
-"""What is wrong with an annotation file is told in one line; what official files are known to hold passes."""
+"""Invalid annotation files give one-line errors; the oddities of official files are accepted."""
 
 import copy
 import json
@@ -7,7 +7,6 @@ import math
 import pytest
 
 from tests.data.official import annotation
-from tests.test_tools import tool
 from vild.data.annotations import check_annotations, is_lvis_form, read_json
 from vild.utils.errors import UserError
 
@@ -66,12 +65,12 @@ MALFORMED = {
     "no file": (drop("images", 1, "file_name"), "images[1] (id 8): file_name is missing"),
     "url": (put("images", 0, "coco_url", None), "images[0] (id 7): coco_url is null"),
     "negatives": (put("images", 0, "neg_category_ids", 4), "images[0] (id 7): neg_category_ids is 4; it must be"),
-    "unknown negative": (put("images", 0, "neg_category_ids", [3, 99]), "neg_category_ids holds 99"),
-    "unknown exhaustive": (put("images", 1, "not_exhaustive_category_ids", [9]), "not_exhaustive_category_ids holds 9"),
-    "same image": (put("images", 1, "id", 7), "images[1] has the id 7 of images[0]"),
-    "same annotation": (put(*SECOND, "id", 1), "annotations[1] has the id 1 of annotations[0]"),
-    "same category": (put("categories", 1, "id", 3), "categories[1] has the id 3 of categories[0]"),
-    "same name": (put("categories", 1, "name", "cat"), 'categories[1] has the name "cat" of categories[0]'),
+    "unknown negative": (put("images", 0, "neg_category_ids", [3, 99]), "neg_category_ids contains 99"),
+    "unknown exhaustive": (put("images", 1, "not_exhaustive_category_ids", [9]), "exhaustive_category_ids contains 9"),
+    "same image": (put("images", 1, "id", 7), "images[1] has the same id as images[0]: 7"),
+    "same annotation": (put(*SECOND, "id", 1), "annotations[1] has the same id as annotations[0]: 1"),
+    "same category": (put("categories", 1, "id", 3), "categories[1] has the same id as categories[0]: 3"),
+    "same name": (put("categories", 1, "name", "cat"), 'categories[1] has the same name as categories[0]: "cat"'),
     "unknown image": (put(*FIRST, "image_id", 5), "annotations[0] (id 1): image_id 5 is not the id of an image"),
     "text image": (put(*FIRST, "image_id", "7"), 'annotations[0] (id 1): image_id is "7"; it must be an integer'),
     "unknown category": (put(*SECOND, "category_id", 5), "annotations[1] (id 2): category_id 5 is not the id"),
@@ -84,9 +83,9 @@ MALFORMED = {
     "negative width": (put(*SECOND, "bbox", [1, 2, -3, 4]), "bbox is [1, 2, -3, 4]: negative width or height"),
     "nan": (put(*SECOND, "bbox", [math.nan, 2, 3, 4]), "bbox is [NaN, 2, 3, 4]: not finite"),
     "infinite": (put(*SECOND, "bbox", [1, 2, 3, math.inf]), "bbox is [1, 2, 3, Infinity]: not finite"),
-    "outside right": (put(*SECOND, "bbox", [80, 2, 3, 4]), "wholly outside its image of 80 x 60"),
-    "outside left": (put(*SECOND, "bbox", [-5, 2, 5, 4]), "wholly outside its image of 80 x 60"),
-    "outside below": (put(*SECOND, "bbox", [5, 61, 5, 4]), "wholly outside its image of 80 x 60"),
+    "outside right": (put(*SECOND, "bbox", [80, 2, 3, 4]), "completely outside its image of 80 x 60"),
+    "outside left": (put(*SECOND, "bbox", [-5, 2, 5, 4]), "completely outside its image of 80 x 60"),
+    "outside below": (put(*SECOND, "bbox", [5, 61, 5, 4]), "completely outside its image of 80 x 60"),
     "crowd": (put(*SECOND, "iscrowd", "no"), 'iscrowd is "no"; it must be 0 or 1'),
     "area": (put(*SECOND, "area", "big"), 'area is "big"; it must be a finite number'),
     "flat polygon": (put(*SECOND, "segmentation", [1, 2, 3, 4, 5, 6]), "segmentation is [1, 2, 3, 4, 5, 6]; it must"),
@@ -98,7 +97,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_file_is_told_in_one_line(name):
+def test_a_malformed_file_is_a_one_line_error(name):
     change, message = MALFORMED[name]
     wrong = copy.deepcopy(document())
     change(wrong)
@@ -108,7 +107,7 @@ def test_a_malformed_file_is_told_in_one_line(name):
     assert told.startswith("some/file.json: ") and message in told and "\n" not in told
 
 
-def test_what_official_files_hold_passes():
+def test_what_official_files_contain_passes():
     right = document()
     check_annotations(right, "x")
     for box in ([-5, -5, 20, 20], [70.5, 50, 40, 40], [3, 4, 0, 5], [3, 4, 5, 0.0], [0, 0, 80, 60]):
@@ -122,7 +121,7 @@ def test_what_official_files_hold_passes():
     check_annotations(right, "x")
 
 
-def test_the_form_is_told():
+def test_the_format_is_detected():
     assert is_lvis_form(document())
     for change in (drop("images", 0, "neg_category_ids"), drop("categories", 0, "frequency")):
         coco = document()
@@ -131,27 +130,28 @@ def test_the_form_is_told():
 
 
 @pytest.mark.parametrize("content", [b"", b'{"images": [', b"\xff\xfe\x00", b'{"images": []}}', b"[" * 100_000])
-def test_a_cut_off_file_is_told_in_one_line(tmp_path, content):
+def test_a_truncated_file_is_a_one_line_error(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json is not ") as caught:
         read_json(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"b\.json cannot be read \(No such file"):
         read_json(tmp_path / "b.json")
-    with pytest.raises(UserError, match="holds a list, not an object"):
+    with pytest.raises(UserError, match="contains a list, not an object"):
         check_annotations([], "x")
 
 
 @pytest.mark.parametrize("name", ["unknown image", "nan", None])
-def test_a_tool_ends_with_one_line_and_status_2(tmp_path, monkeypatch, name):
-    """A malformed file (None: one cut off) through the command line; nothing is written."""
+def test_a_tool_ends_with_one_line_and_status_2(tmp_path, monkeypatch, tool, capsys, name):
+    """A malformed file (None: a truncated one) through the command line; nothing is written."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    change, message = MALFORMED[name] if name else (lambda d: None, "is not JSON, or cut off")
+    change, message = MALFORMED[name] if name else (lambda d: None, "is not JSON, or truncated")
     wrong = document()
     change(wrong)
     (tmp_path / "a.json").write_text(json.dumps(wrong)[: None if name else -20])
-    done = tool("add_dataset.py", "--name", "mine", "--json", "a.json", "--images", "p", "--split", "lvis")
-    assert done.returncode == 2 and done.stdout == ""
-    told = done.stderr.splitlines()[-1]  # libraries may warn before
-    assert told.startswith(f"error: {tmp_path / 'a.json'}") and message in told and "Traceback" not in done.stderr
+    assert tool("add_dataset.py", "--name", "mine", "--json", "a.json", "--images", "p", "--split", "lvis") == 2
+    out, err = capsys.readouterr()
+    last = err.splitlines()[-1]  # libraries may warn before
+    assert out == "" and last.startswith(f"error: {tmp_path / 'a.json'}") and message in last
+    assert "Traceback" not in err
     assert not (tmp_path / "vild_datasets.json").exists()

@@ -7,7 +7,6 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tests.data import official
-from tests.test_tools import tool
 from vild.config import add_vild_config
 from vild.data import datasets
 from vild.data.classes import SPLIT_DIR, read_split
@@ -163,7 +162,7 @@ def test_a_file_that_is_not_the_official_one_is_refused(root, lvis):
     document["categories"][0]["name"] = "aerosol_can"
     document["categories"][-1]["id"] = 2000
     official.write(path, document)
-    with pytest.raises(UserError, match="category 'zucchini' has the id 2000, not 1203 as in split lvis_v1"):
+    with pytest.raises(UserError, match="category 'zucchini' has id 2000, not 1203 as in split lvis_v1"):
         datasets.get_classes("lvis_v1_val")
     coco_files(root)
     seen, whole = (root / f"coco/zero-shot/instances_val2017_{kind}_2.json" for kind in ("seen", "all"))
@@ -197,8 +196,8 @@ def test_ours_take_the_place_of_detectron2s(root, lvis):
     assert files == [r["file_name"] for r in ours]
 
 
-def test_a_users_lvis_form_set_joins_by_one_command(root):
-    """251 categories with frequency marks: classes, marks and protocol are told from the file."""
+def test_a_users_lvis_style_set_is_added_by_one_command(root, tool, capsys):
+    """251 categories with frequency marks: classes, marks and protocol are read from the file."""
     marks = ["r" if n % 5 == 0 else "c" if n % 2 else "f" for n in range(251)]
     document = {
         "images": [
@@ -211,9 +210,9 @@ def test_a_users_lvis_form_set_joins_by_one_command(root):
     }  # fmt: skip
     official.write(root / "mine/train.json", document)
     arguments = ["--name", "mine", "--json", "mine/train.json", "--images", "mine", "--split", "lvis", "--keep", "base"]
-    done = tool("add_dataset.py", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "evaluated by the lvis protocol" in done.stdout and "200 base and 51 novel names" in done.stdout
+    assert not tool("add_dataset.py", *arguments)
+    out = capsys.readouterr().out
+    assert "evaluated by the lvis protocol" in out and "200 base and 51 novel names" in out
     assert datasets.get_entry("mine").protocol == "lvis"
     classes = datasets.get_classes("mine")
     assert classes.frequencies == tuple(marks) and len(classes.names) == 251
@@ -221,21 +220,22 @@ def test_a_users_lvis_form_set_joins_by_one_command(root):
     records = training_records(("mine",), filter_empty=False)
     assert len(records) == 251
     assert Counter(classes.splits[a["category_id"]] for r in records for a in r["annotations"]) == {"base": 200}
-    done = tool("add_dataset.py", *arguments, "--protocol", "coco")
-    assert done.returncode == 0 and datasets.get_entry("mine").protocol == "coco"
+    assert not tool("add_dataset.py", *arguments, "--protocol", "coco")
+    assert datasets.get_entry("mine").protocol == "coco"
 
 
-def test_a_users_set_may_lack_names_of_a_split(root):
+def test_a_users_set_may_lack_names_of_a_split(root, tool, capsys):
     document = official.coco_document({1: [BASE], 2: [NOVEL]}, "val")
     document["categories"] = [c for c in document["categories"] if c["id"] in (BASE, NOVEL)]
     official.write(root / "mine.json", document)
     arguments = ["--name", "mine", "--json", "mine.json", "--images", "mine", "--split", "coco_48_17"]
-    done = tool("add_dataset.py", *arguments)
-    assert done.returncode == 0 and "warning: 63 names of split coco_48_17 are not in mine.json" in done.stdout
-    assert "lacks neg_category_ids or frequencies: evaluated by the coco protocol" in done.stdout
+    assert not tool("add_dataset.py", *arguments)
+    out = capsys.readouterr().out
+    assert "warning: 63 names of split coco_48_17 are not in mine.json" in out
+    assert "lacks neg_category_ids or frequencies: evaluated by the coco protocol" in out
     assert datasets.get_classes("mine").names == ("person", "airplane")
-    done = tool("add_dataset.py", *arguments[2:], "--name", "lvis_v1_val")
-    assert done.returncode == 2 and "'lvis_v1_val' is one of vild's own data sets" in done.stderr
+    assert tool("add_dataset.py", *arguments[2:], "--name", "lvis_v1_val") == 2
+    assert "'lvis_v1_val' is one of vild's own data sets" in capsys.readouterr().err
 
 
 def test_a_users_list_is_checked(root):
@@ -243,5 +243,5 @@ def test_a_users_list_is_checked(root):
     with pytest.raises(UserError, match="keep is 'some', not base or all"):
         datasets.entries()
     (root / datasets.USER_FILE).write_text('{"mine": ')
-    with pytest.raises(UserError, match="not JSON, or cut off"):
+    with pytest.raises(UserError, match="not JSON, or truncated"):
         datasets.entries()

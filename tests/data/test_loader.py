@@ -109,7 +109,7 @@ def test_a_store_of_other_images_is_refused(make_cfg, store_folder, tmp_path):
     with pytest.raises(UserError, match="other images"):
         check_store(store, ("glyphs_train", "glyphs_val"), records)
     store.plan["pictures"] = datasets.images_hash("glyphs_val")
-    with pytest.raises(UserError, match="made from other images"):
+    with pytest.raises(UserError, match="built from other images"):
         check_store(store, ("glyphs_train",), records)
 
 
@@ -119,7 +119,7 @@ def test_a_store_may_lack_images_where_a_teacher_is_at_work(store_folder, world,
         check_store(store, ("glyphs_train",), [*records, {"image_id": 4000}], mixed=True)
     assert f"has {len(records)} of {len(records) + 1} images" in caplog.text
     store.plan["pictures"] = datasets.images_hash("glyphs_val")  # their ids would mean other images
-    with pytest.raises(UserError, match="made from other images"):
+    with pytest.raises(UserError, match="built from other images"):
         check_store(store, ("glyphs_train",), records, mixed=True)
 
 
@@ -147,9 +147,9 @@ def test_masks_are_checked_before_training():
 
 def test_a_split_is_checked(world, tmp_path):
     entry = datasets.BUILTIN["glyphs_train"]
-    for text, message in (("{", "not JSON, or cut off"), ('{"base": []}', "not of the form"),
-                          ('{"base": 3, "novel": []}', "3 is not a list of texts"),
-                          ('{"base": ["sun", "sun"], "novel": []}', "'sun' stands twice in base"),
+    for text, message in (("{", "not JSON, or truncated"), ('{"base": []}', "not of the form"),
+                          ('{"base": 3, "novel": []}', "3 is not a list of strings"),
+                          ('{"base": ["sun", "sun"], "novel": []}', "'sun' is listed twice in base"),
                           ('{"base": ["sun"], "novel": ["sun"]}', "'sun' is both base and novel")):  # fmt: skip
         (tmp_path / "split.json").write_text(text)
         with pytest.raises(UserError, match=message):

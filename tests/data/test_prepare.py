@@ -1,14 +1,10 @@
 """The derived files: what they keep, that they are checked, and that a wrong file is refused."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 
-from tests.conftest import REPOSITORY
 from tests.data import official
 from vild.data import datasets, prepare
 from vild.data.classes import SPLIT_DIR, read_split
@@ -96,11 +92,11 @@ def test_a_second_run_checks_and_writes_nothing(root):
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in root.glob("lvis/*")}
     lines = run(root, LVIS)
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in root.glob("lvis/*")} == before
-    assert sum("already there, and what" in line for line in lines) == 2
+    assert sum("already exists, same content" in line for line in lines) == 2
     assert not list(root.glob("lvis/*.tmp"))
 
 
-def test_a_file_that_goes_round_is_checked_and_kept(root):
+def test_an_existing_file_is_checked_and_kept(root):
     """The same data in another order, with keys of its own and another layout, passes."""
     run(root, COCO_FILES)
     path = root / "coco/zero-shot/instances_train2017_seen_2.json"
@@ -110,21 +106,21 @@ def test_a_file_that_goes_round_is_checked_and_kept(root):
         category.update(split="seen", embedding={"GloVE": [0.5]})
     official.write(path, document)
     before = path.read_bytes()
-    assert any("seen_2.json: already there" in line for line in run(root, COCO_FILES))
+    assert any("seen_2.json: already exists" in line for line in run(root, COCO_FILES))
     assert path.read_bytes() == before
 
     document["annotations"][0]["bbox"] = [4.0, 6.5, 20.0, 10.0]
     official.write(path, document)
-    with pytest.raises(UserError, match=r"seen_2\.json: its 3 annotations are not the 3 that .*instances_train2017"):
+    with pytest.raises(UserError, match=r"seen_2\.json: its 3 annotations differ from the 3 derived from .*train2017"):
         run(root, COCO_FILES)
     del document["images"][1]
     document["annotations"] = [a for a in document["annotations"] if a["image_id"] != 24]
     official.write(path, document)
-    with pytest.raises(UserError, match=r"seen_2\.json: its 2 images are not the 3 that"):
+    with pytest.raises(UserError, match=r"seen_2\.json: its 2 images differ from the 3 derived"):
         run(root, COCO_FILES)
 
 
-def test_a_novel_annotation_left_is_told(root):
+def test_a_remaining_novel_annotation_is_an_error(root):
     run(root, LVIS)
     path = root / "lvis/lvis_v1_train_norare.json"
     document = json.loads(path.read_text())
@@ -135,17 +131,17 @@ def test_a_novel_annotation_left_is_told(root):
         run(root, [small(LVIS[0])])
 
 
-def test_files_that_go_round_are_checked_without_their_source(root):
+def test_existing_files_are_checked_without_their_source(root):
     run(root, LVIS)
     (root / "lvis/lvis_v1_train.json").unlink()
     lines = run(root, LVIS[:1])
-    assert any("checked against what is published alone" in line for line in lines)
+    assert any("checked against the published sizes only" in line for line in lines)
     (root / "lvis/lvis_v1_train_norare.json").unlink()
-    with pytest.raises(UserError, match=r"lvis_v1_train\.json does not exist, and lvis/lvis_v1_train_norare\.json is"):
+    with pytest.raises(UserError, match=r"lvis_v1_train\.json does not exist; lvis/lvis_v1_train_norare\.json is"):
         run(root, LVIS[:1])
 
 
-def test_sizes_are_held_against_the_published_ones(root, monkeypatch):
+def test_sizes_must_be_the_published_ones(root, monkeypatch):
     monkeypatch.setitem(prepare.OFFICIAL, "lvis/lvis_v1_val.json", (19_809, None, 1203))
     with pytest.raises(UserError, match=r"lvis_v1_val\.json: 3 images, but the published file has 19,809"):
         run(root, LVIS)
@@ -184,19 +180,23 @@ def test_every_file_of_a_builtin_set_that_is_derived_has_a_recipe():
     assert not made
 
 
-def script(name, root, *arguments):
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(root)}
-    command = [sys.executable, str(REPOSITORY / "datasets" / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+@pytest.fixture
+def script(tool, capsys):
+    """Run a script of datasets/ in this process; exit status, stdout and stderr."""
+
+    def run(name, *arguments):
+        return tool(f"../datasets/{name}", *arguments), *capsys.readouterr()
+
+    return run
 
 
-def test_the_scripts(root):
+def test_the_scripts(root, script):
     for name, count in (("prepare_lvis.py", 2), ("prepare_coco.py", 6)):
-        done = script(name, root, "--unofficial")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(": written") == count
-        done = script(name, root)  # these are not the official files
-        assert done.returncode == 2 and "but the published file has" in done.stderr.splitlines()[-1]
+        status, out, err = script(name, "--unofficial")
+        assert not status, err
+        assert out.count(": written") == count
+        status, _, err = script(name)  # these are not the official files
+        assert status == 2 and "but the published file has" in err.splitlines()[-1]
 
 
 VOC = """<annotation><size><width>80</width><height>60</height><depth>3</depth></size>
@@ -206,16 +206,16 @@ VOC = """<annotation><size><width>80</width><height>60</height><depth>3</depth><
 </bndbox></object></annotation>"""
 
 
-def test_voc(root):
+def test_voc(root, script):
     folder = root / "VOC2007"
     for path, text in (("ImageSets/Main/test.txt", "000001\n"), ("Annotations/000001.xml", VOC)):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
-    done = script("prepare_voc.py", root)
-    assert done.returncode == 2 and "not the published test set" in done.stderr
+    status, _, err = script("prepare_voc.py")
+    assert status == 2 and "not the published test set" in err
     assert not (folder / "voc_2007_test.json").exists()
-    done = script("prepare_voc.py", root, "--unofficial")
-    assert done.returncode == 0 and "found 1 images and 1 objects, published 4,952 and 12,032" in done.stdout
+    status, out, _ = script("prepare_voc.py", "--unofficial")
+    assert not status and "found 1 images and 1 objects, published 4,952 and 12,032" in out
     classes, (record,) = datasets.get_classes("voc_2007_test"), datasets.load_dicts("voc_2007_test")
     assert len(classes.names) == 20 and set(classes.splits) == {"base"} and "dining table" in classes.names
     assert record["file_name"] == str(folder / "JPEGImages/000001.jpg") and record["width"] == 80

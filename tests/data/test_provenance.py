@@ -65,7 +65,7 @@ def test_the_checkpoint_carries_the_record_from_start_to_resume(make_cfg, benchm
     assert resumed.checkpointer.checkpointables["trained_on"].record == saved["trained_on"]
     # the tiny store's proposals have no record, which the network's own clean sets do not make good
     verdict, evidence = judge_network(saved, benchmark.novel, benchmark.known)
-    assert verdict == "cannot tell" and "its store's proposals carry no record" in evidence
+    assert verdict == "cannot tell" and "its store's proposals have no record" in evidence
 
     state = torch.load(tmp_path / "b" / "model_0000000.pth", weights_only=True)
     del state["trained_on"]  # a checkpoint of an earlier version, resumed: the part before is unknown

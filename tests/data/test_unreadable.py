@@ -15,7 +15,6 @@ from PIL import Image
 
 from vild.data import datasets, unreadable
 from vild.data.loader import SeededStream, build_test_loader, build_train_loader
-from vild.data.scan import look_at, scan
 from vild.engine.sources import open_store
 from vild.evaluation.evaluator import METRICS_FILE, OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
 from vild.report.run_report import beside_published, unreadable_blocks
@@ -62,7 +61,7 @@ def test_training_goes_on_with_another_and_counts(broken, make_cfg, caplog):
     folder = cfg.OUTPUT_DIR
     with EventStorage() as storage, caplog.at_level(logging.WARNING, logger="vild"):
         whole = batches(cfg, 0, 8)
-    found = unreadable.of_run(Path(folder))
+    found = unreadable.read_unreadable(Path(folder))
     assert found and set(found) <= set(broken) and all("cannot be read" in why for why in found.values())
     assert storage.latest()["unreadable_pictures"][0] == len(found)
     assert caplog.text.count("left out of the training") == len(found)
@@ -76,14 +75,14 @@ def test_training_goes_on_with_another_and_counts(broken, make_cfg, caplog):
     assert json.loads((Path(folder) / unreadable.FILE).read_text()) == found
     assert f"{len(found)} images could not be read" in unreadable_blocks(Path(folder), "x")[0].text
     batches(make_cfg("vild", *SKIP), 0, 1)  # a new run does not go on with the old list
-    assert len(unreadable.of_run(Path(folder))) <= 2
+    assert len(unreadable.read_unreadable(Path(folder))) <= 2
 
 
 def test_a_folder_that_has_gone_is_no_reason_to_go_on():
     def mapper(record):
         raise BadImage(f"image {record['file_name']} cannot be read")
 
-    with pytest.raises(UserError, match="100 images in a row .* cannot be read"):
+    with pytest.raises(UserError, match="100 unusable images in a row.* cannot be read"):
         SeededStream([{"file_name": "a"}, {"file_name": "b"}], mapper, 0, skip=True)[0, 0]
 
 
@@ -106,7 +105,7 @@ def test_evaluation_counts_what_it_could_not_see(broken, make_cfg, caplog, tmp_p
     assert metrics["pictures"] == recall["pictures"] == {"unreadable": len(lost)} and lost
     results = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
     assert {r["image_id"] for r in results} == set(records) - lost
-    assert set(unreadable.of_run(tmp_path / "out")) <= set(broken)
+    assert set(unreadable.read_unreadable(tmp_path / "out")) <= set(broken)
     assert f"{len(lost)} images CANNOT BE READ" in caplog.text
     flat = json.loads(write_metrics(tmp_path, {"glyphs_val": metrics}).read_text())
     assert flat["glyphs_val/pictures/unreadable"] == len(lost)
@@ -117,11 +116,12 @@ def test_evaluation_counts_what_it_could_not_see(broken, make_cfg, caplog, tmp_p
 
 def test_a_scan_finds_all(broken, tool, tmp_path, capsys):
     records = datasets.load_dicts("glyphs_train")
-    faults = [fault for fault in scan(records, 3) if fault]
+    faults = [fault for fault in unreadable.scan(records, 3) if fault]
     assert [fault.file_name for fault in faults] == [r["file_name"] for r in records if r["file_name"] in broken]
     whole = next(r for r in records if r["file_name"] not in broken)
     Image.new("RGB", (9, 7)).save(whole["file_name"])
-    assert look_at(whole).kind == "another size" and "is 9x7, the annotation file says" in look_at(whole).reason
+    fault = unreadable.check_image(whole)
+    assert fault.kind == "another size" and "is 9x7, the annotation file says" in fault.reason
     report = tmp_path / "r.json"
     assert tool("check_dataset.py", "--dataset", "glyphs_train", "--num-workers", "2", "--output", report) == 1
     document, told = json.loads(report.read_text()), capsys.readouterr()
@@ -154,7 +154,7 @@ def test_a_store_lists_what_it_could_not_read(broken, tool, teacher_folder, prop
     store = EmbeddingStore(tmp_path / "store")
     assert all((len(store[i].boxes) == 0) == (i in lost) for i in store.image_ids.tolist())
     assert tool("inspect_store.py", tmp_path / "store", "--verify") == 0
-    assert f"{len(lost)} images have no regions" in capsys.readouterr().out
+    assert f"{len(lost)} images without regions" in capsys.readouterr().out
 
 
 def test_a_config_without_loader_is_told():

@@ -132,7 +132,7 @@ def test_records_come_one_by_one_whatever_the_chunks(tmp_path, monkeypatch):
 
 MALFORMED = {
     "not a list": ('{"image_id": 1}', "is not a JSON list"),
-    "cut off": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2', "record 0: not JSON, or cut off"),
+    "cut off": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2', "record 0: not JSON, or truncated"),
     "cut off between": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1},', "after record 0"),
     "a number": ("[7]", "record 0"),
     "no score": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, 4]}]', "record 0: 'score' is missing"),

@@ -1,4 +1,4 @@
-"""Two writers of one place: the second is told of the first, whatever became of those before."""
+"""Two writers of one output: the second gets an error that names the first."""
 
 import multiprocessing
 import os
@@ -9,7 +9,6 @@ import time
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.test_tools import tool
 from vild.utils.errors import UserError
 from vild.utils.lock import only_writer
 
@@ -24,7 +23,7 @@ def hold(output, folder, line):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Starts a process that holds a place; gives it and the line on which it is told to leave."""
+    """Start a process that holds the lock on an output; returns it and the connection that ends it."""
     running = []
 
     def start(output, folder=False, target=hold):
@@ -43,12 +42,12 @@ def holder(tmp_path):
 
 
 @pytest.mark.parametrize("folder", [True, False])
-def test_the_second_writer_is_told_who_the_first_is(holder, tmp_path, folder):
+def test_the_error_names_the_first_writer(holder, tmp_path, folder):
     output = tmp_path / "new" / "output"
     process, line = holder(output, folder)
-    told = rf"^{output}: process {process.pid} on {socket.gethostname()}, since 20\S+ \S+ UTC, is writing it; wait"
+    message = rf"^{output}: process {process.pid} on {socket.gethostname()}, since 20\S+ \S+ UTC, is writing it; wait"
     for _ in range(2):  # asking does not break the first one's lock
-        with pytest.raises(UserError, match=told) as caught, only_writer(output, folder):
+        with pytest.raises(UserError, match=message) as caught, only_writer(output, folder):
             pass
     assert "\n" not in str(caught.value)
     with only_writer(tmp_path / "new" / "other", folder):
@@ -91,7 +90,7 @@ def test_the_lock_is_not_inherited_by_workers_that_outlive_their_parent(holder, 
     line.send("leave")
 
 
-def test_a_name_removed_under_a_waiting_writer_is_made_anew(tmp_path, monkeypatch):
+def test_a_lock_file_removed_under_a_waiting_writer_is_created_again(tmp_path, monkeypatch):
     """The first ends, and removes the file, between the second's opening and locking it."""
     import fcntl
 
@@ -109,7 +108,7 @@ def test_a_name_removed_under_a_waiting_writer_is_made_anew(tmp_path, monkeypatc
         assert seen and path.exists()
 
 
-def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
     import errno
     import fcntl
 
@@ -119,10 +118,10 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with only_writer(tmp_path / "output"):
         pass
-    assert "a second writer would not be noticed" in caplog.text
+    assert "a second writer would not be detected" in caplog.text
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_an_output_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/store cannot be written: .*Not a directory"):  # noqa: SIM117
         with only_writer(tmp_path / "file" / "store", folder=True):
@@ -130,7 +129,9 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["store", "training"])
-def test_a_second_command_stops_in_one_line_and_touches_nothing(world, proposals_file, teacher_folder, tmp_path, what):
+def test_a_second_command_stops_in_one_line_and_touches_nothing(
+    holder, world, proposals_file, teacher_folder, tmp_path, tool, capsys, what
+):
     output = tmp_path / what
     if what == "store":
         command = ("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file,
@@ -138,9 +139,8 @@ def test_a_second_command_stops_in_one_line_and_touches_nothing(world, proposals
     else:
         config = REPOSITORY / "configs" / "Glyphs" / "proposals.yaml"
         command = ("train_net.py", "--config-file", config, "--resume", "OUTPUT_DIR", output)
-    with only_writer(output, folder=True):
-        done = tool(*command)
-        assert [p.name for p in output.iterdir()] == [".lock"]
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {output}: process {os.getpid()} on ")
-    assert "Traceback" not in done.stderr
+    process, _ = holder(output, True)
+    assert tool(*command) == 2
+    assert [p.name for p in output.iterdir()] == [".lock"]
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith(f"error: {output}: process {process.pid} on ") and "Traceback" not in err

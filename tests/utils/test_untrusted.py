@@ -223,7 +223,7 @@ def test_images_are_files_that_no_other_program_reads(tmp_path):
 def test_words_are_read_in_bounds(tmp_path):
     names = [str(n) for n in range(200_000)]
     (tmp_path / "a.txt").write_text("\n".join([*names, "7"]))
-    one_line(read_words, str(tmp_path / "a.txt"), match="the name '7' stands in it twice")  # in seconds, not hours
+    one_line(read_words, str(tmp_path / "a.txt"), match="duplicate class name '7'")  # in seconds, not hours
     with open(tmp_path / "a.txt", "wb") as file:
         file.truncate(untrusted.MOST_JSON + 1)
     one_line(read_words, str(tmp_path / "a.txt"), match="more than 16,777,216 bytes")
@@ -240,10 +240,10 @@ def test_words_are_read_in_bounds(tmp_path):
         *(("coco_url", n) for n in ("http://x/../a.jpg", "x/..", "", "http://x/a\\..\\..\\b", "x/\ud800.jpg")),
     ],
 )
-def test_a_image_lies_below_its_folder(key, name):
+def test_an_image_is_inside_its_folder(key, name):
     image = {"id": 1, "height": 4, "width": 4, key: name}
     told = one_line(check_annotations, {"images": [image], "annotations": [], "categories": []}, "f.json")
-    assert told.startswith(f"f.json: images[0] (id 1): {key} is ") and "below the image folder" in told
+    assert told.startswith(f"f.json: images[0] (id 1): {key} is ") and "inside the image folder" in told
 
 
 def test_names_that_stay_below():

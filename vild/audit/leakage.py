@@ -1,8 +1,7 @@
-"""Has a training set or a vocabulary seen novel annotations? What can be *measured* against the full annotations of
-the same images, and against the teacher.
+"""Measure whether a training set or a vocabulary leaks novel annotations, by comparison with the full annotations of
+the same images and with the teacher.
 
-(For proposals see ``vild.audit.pasted_boxes``; what the tools wrote down about a file's origin is the other kind of
-evidence, ``vild.data.provenance``.)
+(Proposals: ``vild.audit.pasted_boxes``. The other kind of evidence is recorded: ``vild.data.provenance``.)
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from vild.utils.errors import UserError
 from vild.vocabulary.prompts import clean_name
 from vild.vocabulary.vocabulary import Vocabulary
 
-SAME_TEXT = 0.99  # cosine; the same text gives 1 up to the precision of the teacher's arithmetic
+SAME_TEXT = 0.99  # cosine; the same text gives 1 up to the teacher's numerical precision
 
 
 def find_entry(source: str, split: str = "") -> datasets.Entry:
-    """A data set's name, or an annotation file, which needs a split. ``split``: instead of the data set's own."""
+    """The entry of a data set or annotation file. ``split`` replaces the data set's own; a file requires one."""
     if source in datasets.entries() or not Path(source).is_file():
         entry = datasets.get_entry(source)
         return replace(entry, split=split) if split else entry
     if not split:
-        raise UserError(f"{source} is a file, not a data set's name: give --split")
+        raise UserError(f"{source} is a file, not the name of a data set: --split is required")
     return datasets.Entry(str(Path(source).resolve()), "", split)
 
 
@@ -39,9 +38,9 @@ class Benchmark:
     """What a training must not have seen.
 
     Attributes:
-        base, novel: names.
-        known: names of all categories, also of those that are neither.
-        truth: by image, all annotated boxes; None without a full annotation file.
+        base, novel: class names.
+        known: names of all categories, including those that are neither.
+        truth: all annotated boxes by image; None without a full annotation file.
     """
 
     base: frozenset[str]
@@ -51,12 +50,12 @@ class Benchmark:
 
     @classmethod
     def read(cls, training: str, split: str, full: str | None) -> Benchmark:
-        """From data sets' names or annotation files; base and novel by ``split`` ("": that of ``training``)."""
+        """Read data sets or annotation files. ``split`` defines base and novel ("": that of ``training``)."""
         source = full or training
         entry = find_entry(source, split or find_entry(training).split)
         classes = datasets.check_entry(source, entry)
         if "novel" not in classes.splits:
-            raise UserError(f"split '{entry.split}' marks none of the names of {source} as novel: give --split")
+            raise UserError(f"split '{entry.split}' marks no class of {source} as novel: --split is required")
         document = datasets.read_entry(source, entry)
         base, novel = (
             frozenset(n for n, s in zip(classes.names, classes.splits, strict=True) if s == mark)
@@ -68,8 +67,13 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a training is given, by image: the name and box (xyxy) of each annotation; and, handed on or not, id and
-    name of the file's annotations of novel names."""
+    """What a training reads.
+
+    Attributes:
+        where: description of the source.
+        handed: (class name, box xyxy) of each annotation passed to training, by image.
+        novel_in_file: (id, class name) of all novel annotations in the file, passed to training or not.
+    """
 
     where: str
     handed: dict[int, list[tuple[str, list[float]]]]
@@ -77,7 +81,7 @@ class TrainingSet:
 
     @classmethod
     def read(cls, source: str, split: str, novel: Collection[str]) -> TrainingSet:
-        """A data set as vild's loader reads it, or a file, of which everything counts as handed on."""
+        """A data set as vild's loader reads it, or a file, which counts as read completely."""
         registered = source in datasets.entries()
         entry = find_entry(source, "" if registered else split)
         document = datasets.read_entry(source, entry)
@@ -102,10 +106,10 @@ def _corners(bbox: list[float]) -> list[float]:
 
 
 def judge_training_set(training: TrainingSet, benchmark: Benchmark) -> tuple[str, str]:
-    """Verdict and evidence: does an annotation of a novel name, or the box of one under another name, get through?"""
+    """Verdict and evidence: do annotations of novel classes, or their boxes under other names, reach training?"""
     novel, truth = benchmark.novel, benchmark.truth
     handed, in_file = training.handed, training.novel_in_file
-    evidence = f"{training.where} holds {len(in_file)} annotations of novel names"
+    evidence = f"{training.where} has {len(in_file)} annotations of novel names"
     through = [name for rows in handed.values() for name, _ in rows if name in novel]
     if in_file:
         evidence += f" (first: id {in_file[0][0]}, '{in_file[0][1]}')"
@@ -118,22 +122,20 @@ def judge_training_set(training: TrainingSet, benchmark: Benchmark) -> tuple[str
         empty = [i for i, b in boxes.items() if len(b) == 0]
         only = sum(len(truth[i].novel) > 0 for i in empty if i in truth)
         evidence += (
-            f"; {hidden} boxes are those of novel objects under other names; of its {len(handed)} images "
-            f"{len(empty)} hold no base annotation, {only} of these a novel object (dropped both by "
-            f"DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
+            f"; {hidden} boxes are of novel objects under other names; {len(empty)} of its {len(handed)} images have "
+            f"no base annotation, {only} of them a novel object (DATALOADER.FILTER_EMPTY_ANNOTATIONS drops both)"
         )
     return (LEAK if through or hidden else CLEAN), evidence
 
 
 def judge_vocabulary(vocabulary: Vocabulary, expected: dict[str, Tensor], benchmark: Benchmark) -> tuple[str, str]:
-    """Verdict and evidence on a vocabulary: are its embeddings of novel names the teacher's of these very names?
+    """Verdict and evidence on a vocabulary: are its novel embeddings the teacher's embeddings of those names?
 
-    A novel name may stand in a vocabulary; that is what a vocabulary is for. What must not stand there is an embedding
-    that was learned from images of the class. Where the base names do not agree with the teacher either, other
-    prompts (or tuned ones) were used, and this cannot tell.
+    A vocabulary may have novel names, but not embeddings learned from images of novel classes. If the base embeddings
+    differ from the teacher's, too, other or learned prompts were used and the verdict is unknown.
 
     Args:
-        expected: by prompt set, the teacher's embeddings [C, D] of the vocabulary's names.
+        expected: the teacher's embeddings [C, D] of the vocabulary's names, by prompt set.
     """
     best, agree = max(
         ((p, (vocabulary.embeddings * e).sum(1)) for p, e in expected.items()), key=lambda pair: float(pair[1].median())
@@ -152,5 +154,5 @@ def judge_vocabulary(vocabulary: Vocabulary, expected: dict[str, Tensor], benchm
     if not wrong["novel"]:
         return CLEAN, evidence
     if len(wrong["base"]) > len(cosines["base"]) / 2 or not cosines["base"]:
-        return UNKNOWN, f"{evidence}: made with other prompts or tuned"
+        return UNKNOWN, f"{evidence}: made with other or learned prompts"
     return LEAK, evidence

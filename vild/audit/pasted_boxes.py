@@ -1,12 +1,12 @@
-"""Is ground truth among the proposals? Boxes compared with the full annotations of the same images.
+"""Detect ground truth among proposals by comparing them with the full annotations of the same images.
 
-A detector's boxes lie around the true ones with an error of pixels in four coordinates; ground truth that was
-pasted in lies on them to the precision of the file. A novel box is *met* when a proposal equals it to ``EXACT`` in
-every coordinate. By chance that happens to about (EXACT / NEAR)^4 = 1e-8 of the boxes met to ``NEAR``, as an error that
-is smooth over NEAR fills a cube of four dimensions evenly; so one hit among thousands tells. Two things make chance
-hits likely and are allowed for: coordinates clipped to the image's edge are equal without knowledge (only boxes clear
-of the edges are measured), and files with rounded coordinates have a grid to meet on (EXACT grows to half a grid step,
-NEAR to two). Ground truth shaken by a pixel or more cannot be told from a good detector's boxes.
+A detector's boxes differ from the true ones by pixels in each of four coordinates; pasted ground truth is equal to file
+precision. A novel box is *met* if a proposal equals it within ``EXACT`` in every coordinate. By chance, this
+happens to about (EXACT / NEAR)^4 = 1e-8 of the boxes met within ``NEAR`` (an error density that is smooth over NEAR is
+uniform in a four-dimensional cube), so a single hit among thousands is significant. Two causes of chance hits are
+accounted for: coordinates clipped to the image's edge (only boxes clear of the edges are measured) and rounded
+coordinates (EXACT becomes half a grid step, NEAR two). Ground truth perturbed by a pixel or more cannot be
+distinguished from a good detector's boxes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from vild.data.datasets import Classes
 from vild.data.provenance import CLEAN, LEAK, UNKNOWN
 
 EXACT, NEAR = 0.01, 1.0  # pixels
-CHANCE = 1e-3  # hits that chance explains with a smaller probability than this are a leak
-GRIDS = (1.0, 0.5, 0.25, 0.2, 0.1, 0.05)  # roundings that files come with, in pixels; finer ones are below EXACT
-SAME_COUNT = 5  # images from which on it means something that nearly all hold as many proposals as annotated boxes
+CHANCE = 1e-3  # significance level: hits less probable than this by chance are a leak
+GRIDS = (1.0, 0.5, 0.25, 0.2, 0.1, 0.05)  # common roundings, in pixels; finer ones are below EXACT
+SAME_COUNT = 5  # minimum number of images for judging by numbers of proposals equal to those of annotated boxes
 
 
 @dataclass(frozen=True)
 class ImageTruth:
-    """One image's annotated boxes, float64 [*, 4] xyxy, and its size in pixels."""
+    """An image's annotated boxes, float64 [*, 4] xyxy, and its size in pixels."""
 
     base: Tensor
     novel: Tensor
@@ -40,8 +40,8 @@ class ImageTruth:
 
 @dataclass(frozen=True)
 class Met:
-    """How closely proposals meet some annotated boxes: the least over proposals of the greatest difference of a
-    coordinate, float64 [G] pixels (inf: the image has no proposal), and the greatest IoU [G]."""
+    """How close proposals are to G annotated boxes: Chebyshev distance to the nearest proposal, float64 [G] pixels (inf
+    without proposals), and largest IoU [G]."""
 
     distance: Tensor
     iou: Tensor
@@ -49,8 +49,15 @@ class Met:
 
 @dataclass(frozen=True)
 class Measured:
-    """``grid``: the step all proposals are rounded to (0: none). ``same_count``: of ``images`` with novel boxes,
-    those that have as many proposals as novel boxes, or as all boxes. ``varied``: not always the same number."""
+    """Measurements over a data set.
+
+    Attributes:
+        novel, base: see :class:`Met`.
+        grid: the step to which all proposals are rounded (0: not rounded).
+        images: number of images with novel boxes.
+        same_count: of these, the number with as many proposals as novel boxes, or as all boxes.
+        varied: the number of proposals per image is not constant.
+    """
 
     novel: Met
     base: Met
@@ -61,7 +68,7 @@ class Measured:
 
 
 def truth_by_image(document: dict, classes: Classes) -> dict[int, ImageTruth]:
-    """The boxes of an annotation file (COCO or LVIS form), crowds and empty boxes left out."""
+    """The boxes of an annotation file (COCO or LVIS style) without crowds and empty boxes."""
     base_ids, novel_ids = (
         {i for i, s in zip(classes.ids, classes.splits, strict=True) if s == mark} for mark in ("base", "novel")
     )
@@ -77,7 +84,7 @@ def truth_by_image(document: dict, classes: Classes) -> dict[int, ImageTruth]:
 
 
 def distances(truth: Tensor, found: Tensor) -> Tensor:
-    """For each true box [G, 4] the distance (see :class:`Met`) of the nearest of the found [P, 4]: [G]."""
+    """Distance (:class:`Met`) of each true box [G, 4] to the nearest of the boxes found [P, 4]: [G]."""
     if len(found) == 0:
         return torch.full((len(truth),), math.inf, dtype=torch.float64)
     return (truth[:, None] - found.double()[None]).abs().amax(2).amin(1)
@@ -86,8 +93,8 @@ def distances(truth: Tensor, found: Tensor) -> Tensor:
 def measure_boxes(found: Iterable[tuple[int, Tensor]], truth: dict[int, ImageTruth], edges: bool = False) -> Measured:
     """Compare boxes [N, 4] by image with the full annotations.
 
-    Novel boxes that equal a base box tell nothing and are left out; so are boxes at the image's edges, unless
-    ``edges`` (for boxes that nobody clips: annotations).
+    Novel boxes equal to a base box are ignored; so are boxes at the image's edges unless ``edges`` (for boxes that are
+    not clipped: annotations).
     """
     rows: dict[str, list] = {"novel": [], "base": []}
     grids, same_count, counts = set(GRIDS), 0, []
@@ -110,17 +117,17 @@ def measure_boxes(found: Iterable[tuple[int, Tensor]], truth: dict[int, ImageTru
 
 
 def chance_of(hits: int, expected: float) -> float:
-    """Upper bound of the probability of ``hits`` or more where ``expected`` is the mean (Poisson)."""
+    """Upper bound (Chernoff) of the probability of at least ``hits`` for a Poisson variable of mean ``expected``."""
     if hits <= expected:
         return 1.0
-    return math.exp(hits - expected - hits * math.log(hits / expected)) if expected > 0 else 0.0  # Chernoff
+    return math.exp(hits - expected - hits * math.log(hits / expected)) if expected > 0 else 0.0
 
 
 def judge_boxes(m: Measured) -> tuple[str, str]:
     """Verdict and evidence on proposals: is ground truth of novel objects among them?"""
     total = len(m.novel.distance)
     if m.images == 0:
-        return UNKNOWN, "none of its images holds an annotated novel object"
+        return UNKNOWN, "none of its images has an annotated novel object"
     exact, near = max(EXACT, m.grid / 2), max(NEAR, 2 * m.grid)
     hits, around = (int((m.novel.distance <= limit).sum()) for limit in (exact, near))
     of_base = int((m.base.distance <= exact).sum())
@@ -128,8 +135,8 @@ def judge_boxes(m: Measured) -> tuple[str, str]:
     chance = chance_of(hits, expected)
     iou_novel, iou_base = (int((met.iou >= 0.99).sum()) for met in (m.novel, m.base))
     evidence = (
-        f"{hits} of {total} novel boxes clear of the edges met to {exact:g} px (base: {of_base} of "
-        f"{len(m.base.distance)}), where noise gives {expected:.2g} (of {around} met to {near:g} px): probability "
+        f"{hits} of {total} novel boxes clear of the edges met within {exact:g} px (base: {of_base} of "
+        f"{len(m.base.distance)}), {expected:.2g} expected by chance (of {around} met within {near:g} px): probability "
         f"{chance:.1g}, a leak below {CHANCE:g}; IoU >= 0.99: {iou_novel} novel, {iou_base} base; "
         f"as many boxes as annotated in {m.same_count} of {m.images} images with novel objects"
     )

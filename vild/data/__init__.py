@@ -1,1 +1,1 @@
-"""Data sets, the built-in world, and the mapper that keeps boxes and embeddings together."""
+"""Data sets, loaders and mappers, proposals and their provenance."""

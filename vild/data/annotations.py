@@ -1,8 +1,7 @@
-"""Annotation files, read and checked: what is wrong with a file is told before anything is made from it.
+"""Reading and validation of COCO- and LVIS-style annotation files.
 
-Both forms are COCO's (``images``, ``annotations``, ``categories``); LVIS's images also list category ids. Boxes
-are xywh in pixels. Official files hold boxes that stick out of their image (Objects365) or have no width or height
-(COCO); both pass, and readers drop the latter.
+Boxes are xywh in pixels. Official files contain boxes that extend beyond the image (Objects365) and boxes without width
+or height (COCO); both are accepted, and readers drop the latter.
 """
 
 from __future__ import annotations
@@ -17,33 +16,32 @@ from vild.data.rle import fits
 from vild.utils.errors import UserError
 from vild.utils.untrusted import MOST_DATA, parse_json, read_bytes, refused_as
 
-FAR = 1e18  # beyond it float32 and int64 end, and no image reaches it
+FAR = 1e18  # larger than any coordinate; safe in float32 and int64
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def read_json(path: str | Path):
-    """A JSON file, parsed; UserError in one line if it is missing, cut off or not JSON."""
+    """Parse a JSON file; UserError if it is missing, truncated or not JSON."""
     with refused_as(f"{path} cannot be read"):
         content = read_bytes(path, MOST_DATA)
-    with refused_as(f"{path} is not JSON, or cut off"):
+    with refused_as(f"{path} is not JSON, or truncated"):
         return parse_json(content)
 
 
 def is_lvis_form(document: dict) -> bool:
-    """Is a checked document in LVIS's form: categories with a frequency, images with negative categories?"""
+    """Is a checked document LVIS-style: categories have a frequency, images have negative categories?"""
     return all("frequency" in c for c in document["categories"]) and all(
         "neg_category_ids" in i for i in document["images"]
     )
 
 
 def check_annotations(document: dict, where: str | Path) -> None:
-    """UserError naming ``where`` (the file), record and field at the first thing that is wrong with a document.
+    """Validate a document; the UserError names the file (``where``), record and field of the first error.
 
-    LVIS's training file (1.27 million annotations) takes some seconds: the loops only ask whether a record is sound,
-    and what is wrong with one is worked out when there is one.
+    Takes seconds for LVIS's training file (1.27 million annotations), as reasons are determined for invalid ones only.
     """
     if not isinstance(document, dict):
-        raise UserError(f"{where}: holds a {type(document).__name__}, not an object with images and annotations")
+        raise UserError(f"{where}: contains a {type(document).__name__}, not an object with images and annotations")
     for key in ("images", "annotations", "categories"):
         if not isinstance(document.get(key), list):
             raise UserError(f"{where}: {_found(document, key)}; it must be a list")
@@ -51,16 +49,11 @@ def check_annotations(document: dict, where: str | Path) -> None:
     _unique((c["name"] for c in document["categories"]), "categories", "name", where)
     images = _check(document, "images", where, lambda i: _image_fault(i, categories))
     sizes = {i: (record["width"], record["height"]) for i, record in images.items()}
-    _check(
-        document,
-        "annotations",
-        where,
-        lambda a: None if _is_sound(a, sizes, categories) else _annotation_fault(a, sizes, categories),
-    )
+    _check(document, "annotations", where, lambda a: _annotation_fault(a, sizes, categories))
 
 
 def _check(document: dict, key: str, where: str | Path, fault: Callable[[dict], str | None]) -> dict[int, dict]:
-    """The records of a list by id; UserError at the first that ``fault`` finds fault with."""
+    """The records of a list by id; UserError at the first for which ``fault`` returns a reason."""
     for n, record in enumerate(document[key]):
         if not isinstance(record, dict):
             raise UserError(f"{where}: {key}[{n}] is {_short(record)}, not an object")
@@ -78,17 +71,17 @@ def _unique(values: Iterable, key: str, field: str, where: str | Path) -> None:
     seen: dict = {}
     for n, value in enumerate(values):
         if value in seen:
-            raise UserError(f"{where}: {key}[{n}] has the {field} {_short(value)} of {key}[{seen[value]}]")
+            raise UserError(f"{where}: {key}[{n}] has the same {field} as {key}[{seen[value]}]: {_short(value)}")
         seen[value] = n
 
 
 def _category_fault(category: dict) -> str | None:
     if not isinstance(category.get("name"), str) or not category["name"]:
-        return f"{_found(category, 'name')}; it must be a text"
+        return f"{_found(category, 'name')}; it must be a string"
     if category.get("frequency", "f") not in ("f", "c", "r"):
         return f'{_found(category, "frequency")}; it must be "f", "c" or "r"'
     if not _is_list_of(category.get("synonyms", []), str):
-        return f"{_found(category, 'synonyms')}; it must be a list of texts"
+        return f"{_found(category, 'synonyms')}; it must be a list of strings"
     return None
 
 
@@ -98,34 +91,34 @@ def _image_fault(image: dict, categories: dict[int, dict]) -> str | None:
             return f"{_found(image, key)}; it must be a positive integer"
     key = "coco_url" if "file_name" not in image and "coco_url" in image else "file_name"
     if not isinstance(image.get(key), str):
-        return f"{_found(image, key)}; a text must name the image's file"
+        return f"{_found(image, key)}; it must be the name of the image file"
     for key, place in (("file_name", str), ("coco_url", file_of_url)):
         if isinstance(image.get(key), str) and not stays_below(place(image[key])):
-            return f"{_found(image, key)}; it must name a file below the image folder"
+            return f"{_found(image, key)}; it must be a path inside the image folder"
     for key in LVIS_LISTS:
         if key in image:
             if not _is_list_of(image[key], int):
                 return f"{_found(image, key)}; it must be a list of category ids"
             if unknown := [c for c in image[key] if c not in categories]:
-                return f"{key} holds {unknown[0]}, which is not the id of a category"
+                return f"{key} contains {unknown[0]}, which is not the id of a category"
     return None
 
 
 def file_of_url(url: str) -> str:
-    """Folder and file of an image of COCO's, the last two parts of its address: "val2017/000000000139.jpg"."""
+    """Folder and file name of a COCO URL: "val2017/000000000139.jpg"."""
     return "/".join(url.split("/")[-2:])
 
 
 def stays_below(file_name: str) -> bool:
-    """Does a file name, put after a folder's, name something in this folder? By its text alone: what links in it point
-    to is the user's own doing."""
+    """Does a relative file name stay inside its folder? (Only the text is checked: symbolic links in the folder are the
+    user's own.)"""
     if not file_name or "\0" in file_name or file_name[0] in "/\\" or file_name[1:2] == ":":
         return False
     return ".." not in re.split(r"[/\\]", file_name) and not re.search("[\ud800-\udfff]", file_name)
 
 
-def _is_sound(a: dict, sizes: dict[int, tuple[int, int]], categories: dict[int, dict]) -> bool:
-    """Is an annotation right in everything? Exceptions and comparisons with NaN count as no."""
+def _is_valid(a: dict, sizes: dict[int, tuple[int, int]], categories: dict[int, dict]) -> bool:
+    """Is an annotation valid? Exceptions and comparisons with NaN count as no."""
     try:
         x, y, w, h = a["bbox"]
         width, height = sizes[a["image_id"]]
@@ -138,26 +131,28 @@ def _is_sound(a: dict, sizes: dict[int, tuple[int, int]], categories: dict[int, 
             and type(a["image_id"]) is type(a["category_id"]) is int
             and a.get("iscrowd", 0) in (0, 1)
             and -FAR < a.get("area", 0) < FAR
-            and _segmentation_is_sound(a.get("segmentation"), width, height)
+            and _is_valid_segmentation(a.get("segmentation"), width, height)
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
 
 
-def _segmentation_is_sound(segmentation, width: int, height: int) -> bool:
-    """None, polygons (lists of finite numbers) or RLE of the image's size. May raise what _is_sound expects."""
+def _is_valid_segmentation(segmentation, width: int, height: int) -> bool:
+    """None, polygons (lists of finite numbers) or RLE of the image's size. May raise what _is_valid catches."""
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
-        is_text_or_list = isinstance(counts, str) or _is_list_of(counts, int)
-        return segmentation["size"] == [height, width] and is_text_or_list and fits(counts, height, width)
-    # fsum() asks every number of a polygon at C speed
+        is_string_or_list = isinstance(counts, str) or _is_list_of(counts, int)
+        return segmentation["size"] == [height, width] and is_string_or_list and fits(counts, height, width)
+    # fsum() visits every number of a polygon at C speed
     return segmentation is None or (
         type(segmentation) is list and all(type(p) is list and abs(fsum(p)) < FAR for p in segmentation)
     )
 
 
-def _annotation_fault(a: dict, sizes: dict[int, tuple[int, int]], categories: dict[int, dict]) -> str:
-    """What is wrong with an annotation that is not sound."""
+def _annotation_fault(a: dict, sizes: dict[int, tuple[int, int]], categories: dict[int, dict]) -> str | None:
+    """The reason why an annotation is invalid; None if it is valid."""
+    if _is_valid(a, sizes, categories):
+        return None
     for key, known, what in (("image_id", sizes, "an image"), ("category_id", categories, "a category")):
         if type(a.get(key)) is not int:
             return f"{_found(a, key)}; it must be an integer"
@@ -173,12 +168,12 @@ def _annotation_fault(a: dict, sizes: dict[int, tuple[int, int]], categories: di
         return f"bbox is {_short(box)}: negative width or height"
     width, height = sizes[a["image_id"]]
     if w and h and not (x < width and y < height and x + w > 0 and y + h > 0):
-        return f"bbox is {_short(box)}: wholly outside its image of {width} x {height}"
+        return f"bbox is {_short(box)}: completely outside its image of {width} x {height}"
     if a.get("iscrowd", 0) not in (0, 1):
         return f"{_found(a, 'iscrowd')}; it must be 0 or 1"
     if type(a.get("area", 0)) not in (int, float) or not -FAR < a.get("area", 0) < FAR:
         return f"{_found(a, 'area')}; it must be a finite number"
-    return f"{_found(a, 'segmentation')}; it must be a list of polygons or RLE (size and counts that fit the image)"
+    return f"{_found(a, 'segmentation')}; it must be a list of polygons or RLE with the size of the image"
 
 
 def _is_list_of(values, kind: type) -> bool:
@@ -192,6 +187,6 @@ def _found(record: dict, key: str) -> str:
 def _short(value) -> str:
     try:
         text = json.dumps(value)
-    except (ValueError, RecursionError):  # nested as deeply as can be read, but not written
+    except (ValueError, RecursionError):  # nested too deeply to be written
         text = type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,5 +1,5 @@
-"""The data sets that vild knows by name, in Detectron2's layout below ``DETECTRON2_DATASETS``; the open-vocabulary
-files under the names by which they go round (OVR-CNN's and Detic's)."""
+"""The built-in data sets, in Detectron2's layout below ``DETECTRON2_DATASETS``, with the file names of OVR-CNN and
+Detic."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from vild.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a data set lies and how it is read.
+    """Location and reading rules of a data set.
 
     Attributes:
         json: annotation file, below the root.
         images: image folder, below the root.
-        split: a file in ``vild/data/splits`` (without .json) or a path; says which names are base and novel.
-            Names in none of its lists are left out.
-        keep: "base" drops every annotation that is not of a base name (training), "all" keeps all.
-        protocol: how it is evaluated, "coco" (all names compete everywhere) or "lvis" (federated).
+        split: a file in ``vild/data/splits`` (without .json) or a path; defines base and novel classes. Categories in
+            none of its lists are left out.
+        keep: "base" drops annotations of all but the base classes (for training), "all" keeps them.
+        protocol: evaluation, "coco" (all classes compete on every image) or "lvis" (federated).
     """
 
     json: str
@@ -30,7 +30,7 @@ class Entry:
     def __post_init__(self):
         for key, value in vars(self).items():
             if not isinstance(value, str) or "\0" in value:
-                raise UserError(f"data set {str(self.json)[:60]}: {key} is {str(value)[:60]}, not a text")
+                raise UserError(f"data set {str(self.json)[:60]}: {key} is {str(value)[:60]}, not a string")
         for key, values in (("keep", ("base", "all")), ("protocol", ("coco", "lvis"))):
             if getattr(self, key) not in values:
                 raise UserError(f"data set {self.json}: {key} is '{getattr(self, key)}', not {' or '.join(values)}")
@@ -60,7 +60,7 @@ BUILTIN = {
     "glyphs_val": _glyphs("coco_val", "val"),
     "glyphs_lvis_train": _glyphs("lvis_train", "train", keep="base", protocol="lvis"),
     "glyphs_lvis_val": _glyphs("lvis_val", "val", protocol="lvis"),
-    # LVIS; the whole training file is for a supervised oracle
+    # LVIS; the full training file is for a supervised oracle
     "lvis_v1_train": _lvis("lvis_v1_train", "everything"),
     "lvis_v1_train_norare": _lvis("lvis_v1_train_norare", keep="base"),
     "lvis_v1_val": _lvis("lvis_v1_val"),
@@ -72,7 +72,7 @@ BUILTIN = {
     "coco_generalized_zeroshot_val_oriorder": _zeroshot("val", "all_2_oriorder", "coco_48_17_80way"),
     "coco_zeroshot_val": _zeroshot("val", "unseen_2"),
     "coco_not_zeroshot_val": _zeroshot("val", "seen_2"),
-    # whole data sets: oracles and transfer
+    # full data sets: supervised oracles and transfer
     "coco_2017_train": _everything("coco/annotations/instances_train2017.json", "coco/train2017"),
     "coco_2017_val": _everything("coco/annotations/instances_val2017.json", "coco/val2017"),
     "voc_2007_test": _everything("VOC2007/voc_2007_test.json", "VOC2007/JPEGImages"),
@@ -81,7 +81,7 @@ BUILTIN = {
     "objects365_v2_val": _everything("objects365/annotations/zhiyuan_objv2_val.json", "objects365/val"),
 }
 
-# The lists of its split that an official file holds, where it does not hold them all
+# Official files that have only some lists of their split
 PARTIAL = {
     "coco_zeroshot_train": ("base",),
     "coco_zeroshot_val": ("novel",),
@@ -90,7 +90,7 @@ PARTIAL = {
 
 
 def origin(entry: Entry) -> str:
-    """Where a built-in data set's annotation file comes from, for the message that it is missing."""
+    """How to get a built-in data set's annotation file, for the error message when it is missing."""
     if entry.json.startswith("glyphs/"):
         return "tools/make_glyphs.py makes the built-in world"
     for part, tool in (("zero-shot/", "coco"), ("_norare", "lvis"), ("_minival", "lvis"), ("VOC2007/", "voc")):

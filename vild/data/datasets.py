@@ -1,7 +1,7 @@
-"""Data sets by name: LVIS- and COCO-form annotation files with a base/novel split.
+"""Data sets by name: LVIS- and COCO-style annotation files with a base/novel split.
 
-``vild/data/builtin.py`` lists those that vild knows; ``DETECTRON2_DATASETS`` is the root. Any further data set of
-either form joins by an entry in ``$DETECTRON2_DATASETS/vild_datasets.json`` (tools/add_dataset.py).
+``vild/data/builtin.py`` lists the built-in ones; ``DETECTRON2_DATASETS`` is the root. Your own are entries of
+``$DETECTRON2_DATASETS/vild_datasets.json`` (tools/add_dataset.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ USER_FILE = "vild_datasets.json"
 
 
 def root() -> Path:
-    """``DETECTRON2_DATASETS``, "datasets" unless set."""
+    """``DETECTRON2_DATASETS``, default "datasets"."""
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
@@ -41,12 +41,12 @@ def _user_entries() -> dict[str, Entry]:
 
 
 def entries() -> dict[str, Entry]:
-    """Every data set vild knows: its own and the user's."""
+    """All data sets: built-in and the user's."""
     return {**BUILTIN, **_user_entries()}
 
 
 def add_entry(name: str, entry: Entry) -> Path:
-    """Write a data set into the user's file; returns the file."""
+    """Add a data set to the user's file; returns its path."""
     path = root() / USER_FILE
     known = {n: asdict(e) for n, e in _user_entries().items()}
     write_json(path, {**known, name: asdict(entry)})
@@ -54,6 +54,7 @@ def add_entry(name: str, entry: Entry) -> Path:
 
 
 def get_entry(name: str) -> Entry:
+    """The entry of a data set; UserError if there is none."""
     known = entries()
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
@@ -64,37 +65,37 @@ def get_entry(name: str) -> Entry:
 
 @functools.lru_cache(maxsize=8)
 def _read_checked(path: str, stamp: tuple[int, int]) -> dict:
-    del stamp  # part of the key: a file that changed is read again
+    del stamp  # in the cache key: a changed file is read again
     document = read_json(path)
     check_annotations(document, path)
     return document
 
 
 def read_annotations(name: str) -> dict:
-    """The annotation file of a data set, parsed and checked (shared: do not change it)."""
+    """The parsed and validated annotation file of a data set (cached: do not modify)."""
     return read_entry(name, get_entry(name))
 
 
 def read_entry(name: str, entry: Entry) -> dict:
-    """The same for a data set that need not be known yet."""
+    """:func:`read_annotations` for an entry that need not be registered."""
     path = root() / entry.json
-    if not os.path.isfile(path):  # False also for a name that no file can have
+    if not os.path.isfile(path):  # False, too, for invalid file names
         hint = f"; {origin(entry)}" if BUILTIN.get(name) == entry else ""
         raise UserError(f"data set '{name}': {path} does not exist (DETECTRON2_DATASETS is {root()}){hint}")
     return _read_checked(str(path), (path.stat().st_mtime_ns, path.stat().st_size))
 
 
 def get_classes(name: str) -> Classes:
-    """Base and novel classes of a data set, from its annotation file and its split."""
+    """The classes of a data set, from its annotation file and its split."""
     return check_entry(name, get_entry(name))
 
 
 def check_entry(name: str, entry: Entry) -> Classes:
-    """The classes of a data set that need not be known yet; UserError if its files do not fit.
+    """The classes of an entry that need not be registered; UserError if annotation file and split do not match.
 
-    The file of a built-in data set must hold the split's names under their official ids. A training file may lack
-    the novel ones (COCO's ``seen_2`` does): they are classes nonetheless, so that one vocabulary serves training and
-    evaluation. A user's file may lack some names of a split.
+    The file of a built-in data set must have the split's names with their official ids. A training file may lack the
+    novel ones (COCO's ``seen_2`` does); they are classes all the same, so that one vocabulary serves training and
+    evaluation. A user's file may lack some names of the split.
     """
     split, categories = read_split(entry.split, root()), read_entry(name, entry)["categories"]
     if BUILTIN.get(name) == entry:
@@ -108,12 +109,12 @@ def check_entry(name: str, entry: Entry) -> Classes:
 
 
 def load_dicts(name: str) -> list[dict]:
-    """The data set in Detectron2's form.
+    """The data set in Detectron2's format.
 
-    With ``keep="base"`` nothing of a novel annotation gets through: neither its box, nor its class, nor that
-    the image holds one (LVIS's image-level lists stay in the file, for the evaluator alone).
+    With ``keep="base"`` nothing of a novel annotation is returned: neither its box, nor its class, nor the fact that
+    the image has one (LVIS's image-level lists are read by the evaluator only).
 
-    A data set that only Detectron2's catalog knows comes as the catalog has it.
+    A data set that is only in Detectron2's catalog is returned unchanged.
     """
     if name not in entries() and name in DatasetCatalog.list():
         return _from_catalog(name)
@@ -148,15 +149,15 @@ def load_dicts(name: str) -> list[dict]:
 
 
 def _file_name(image: dict, entry: Entry) -> str:
-    """An image's file below the image folder. LVIS v1 names none, and what later copies of it name lacks the
-    folder (train2017, val2017) of the image below ``coco/``: the last two parts of the URL are folder and file."""
+    """An image's file below the image folder. LVIS v1 has no file names, and those in some copies lack the folder
+    (train2017, val2017) below ``coco/``: the last two parts of the URL are folder and file."""
     if "coco_url" in image and (entry.images == "coco" or "file_name" not in image):
         return file_of_url(image["coco_url"])
     return image["file_name"]
 
 
 def _usable_segmentation(segmentation: dict | list | None) -> dict | list | None:
-    """RLE as it is; polygons without those of fewer than three corners; None if nothing is left."""
+    """RLE unchanged; polygons without those of fewer than three corners."""
     if isinstance(segmentation, list):
         return [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
     return segmentation
@@ -170,7 +171,7 @@ def _from_catalog(name: str) -> list[dict]:
 
 
 def images_hash(name: str) -> str:
-    """Which images a data set holds: SHA-256 over ids, folder and file names, sizes (16 hex digits)."""
+    """16 hex digits of the SHA-256 of a data set's images: ids, folder and file names, sizes."""
     digest = hashlib.sha256()
     for r in sorted(load_dicts(name), key=lambda r: r["image_id"]):
         place = "/".join(Path(r["file_name"]).parts[-2:])
@@ -179,13 +180,13 @@ def images_hash(name: str) -> str:
 
 
 def forget() -> None:
-    """Drop parsed annotation files from memory (LVIS's take gigabytes)."""
+    """Release cached annotation files (LVIS's take gigabytes)."""
     _read_checked.cache_clear()
 
 
 def register_all() -> None:
-    """Tell Detectron2's catalogs every data set. Where Detectron2 has one of the same name (lvis_v1_val,
-    coco_2017_val ...), ours takes its place, so that every reader means the same images and classes."""
+    """Register all data sets in Detectron2's catalogs, replacing Detectron2's own of the same name (lvis_v1_val,
+    coco_2017_val, ...) so that all readers see the same images and classes."""
     for name in entries():
         if name in DatasetCatalog.list():
             if MetadataCatalog.get(name).get("evaluator_type") == "vild":

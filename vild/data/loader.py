@@ -1,5 +1,5 @@
-"""Data loaders. The training stream is a pure function of (seed, position), so that a resumed run sees exactly
-what an undisturbed one would have seen, with any number of workers."""
+"""Data loaders. The training stream is a pure function of (seed, position): a resumed run sees exactly what an
+uninterrupted one would have seen, with any number of workers."""
 
 from __future__ import annotations
 
@@ -19,28 +19,27 @@ from detectron2.utils import comm
 
 from vild.data import datasets
 from vild.data.mapper import InferenceMapper, ViLDMapper
-from vild.data.unreadable import REASON, Counted, skips
+from vild.data.unreadable import REASON, UnreadableCounter, skips
 from vild.store.store import EmbeddingStore
 from vild.utils import signals
 from vild.utils.errors import KILLED, WORKER, BadImage, Failure, UserError
 
 logger = logging.getLogger(__name__)
 
-
-MOST_SKIPPED = 100  # unreadable images in a row: then it is not the images, but where they lie
+MOST_SKIPPED = 100  # unreadable images in a row: the folder is at fault, not the images
 
 
 class WorkerDied(Failure):
-    """A process of the training loader has ended, killed by the system mostly, when memory is short."""
+    """A worker of the training loader has died, usually killed by the system for lack of memory."""
 
 
 class Watched:
-    """A training loader whose workers' death is told where the next batch is asked for, and nowhere else: by then the
-    step before is whole. (PyTorch tells of it by an exception out of a signal's handler, wherever the step is.)
+    """Wrap a training loader so that a worker's death raises only where the next batch is requested, after the
+    previous step is complete. (PyTorch raises from a signal handler, anywhere in a step.)
 
     Raises:
         WorkerDied: while iterating.
-        Ended: the worker died as a scheduler ends all processes of the job.
+        Ended: the worker died because a scheduler ends all processes of the job.
     """
 
     def __init__(self, loader):
@@ -53,35 +52,35 @@ class Watched:
 class _WatchedIterator:
     def __init__(self, iterator: Iterator):
         self.iterator = iterator
-        self.told = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # by now PyTorch's, where there are workers
+        self.handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's by now, if there are workers
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        signal.signal(signal.SIGCHLD, self.told)
+        signal.signal(signal.SIGCHLD, self.handler)
         try:
             return next(self.iterator)
         except (RuntimeError, ConnectionError, EOFError) as error:
             died = str(error).strip().rstrip(".")
-            if not isinstance(error, RuntimeError) and not died.startswith("Caught"):  # (what a worker caught itself)
-                died = f"{WORKER}: {died}"  # it died while it handed over a batch
+            if not isinstance(error, RuntimeError) and not died.startswith("Caught"):  # not an exception in a worker
+                died = f"{WORKER}: {died}"  # it died while sending a batch
             if not died.startswith(WORKER):
                 raise
         finally:
-            self.told = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        time.sleep(signals.ONE_WISH)  # if that was a scheduler, its signal is on the way to this process too
+            self.handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        time.sleep(signals.ONE_WISH)  # a scheduler that ended the worker will signal this process too
         if signals.asked() is not None:
             raise signals.Ended(signals.asked())
         raise WorkerDied(f"{died} ({KILLED})")
 
 
 class SeededStream(torch.utils.data.Dataset):
-    """Map (position, index) to a mapped record, the random generators seeded by the position.
+    """Map (position, index) to a mapped record, with random generators seeded by the position.
 
     Args:
-        skip: in place of an image that cannot be read comes another, drawn by the seed and the position alone from
-            all records alike; the record says for which (``unreadable.REASON``).
+        skip: replace an unreadable image by another record, drawn uniformly with a generator seeded by seed and
+            position; the mapped record names the replaced images (``unreadable.REASON``).
     """
 
     def __init__(self, records: list[dict], mapper: Callable[[dict], dict], seed: int, skip: bool = False):
@@ -110,24 +109,22 @@ class SeededStream(torch.utils.data.Dataset):
                 index = int(np.random.default_rng([self.seed, position, others]).integers(len(self.records)))
             else:
                 return {**mapped, REASON: unreadable} if unreadable else mapped
-        raise UserError(
-            f"{MOST_SKIPPED} images in a row are not as they should be; the last: {[*unreadable.values()][-1]}"
-        )
+        raise UserError(f"{MOST_SKIPPED} unusable images in a row; the last: {[*unreadable.values()][-1]}")
 
 
 class ResumableSampler(torch.utils.data.Sampler):
-    """An endless stream of (position, index), shuffled anew each epoch, that can start anywhere.
+    """An infinite stream of (position, index), shuffled every epoch, that can start at any position.
 
     Args:
-        repeats: how often each record comes in an epoch, float [size] (1.0: once; LVIS's repeat factors).
-        start: the first position, over all ranks.
+        repeats: repeat factor of each record per epoch, float [size] (1.0: once; LVIS's repeat factors).
+        start: first position, counted over all ranks.
     """
 
     def __init__(self, repeats: torch.Tensor, seed: int, start: int = 0):
         self.repeats = repeats
         self.seed = seed
         self.start = start
-        self.rank, self.world = comm.get_rank(), comm.get_world_size()  # a worker process could not ask
+        self.rank, self.world = comm.get_rank(), comm.get_world_size()  # not available in worker processes
 
     def _epoch(self, number: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed + number)
@@ -151,21 +148,21 @@ def training_records(names: tuple[str, ...], filter_empty: bool) -> list[dict]:
     """The records of the training sets.
 
     Raises:
-        UserError: an unknown or missing set, or one that would let novel annotations into training.
+        UserError: an unknown or missing data set, or one that would leak novel annotations into training.
     """
     for name in names:
         if datasets.get_entry(name).keep == "all" and "novel" in datasets.get_classes(name).splits:
-            raise UserError(f"DATASETS.TRAIN: '{name}' keeps novel annotations; train on a set with keep = base")
+            raise UserError(f"DATASETS.TRAIN: '{name}' keeps novel annotations; training needs keep = base")
     records = [r for name in names for r in datasets.load_dicts(name)]
     if filter_empty:
         records = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
     if not records:
-        raise UserError(f"DATASETS.TRAIN {tuple(names)}: no image with an annotation of a base name")
+        raise UserError(f"DATASETS.TRAIN {tuple(names)}: no image has an annotation of a base class")
     return records
 
 
 def check_masks(records: list[dict], mask_format: str) -> None:
-    """UserError unless every annotation has a mask of the form that ``INPUT.MASK_FORMAT`` wants."""
+    """UserError unless every annotation has a mask in ``INPUT.MASK_FORMAT``."""
     for record in records:
         for annotation in record["annotations"]:
             mask = annotation.get("segmentation")
@@ -178,13 +175,13 @@ def check_masks(records: list[dict], mask_format: str) -> None:
 
 
 def check_store(store: EmbeddingStore, names: tuple[str, ...], records: list[dict], mixed: bool = False) -> None:
-    """UserError unless the store was made from these images and holds all of them (``mixed``: or some), each
-    under an id of its own."""
+    """UserError unless the store was built from these images and has all of them (``mixed``: some of them), each under
+    a unique id."""
     if made_from := store.plan.get("pictures"):
         given = {datasets.images_hash(name) for name in names}
-        # a merged store has a list, and must know every set
+        # a merged store has a list, which must include every data set
         if not (given <= set(made_from) if isinstance(made_from, list) else made_from in given):
-            raise UserError(f"store {store.folder}: it was made from other images than DATASETS.TRAIN {tuple(names)}")
+            raise UserError(f"store {store.folder}: it was built from other images than DATASETS.TRAIN {tuple(names)}")
     files: dict[int, str] = {}
     for record in records:
         image_id = record["image_id"]
@@ -196,12 +193,12 @@ def check_store(store: EmbeddingStore, names: tuple[str, ...], records: list[dic
         elif not mixed:
             raise UserError(f"store {store.folder}: image_id {image_id} is not in it")
     if mixed:
-        held = sum(r["image_id"] in store for r in records)
-        logger.info("store %s has %d of %d images; the others' targets come live", store.folder, held, len(records))
+        count = sum(r["image_id"] in store for r in records)
+        logger.info("store %s has %d of %d images; other targets are computed live", store.folder, count, len(records))
 
 
 def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int = 0):
-    """The training loader of a config, at the position where ``start_iteration`` begins."""
+    """Build the training loader, starting with the batch of ``start_iteration``."""
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name a data set")
     records = training_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
@@ -227,18 +224,18 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     inner = loader.dataset if cfg.DATALOADER.ASPECT_RATIO_GROUPING else loader
-    inner.worker_init_fn = start_worker  # Detectron2 takes none
-    return Watched(Counted(loader, cfg.OUTPUT_DIR, resumed=start_iteration > 0) if skip else loader)
+    inner.worker_init_fn = start_worker  # Detectron2 has no argument for it
+    return Watched(UnreadableCounter(loader, cfg.OUTPUT_DIR, resumed=start_iteration > 0) if skip else loader)
 
 
 def start_worker(number: int) -> None:
-    """In a new worker process of the training loader."""
+    """Initialise a worker process of the training loader."""
     worker_init_reset_seed(number)
     signals.heed_parent_alone()
 
 
 def build_test_loader(cfg, name: str):
-    """Detectron2's test loader over one data set."""
+    """Build Detectron2's test loader for a data set."""
     records = datasets.load_dicts(name)
     for record in records:
         record.pop("annotations", None)

@@ -1,4 +1,4 @@
-"""From a data set's record to the detector's input, with the distilled regions kept in step."""
+"""Data mappers: augment an image together with its annotations and its stored regions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from vild.data.unreadable import REASON, skips
+from vild.data.unreadable import REASON, check_size, skips
 from vild.store.store import EmbeddingStore, StoredRegions
 from vild.utils.errors import BadImage
 from vild.utils.images import read_image
@@ -22,22 +22,25 @@ logger = logging.getLogger(__name__)
 
 
 def visible_regions(boxes: Tensor, window: Sequence[float], min_visible: float) -> tuple[Tensor, Tensor]:
-    """Regions [N, 4] that lie in a window (xyxy) with at least ``min_visible`` of their area.
+    """Select regions [N, 4] with at least ``min_visible`` (0 to 1) of their area inside a window (xyxy).
 
     Returns:
-        boxes [K, 4] clipped to the window; their rows, int64 [K].
+        boxes [K, 4] clipped to the window; row indices, int64 [K].
     """
     low, high = boxes.new_tensor(window).view(2, 2).repeat(1, 2)
     clipped = torch.minimum(torch.maximum(boxes, low), high)
     area, sides = (boxes[:, 2:] - boxes[:, :2]).prod(1), clipped[:, 2:] - clipped[:, :2]
-    # a region thinner than a pixel tells nothing, however much of it is visible
+    # regions thinner than a pixel have no content
     rows = ((sides.prod(1) >= min_visible * area) & (sides >= 1).all(1)).nonzero()[:, 0]
     return clipped[rows], rows
 
 
 def visible_window(size: tuple[int, int], transforms: T.TransformList, image_size: tuple[int, int]) -> tuple[int, ...]:
-    """Where the image, ``size`` (height, width) before augmentation, lies in the augmented one: xyxy. The rest is
-    padding (of large-scale jitter, say)."""
+    """The part of an augmented image that is not padding (as of large-scale jitter): xyxy.
+
+    Args:
+        size, image_size: (height, width) before and after augmentation.
+    """
     corners = transforms.apply_box(np.array([[0.0, 0.0, size[1], size[0]]])).reshape(2, 2)
     return tuple(corners.round().clip(0, image_size[::-1]).astype(int).flatten().tolist())
 
@@ -45,7 +48,7 @@ def visible_window(size: tuple[int, int], transforms: T.TransformList, image_siz
 def transform_regions(
     boxes: Tensor, transforms: T.TransformList, image_size: tuple[int, int], min_visible: float
 ) -> tuple[Tensor, Tensor]:
-    """Carry boxes along with an augmentation.
+    """Apply an augmentation to boxes.
 
     Args:
         boxes: [N, 4] xyxy in the original image.
@@ -53,14 +56,14 @@ def transform_regions(
         min_visible: see :func:`visible_regions`.
 
     Returns:
-        boxes [K, 4] in the augmented image, clipped; their rows, int64 [K].
+        boxes [K, 4] in the augmented image, clipped; row indices, int64 [K].
     """
     moved = torch.from_numpy(transforms.apply_box(boxes.numpy())).float()
     return visible_regions(moved, (0, 0, image_size[1], image_size[0]), min_visible)
 
 
 def training_augmentations(cfg) -> list[T.Augmentation]:
-    """Large-scale jitter where the config asks for it, else Detectron2's resize and crop; then the flip."""
+    """Large-scale jitter if enabled in the config, else Detectron2's resize and crop; then flipping."""
     jitter, augmentations = cfg.INPUT.LARGE_SCALE_JITTER, utils.build_augmentation(cfg, is_train=True)
     if jitter.ENABLED:
         side = jitter.SIZE
@@ -75,12 +78,12 @@ class ViLDMapper:
     ``distill``.
 
     Args:
-        augmentations: Detectron2's; they act on image, annotations and distilled regions alike.
-        image_format: of the detector's input.
+        augmentations: Detectron2's, applied to image, annotations and distilled regions.
+        image_format: "BGR" or "RGB", of the detector's input.
         mask_format: "polygon" or "bitmask", or "" for a detector without masks.
         store: the teacher's embeddings (None: no ``distill``).
-        mixed: an image of which the store has nothing comes without ``distill`` (the model has a live teacher).
-        distill_per_image: at most so many regions an image, a random choice of those that stay.
+        mixed: images without regions in the store have no ``distill`` (the model computes their targets live).
+        distill_per_image: maximum number of distilled regions per image, sampled from the visible ones.
         min_visible: see :func:`visible_regions`.
     """
 
@@ -105,7 +108,7 @@ class ViLDMapper:
 
     @classmethod
     def from_config(cls, cfg, store: EmbeddingStore | None) -> ViLDMapper:
-        """The training mapper of a config."""
+        """Build the training mapper."""
         return cls(
             training_augmentations(cfg),
             image_format=cfg.INPUT.FORMAT,
@@ -119,9 +122,7 @@ class ViLDMapper:
     def __call__(self, record: dict) -> dict:
         record = copy.deepcopy(record)
         image = read_image(record["file_name"], self.image_format)
-        if image.shape[:2] != (record["height"], record["width"]):
-            sizes = f"{image.shape[1]}x{image.shape[0]}, the annotation file says {record['width']}x{record['height']}"
-            raise BadImage(f"image {record['file_name']} is {sizes}")
+        check_size(image, record)
         inputs = T.AugInput(image)
         size, transforms = image.shape[:2], self.augmentations(inputs)
         image = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
@@ -149,7 +150,7 @@ class ViLDMapper:
         return result
 
     def distilled(self, regions: StoredRegions, transforms: T.TransformList, image_size: tuple[int, int]) -> Instances:
-        """An image's regions from the store, augmented as it is; a random choice of them."""
+        """Apply the image's augmentation to its stored regions and sample up to ``distill_per_image`` of them."""
         boxes, rows = transform_regions(regions.boxes, transforms, image_size, self.min_visible)
         if len(rows) > self.distill_per_image:
             chosen = np.sort(np.random.choice(len(rows), self.distill_per_image, replace=False))
@@ -159,10 +160,10 @@ class ViLDMapper:
 
 
 class InferenceMapper:
-    """Map a record to ``image``, resized as ``INPUT.*_TEST`` say.
+    """Map a record to ``image``, resized according to ``INPUT.*_TEST``.
 
-    With ``INPUT.UNREADABLE: "skip"``, one that cannot be read is grey, and says so (``unreadable.REASON``): whoever
-    takes the results must leave them out.
+    With ``INPUT.UNREADABLE: "skip"``, an unreadable image is replaced by a grey one whose record has
+    ``unreadable.REASON``; its results must be ignored.
     """
 
     def __init__(self, cfg):

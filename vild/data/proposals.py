@@ -1,6 +1,6 @@
 """Proposal files: ``image_ids`` int64 [I], ``offsets`` int64 [I + 1], ``boxes`` float32 [N, 4] (xyxy, absolute
-pixels of the original image) and ``scores`` float32 [N] in one ``.safetensors``, or COCO-results JSON. The former
-may say in its metadata where the proposals are from (``vild.data.provenance``)."""
+pixels of the original image) and ``scores`` float32 [N] in one ``.safetensors``, or COCO-results JSON. The
+metadata of the former may have a provenance record (``vild.data.provenance``)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Proposals = dict[int, tuple[Tensor, Tensor]]  # image_id: boxes [N, 4] xyxy, sco
 
 
 def save_proposals(path: str | Path, proposals: Proposals, provenance: dict | None = None) -> None:
-    """Write the file, whole or not at all, images by rising id."""
+    """Write the file atomically, images sorted by id."""
     ids = sorted(proposals)
     counts = torch.tensor([len(proposals[i][0]) for i in ids])
     tensors = {
@@ -48,22 +48,22 @@ def load_proposals(path: str | Path) -> Proposals:
 def select_rows(
     boxes: Tensor, scores: Tensor, limit: int, min_size: float | None = None, nms: float | None = None
 ) -> tuple[Tensor, dict[str, int]]:
-    """Which of an image's proposals are worth their cost.
+    """Select an image's best proposals.
 
     Args:
-        limit: at most so many, the best.
-        min_size: drop boxes whose shorter side is less, in pixels of the original image.
-        nms: drop boxes whose IoU with a better one that stays is more (one class, ties in the order given).
+        limit: maximum number of proposals.
+        min_size: minimum length of the shorter side, in pixels of the original image.
+        nms: IoU threshold of class-agnostic NMS (equal scores: the first wins).
 
     Returns:
-        rows int64 [K] by falling score; how many each of ``min_size`` and ``nms``, if given, dropped.
+        rows int64 [K] by decreasing score; number of boxes that ``min_size`` and ``nms``, where given, dropped.
     """
     rows, dropped = scores.argsort(descending=True, stable=True), {}
     if min_size is not None:
         kept = rows[((boxes[rows, 2:] - boxes[rows, :2]) >= min_size).all(1)]
         dropped["min_size"], rows = len(rows) - len(kept), kept
     if nms is not None:
-        # by rank, not by score: torchvision's order of equal scores is no promise
+        # by rank, not by score: torchvision does not define the order of equal scores
         kept = rows[box_ops.nms(boxes[rows].float(), -torch.arange(len(rows)).float(), nms)]
         dropped["nms"], rows = len(rows) - len(kept), kept
     return rows[:limit], dropped
@@ -72,15 +72,15 @@ def select_rows(
 def select_proposals(
     proposals: Proposals, limit: int, min_size: float | None = None, nms: float | None = None
 ) -> tuple[Proposals, dict[str, int]]:
-    """:func:`select_rows` of every image; the numbers dropped are sums.
+    """:func:`select_rows` for every image; numbers of dropped boxes are summed.
 
     Raises:
-        UserError: a threshold that drops everything or nothing by its meaning.
+        UserError: a threshold out of range.
     """
     if min_size is not None and not 0 < min_size < float("inf"):
-        raise UserError(f"--min-size {min_size}: it is a number of pixels above 0")
+        raise UserError(f"--min-size {min_size}: must be a positive number of pixels")
     if nms is not None and not 0 < nms < 1:
-        raise UserError(f"--nms {nms}: it is an IoU between 0 and 1")
+        raise UserError(f"--nms {nms}: must be an IoU between 0 and 1")
     selected, dropped = {}, Counter()
     for image_id, (boxes, scores) in proposals.items():
         rows, numbers = select_rows(boxes, scores, limit, min_size, nms)
@@ -90,7 +90,7 @@ def select_proposals(
 
 
 def read_provenance(path: str | Path) -> dict | None:
-    """What a proposal file says about its origin; None if it says nothing."""
+    """A proposal file's provenance record; None if it has none."""
     if Path(path).suffix == ".json":
         return None
     with refused_as(f"proposals: {path} is not a proposal file"), open_tensors(path) as file:
@@ -101,7 +101,7 @@ def read_provenance(path: str | Path) -> dict | None:
 
 
 def read_labels(path: str | Path) -> set[int]:
-    """The category ids that a proposal file carries, if it does; nothing here ever reads them for training."""
+    """The category ids in a proposal file, if any (for the leakage audit; training never reads them)."""
     with refused_as(f"proposals: {path} is not a proposal file"):
         if Path(path).suffix == ".json":
             return {r["category_id"] for r in _read_results(path) if "category_id" in r}
@@ -139,14 +139,14 @@ def _from_tensors(ids: Tensor, offsets: Tensor, boxes: Tensor, scores: Tensor) -
     }
     for name, (tensor, dtype, shape) in shapes.items():
         if tensor.dtype != dtype or tensor.shape != shape:
-            raise ValueError(f"{name} are {tensor.dtype} {list(tensor.shape)}")
+            raise ValueError(f"{name} have type {tensor.dtype} and shape {list(tensor.shape)}")
     if offsets[0] != 0 or offsets[-1] != rows or (offsets[1:] < offsets[:-1]).any():
-        raise ValueError(f"offsets do not rise from 0 to {rows}")
+        raise ValueError(f"offsets do not increase from 0 to {rows}")
     return _split_up(ids.tolist(), offsets.diff().tolist(), boxes, scores)
 
 
 def _split_up(ids: Iterable[int], counts: Sequence[int], boxes: Tensor, scores: Tensor) -> Proposals:
-    """By image; ValueError for numbers that are not finite."""
+    """Split rows by image; ValueError for non-finite numbers."""
     if not boxes.isfinite().all() or not scores.isfinite().all():
         raise ValueError("a box or a score is not finite")
     return dict(zip(ids, zip(boxes.split(counts), scores.split(counts), strict=True), strict=True))

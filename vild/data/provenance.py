@@ -1,15 +1,15 @@
-"""What a network has been trained on, written by the tools and read back by the leakage audit.
+"""Records of what a network was trained on, written by the tools and read by the leakage audit.
 
-Three nested records of plain values. They are statements, not proofs: a file says what the tool that wrote it knew.
+Three nested records of plain values. They are statements, not proofs: a record has what the tool that wrote it knew.
 
 * training, in a checkpoint under ``trained_on``: {"data_sets": [data set], "stores": [{"proposals": hash,
-  "provenance": proposals or None}], "starts": [network]}; lists, as a resumed run may have been given others, and an
-  old student that is remembered stands beside the weights it starts from.
+  "provenance": proposals or None}], "starts": [network]}; lists, because a resumed run may use others, and because the
+  old student of incremental training is listed beside the initial weights.
 * network: {"file", "sha", "trained_on": training or None}.
-* proposals, in their file's metadata and in a store's manifest: {"data_set", "images", "network": network}; in that
-  of a merged store {"merged": [proposals or None of each part]}.
+* proposals, in their file's metadata and in a store's manifest: {"data_set", "images", "network": network}; in the
+  manifest of a merged store {"merged": [proposals or None of each part]}.
 
-Annotations are counted by *name*, so that any split can be asked later which of them were novel.
+Annotations are counted by class *name*, so that the novel ones can be determined later for any split.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from vild.utils.files import hash_file
 from vild.vocabulary.prompts import clean_name
 
 CLEAN, LEAK, UNKNOWN = "clean", "LEAK", "cannot tell"
-# Detectron2's classification backbones and timm's published ones: labels, no boxes
+# Detectron2's and timm's published classification backbones: trained with labels, without boxes
 CLASSIFIER = re.compile(r"detectron2://ImageNetPretrained/|timm://[^/]+$")
 
 
 def worst(verdicts: Collection[str]) -> str:
-    """LEAK before "cannot tell" before clean."""
+    """The worst verdict: LEAK, then "cannot tell", then clean."""
     return next(v for v in (LEAK, UNKNOWN, CLEAN) if v in {*verdicts, CLEAN})
 
 
 def data_set_record(name: str) -> dict:
-    """What a training on a data set is given: its file's hash and the annotations of each name."""
+    """The record of a data set: hash of its file and number of training annotations by class name."""
     entry, classes = datasets.get_entry(name), datasets.get_classes(name)
     counts = Counter(a["category_id"] for r in datasets.load_dicts(name) for a in r["annotations"])
     return {
@@ -49,19 +49,19 @@ def data_set_record(name: str) -> dict:
 
 
 def training_record(names: Collection[str], store: EmbeddingStore | None) -> dict:
-    """The record of a training from scratch on data sets and, where it reads one, a store. (Distilled from a live
-    teacher, the regions are the network's own: what they may have seen is what it has.)"""
+    """The record of a training from scratch on data sets and optionally a store. (With a live teacher, the regions are
+    the network's own proposals: they add nothing.)"""
     stores = [{"proposals": store.plan.get("proposals"), "provenance": store.provenance}] if store else []
     return {"data_sets": [data_set_record(n) for n in names], "stores": stores, "starts": []}
 
 
 def network_record(path: str, local_path: str, trained_on: dict | None) -> dict:
-    """The record of a file of weights; ``path`` may be a URL whose copy lies at ``local_path``."""
+    """The record of a weights file; ``path`` may be a URL with a local copy at ``local_path``."""
     return {"file": path if "://" in path else Path(path).name, "sha": hash_file(local_path), "trained_on": trained_on}
 
 
 def merge(earlier: dict, later: dict) -> dict:
-    """The record of a training that was resumed: everything that either part was given, once."""
+    """The record of a resumed training: the union of both parts."""
     return {key: earlier[key] + [r for r in later[key] if r not in earlier[key]] for key in earlier}
 
 
@@ -69,8 +69,8 @@ def judge_network(network: dict, novel: Collection[str], known: Collection[str])
     """Verdict and evidence on a network record.
 
     Args:
-        novel: the names whose annotations it must not have been given.
-        known: every name of the benchmark. Other names may be other words for novel things.
+        novel: class names whose annotations it must not have seen.
+        known: all class names of the benchmark. Unknown names could be synonyms of novel ones.
     """
     if CLASSIFIER.match(network["file"]):
         return CLEAN, f"{network['file']} is an image classifier"
@@ -92,7 +92,7 @@ def judge_proposals(
 ) -> tuple[str, str]:
     """Verdict and evidence on a proposals record (None: the file has none)."""
     if record is None:
-        return UNKNOWN, f"{whose} proposals carry no record of the network they are from"
+        return UNKNOWN, f"{whose} proposals have no record of the network that made them"
     if "merged" in record:
         verdicts, sentences = zip(*(judge_proposals(r, novel, known, whose) for r in record["merged"]), strict=True)
         return worst(verdicts), "; ".join(sentences)
@@ -107,5 +107,5 @@ def _judge_data_set(record: dict, novel: Collection[str], known: Collection[str]
     if seen := sorted(counts.keys() & novel):
         return LEAK, f"{sum(counts[n] for n in seen)} annotations of novel names ('{seen[0]}', ...) read from {what}"
     if strange := sorted(counts.keys() - known):
-        return UNKNOWN, f"{what} has {len(strange)} names that the benchmark does not know ('{strange[0]}', ...)"
+        return UNKNOWN, f"{what} has {len(strange)} names unknown to the benchmark ('{strange[0]}', ...)"
     return CLEAN, f"{sum(counts.values())} annotations of {len(counts)} names, 0 novel, read from {what}"

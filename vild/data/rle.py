@@ -1,5 +1,5 @@
-"""COCO's run lengths, checked before C code walks along them (pycocotools reads past the end of a text that is cut off,
-and older versions write past the end of a mask)."""
+"""Validation of COCO's run-length encoding for pycocotools, which reads beyond the end of a truncated string and in
+older versions writes beyond the end of the mask."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ _LONGEST_NUMBER = 7  # characters of five bits each: no mask of 2^31 pixels need
 
 
 def run_lengths(counts: str) -> np.ndarray:
-    """The numbers that a compressed text stands for, int64: five bits a character, of which a sixth says that more
-    follow; from the fourth number on the difference to the last but one. ValueError for what is no such text."""
+    """Decode a compressed string into run lengths, int64; ValueError if it is invalid.
+
+    A character has five bits and a continuation bit; from the fourth number on, a number is the difference to the last
+    but one.
+    """
     bits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
     if not len(bits):
         return bits
     last = bits & 32 == 0  # of its number
     if bits.min() < 0 or bits.max() > 63 or not last[-1]:
-        raise ValueError("no run lengths, or cut off")
+        raise ValueError("not run lengths, or truncated")
     stops = last.nonzero()[0]
     starts = np.concatenate([[0], stops[:-1] + 1])
     place = np.arange(len(bits)) - np.repeat(starts, stops - starts + 1)
@@ -24,21 +27,21 @@ def run_lengths(counts: str) -> np.ndarray:
         raise ValueError("a run length of more than 2^31")
     values = np.add.reduceat((bits & 31) << 5 * place, starts)
     values[bits[stops] & 16 > 0] -= 1 << 5 * (place[stops[bits[stops] & 16 > 0]] + 1)
-    for first in (1, 2):  # the first number of all is no difference, nor one that others build on
+    for first in (1, 2):  # neither the first number is a difference, nor is any relative to it
         values[first::2] = values[first::2].cumsum()
     return values
 
 
 def check_end(counts: str) -> None:
-    """ValueError for a text that is cut off within a number, which C code would go on reading: what millions of
-    detections are asked, for which :func:`fits` is too slow."""
+    """ValueError for a string truncated within a number, which C code would read beyond. (For millions of detections
+    :func:`fits` is too slow.)"""
     if counts and (not counts.isascii() or ord(counts[-1]) - 48 & 32):
-        raise ValueError("run lengths that are cut off")
+        raise ValueError("truncated run lengths")
 
 
 def fits(counts: str | list[int], height: int, width: int) -> bool:
-    """Do run lengths (a list, or compressed) make a mask of this size?"""
+    """Do run lengths (a list or a compressed string) add up to a mask of this size?"""
     if not isinstance(counts, list | str):
-        raise ValueError("neither a list nor a text")
+        raise ValueError("neither a list nor a string")
     lengths = np.array(counts, np.int64) if isinstance(counts, list) else run_lengths(counts)
     return bool((lengths >= 0).all()) and int(lengths.sum()) == height * width

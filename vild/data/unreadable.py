@@ -1,39 +1,54 @@
-"""Images that cannot be read: refused (``INPUT.UNREADABLE: "refuse"``) or left out and counted ("skip")."""
+"""Images that cannot be read or are not of the size in the annotation file: an error (``INPUT.UNREADABLE: "refuse"``),
+or left out and counted ("skip"). tools/check_dataset.py scans a data set for them."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from vild.utils.errors import UserError
+from vild.utils.errors import BadImage, UserError
 from vild.utils.files import write_json
+from vild.utils.images import read_image
 
 logger = logging.getLogger(__name__)
 
-REASON = "unreadable"  # of a mapped record: {file: why}, the images that were met before (or, in evaluation, instead)
-FILE = "unreadable.json"  # in an output folder: the same of all that was met
+REASON = "unreadable"  # key of a mapped record: {file: message} of the images replaced by this one
+FILE = "unreadable.json"  # in an output folder: the same for the whole run
 CHOICES = ("refuse", "skip")
+UNREADABLE, OTHER_SIZE = "unreadable", "another size"  # kinds of faults
+AHEAD = 4  # images per thread, decoded or waiting
+
+
+def check_size(image: np.ndarray, record: dict) -> None:
+    """BadImage if an image [H, W, 3] has another size than the annotation file says."""
+    if image.shape[:2] != (record["height"], record["width"]):
+        sizes = f"{image.shape[1]}x{image.shape[0]}, the annotation file says {record['width']}x{record['height']}"
+        raise BadImage(f"image {record['file_name']} is {sizes}")
 
 
 def skips(cfg) -> bool:
-    """``INPUT.UNREADABLE``: are images that cannot be read left out?"""
+    """``INPUT.UNREADABLE``: are unreadable images left out?"""
     if cfg.INPUT.UNREADABLE not in CHOICES:
         raise UserError(f"INPUT.UNREADABLE: '{cfg.INPUT.UNREADABLE}' is not one of {', '.join(CHOICES)}")
     return cfg.INPUT.UNREADABLE == "skip"
 
 
-class Counted:
-    """A training loader whose batches tell of the images that were left out: each is logged once, the file
-    ``unreadable.json`` in ``folder`` has them all (that of another rank is ``unreadable-RANK.json``), and the metric
-    ``unreadable_images`` says how many they are.
+class UnreadableCounter:
+    """Wrap a training loader: log each unreadable image once, write all to ``unreadable.json`` in ``folder`` (rank N:
+    ``unreadable-N.json``) and their number to the metric ``unreadable_pictures``.
 
-    Different images are counted, not how often they came: a run that was killed and resumed counts what an
-    undisturbed one would.
+    It counts distinct images, not how often they were drawn, so a resumed run has the same count as an uninterrupted
+    one.
     """
 
     def __init__(self, loader, folder: str | Path, resumed: bool):
@@ -43,14 +58,14 @@ class Counted:
         self.resumed, self.found = resumed, {}
 
     def __iter__(self) -> Iterator[list[dict]]:
-        # not before: a trainer that resumes makes a loader from the beginning first, and never asks it
+        # not in __init__: a trainer that resumes builds a loader from the start first, and does not iterate it
         if not self.resumed:
             self.path.unlink(missing_ok=True)
         elif self.path.is_file():
             self.found = json.loads(self.path.read_text())
-        return self._told(iter(self.loader))  # its iterator is made now, as a plain loader's is: it draws a number
+        return self._count(iter(self.loader))  # create its iterator now: it draws a random number, as without us
 
-    def _told(self, batches: Iterator[list[dict]]) -> Iterator[list[dict]]:
+    def _count(self, batches: Iterator[list[dict]]) -> Iterator[list[dict]]:
         for batch in batches:
             new = {file: why for record in batch for file, why in record.pop(REASON, {}).items()}
             if new := {file: why for file, why in new.items() if file not in self.found}:
@@ -63,9 +78,9 @@ class Counted:
             yield batch
 
 
-def gathered(found: dict[str, str], name: str, output_dir: str | Path | None) -> int:
-    """Evaluation's: the images that any rank could not read, logged, and written as ``unreadable.json`` by the main
-    process; how many they are (0 on the others). Called by all ranks."""
+def gather_unreadable(found: dict[str, str], name: str, output_dir: str | Path | None) -> int:
+    """Log the images that evaluation could not read on any rank and write them to ``unreadable.json``. All ranks call
+    it; returns their number on the main process, 0 on the others."""
     together = {file: why for some in comm.gather(found, dst=0) for file, why in some.items()}
     if not comm.is_main_process():
         return 0
@@ -81,7 +96,53 @@ def gathered(found: dict[str, str], name: str, output_dir: str | Path | None) ->
     return len(together)
 
 
-def of_run(folder: Path) -> dict[str, str]:
-    """What ``unreadable.json`` and its fellows in a folder say."""
+def read_unreadable(folder: Path) -> dict[str, str]:
+    """The contents of all ``unreadable*.json`` in a folder."""
     files = sorted(folder.glob("unreadable*.json"))
     return {file: why for path in files for file, why in json.loads(path.read_text()).items()}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A bad image: UNREADABLE or OTHER_SIZE, and a one-line reason."""
+
+    image_id: int
+    file_name: str
+    kind: str
+    reason: str
+
+
+def check_image(record: dict) -> Fault | None:
+    """Read an image as training does; None if there is no fault."""
+    kind = UNREADABLE
+    try:
+        image, kind = read_image(record["file_name"]), OTHER_SIZE
+        check_size(image, record)
+    except BadImage as error:
+        return Fault(record["image_id"], record["file_name"], kind, str(error))
+    return None
+
+
+def scan(records: Sequence[dict], workers: int) -> Iterator[Fault | None]:
+    """:func:`check_image` for each record, in order, in ``workers`` threads (decoders release the GIL)."""
+    if workers < 1:
+        raise UserError(f"--num-workers {workers}: must be at least 1")
+    left = iter(records)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = [pool.submit(check_image, record) for record in islice(left, AHEAD * workers)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(check_image, record) for record in islice(left, 1)]
+
+
+def scan_report(name: str, records: Sequence[dict], faults: Sequence[Fault]) -> dict:
+    """The result of a scan as plain values."""
+    counts = Counter(fault.kind for fault in faults)
+    return {
+        "data_set": name,
+        "pictures": len(records),
+        "annotations": sum(len(record["annotations"]) for record in records),
+        "unreadable": counts[UNREADABLE],
+        "another_size": counts[OTHER_SIZE],
+        "faults": [asdict(fault) for fault in faults],
+    }

@@ -1,6 +1,6 @@
-"""PASCAL VOC's XML annotations in COCO's form (datasets/prepare_voc.py).
+"""Conversion of PASCAL VOC's XML annotations to COCO's format (datasets/prepare_voc.py).
 
-Objects marked "difficult" become crowds: VOC's evaluation ignores them, and so does COCO's with crowds.
+"Difficult" objects become crowds, which COCO's evaluation ignores as VOC's ignores difficult ones.
 """
 
 from __future__ import annotations
@@ -10,21 +10,26 @@ from pathlib import Path
 
 from vild.utils.errors import UserError
 
-# VOC's names in its alphabetical order; those that a text encoder would not read are spelt out
+# VOC's class names in its order
 NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-SPELT_OUT = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
+# for the text encoder
+SPELLED_OUT = {
+    "diningtable": "dining table",
+    "pottedplant": "potted plant",
+    "tvmonitor": "tv monitor",
+}  # for the text encoder
 
 
 def read_voc(folder: Path, image_set: str) -> dict:
-    """The COCO-form document of an image set ("test") of a VOC folder (VOC2007).
+    """Read an image set ("test") of a VOC folder (VOC2007) into a COCO-style document.
 
-    Boxes: VOC counts pixels from 1 and includes the last; xywh counts from 0.
+    VOC's corners are 1-based and inclusive; xywh is 0-based.
 
     Raises:
-        UserError: a file is missing or not of VOC's form.
+        UserError: a file is missing or not in VOC's format.
     """
     listing = folder / "ImageSets" / "Main" / f"{image_set}.txt"
     try:
@@ -34,7 +39,7 @@ def read_voc(folder: Path, image_set: str) -> dict:
     document = {
         "images": [],
         "annotations": [],
-        "categories": [{"id": n, "name": SPELT_OUT.get(name, name)} for n, name in enumerate(NAMES, 1)],
+        "categories": [{"id": n, "name": SPELLED_OUT.get(name, name)} for n, name in enumerate(NAMES, 1)],
     }
     for stem in stems:
         path = folder / "Annotations" / f"{stem}.xml"

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from vild.data import datasets
-from vild.data.unreadable import REASON, gathered
+from vild.data.unreadable import REASON, gather_unreadable
 from vild.evaluation.metrics import RECALL_LIMITS, average_recall, best_overlaps, covered, decimal
 from vild.evaluation.protocol import Evaluation, GroundTruth, evaluate
 from vild.evaluation.results import ResultsWriter, read_results
@@ -65,7 +65,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(self.output_dir or scratch) / RESULTS_FILE
             self.writer.finish(path)
-            unreadable = gathered(self.unreadable, self.name, self.output_dir)
+            unreadable = gather_unreadable(self.unreadable, self.name, self.output_dir)
             if not comm.is_main_process():
                 return {}
             metrics = evaluate_results(self.name, path, self.iou_types, self.output_dir).metrics
@@ -157,7 +157,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     def evaluate(self):
         comm.synchronize()
         rows = list(itertools.chain.from_iterable(comm.gather(self.rows, dst=0)))
-        unreadable = gathered(self.unreadable, self.name, None)
+        unreadable = gather_unreadable(self.unreadable, self.name, None)
         if not comm.is_main_process():
             return {}
         result = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vild.data import datasets
 from vild.utils.errors import UserError
 from vild.utils.untrusted import read_bytes, refused_as
-from vild.vocabulary.vocabulary import Vocabulary, first_twice
+from vild.vocabulary.vocabulary import Vocabulary, first_duplicate
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def parse_words(lines: Sequence[str]) -> Words:
     if not groups:
         raise UserError("vocabulary: it is empty; give at least one name")
     names = [group[0] for group in groups]
-    if (twice := first_twice(names)) is not None:
-        raise UserError(f"vocabulary: the name '{twice}' stands in it twice")
+    if (twice := first_duplicate(names)) is not None:
+        raise UserError(f"vocabulary: duplicate class name '{twice}'")
     return Words(tuple(names), tuple(tuple(group[1:]) for group in groups))
 
 

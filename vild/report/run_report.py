@@ -192,7 +192,7 @@ def class_tables(classes: Sequence[dict], column: str, count: int = 10) -> list[
 
 def unreadable_blocks(folder: Path, consequence: str, count: int = 5) -> list[Block]:
     """The images that could not be read in a training or an evaluation, if there were any."""
-    if not (reasons := [*unreadable.of_run(folder).values()]):
+    if not (reasons := [*unreadable.read_unreadable(folder).values()]):
         return []
     listed = "; ".join(reasons[:count]) + ("; ..." if len(reasons) > count else "")
     return [Paragraph(f"{len(reasons)} images could not be read and {consequence}: {listed}")]

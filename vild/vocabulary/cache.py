@@ -1,6 +1,6 @@
-"""Embeddings of words, kept: in memory for this process, in one SQLite file a teacher for the next.
+"""Cache of text embeddings: in memory, and in one SQLite file per teacher.
 
-The key is what the embedding depends on: the teacher's weights, the prompt templates, the cleaned spelling.
+Keys: hash of the teacher's weights, hash of the prompt templates, normalised name.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from vild.vocabulary.prompts import clean_name
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 500  # of SQLite's host parameters
-IN_MEMORY = 100_000  # embeddings: 200 MB at 512 numbers; past it the oldest leave
+AT_ONCE = 500  # names per query; SQLite limits the number of parameters
+IN_MEMORY = 100_000  # embeddings: 200 MB at width 512; then the oldest are dropped
 
 
 class TextCache:
-    """Embeddings by spelling. Safe to use from several threads and processes.
+    """Text embeddings by name, safe for threads and processes.
 
-    A cache file that cannot be used is told in the log once; then only the memory is used.
+    If the cache file cannot be used, a warning is logged once and only memory is used.
 
     Args:
-        fingerprint: of the teacher; {} (unknown) is never written to the disk.
-        folder: where the SQLite files are; None: memory only.
+        fingerprint: of the teacher; for {} (unknown) only memory is used.
+        folder: of the SQLite files; None: memory only.
     """
 
     def __init__(self, fingerprint: dict, folder: Path | None):
@@ -43,8 +43,8 @@ class TextCache:
         self._lock = threading.Lock()
 
     def get(self, spellings: Sequence[str], templates: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
-        """Unit float32 [S, D] of spellings; ``embed`` is asked for those that nobody asked for before. Of learned
-        prompts, ``templates`` holds their hash too."""
+        """Unit float32 [S, D] of names; ``embed`` computes those that are not cached. For learned prompts,
+        ``templates`` includes their hash."""
         prompts = hashlib.sha256("\n".join(templates).encode()).hexdigest()[:16]
         keys = [clean_name(spelling) for spelling in spellings]
         with self._lock:
@@ -94,9 +94,9 @@ class TextCache:
                 )
                 values = ((prompts, name, row.numpy().astype("<f4").tobytes()) for name, row in rows.items())
                 file.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", values)
-        except (sqlite3.Error, OSError, ValueError) as error:  # a word with a byte that is no text
+        except (sqlite3.Error, OSError, ValueError) as error:  # a name that is not valid Unicode
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        logger.warning("the cache of texts %s is not used: %s", self.path, error)
+        logger.warning("text embedding cache %s is not used: %s", self.path, error)
         self.path = None

@@ -1,8 +1,5 @@
-"""Prompt templates and text clean-up, as in the released ViLD code (paper, appendix; arXiv 2104.13921), and prompts
-that were learned.
-
-A template holds ``{}`` for the name and ``{article}`` for "a" or "an".
-"""
+"""Prompt templates and name normalisation of the released ViLD code (paper, appendix; arXiv 2104.13921), and learned
+prompts. A template has ``{}`` for the name and optionally ``{article}`` for "a" or "an"."""
 
 from __future__ import annotations
 
@@ -51,13 +48,13 @@ PROMPT_SETS = {
 
 @dataclass(frozen=True, eq=False)
 class LearnedPrompts:
-    """A prompt set whose words were learned (``vild/teacher/prompt_learning.py``): "[v_1] ... [v_L] name.".
+    """Prompts with learned context vectors, "[v_1] ... [v_L] name." (``vild/teacher/prompt_learning.py``).
 
-    File: one ``.safetensors`` with ``context``; everything else as JSON in its metadata.
+    File: a ``.safetensors`` with ``context``; everything else is JSON in its metadata.
 
     Attributes:
-        words: what the context began as; their L tokens hold its places in a prompt.
-        context: float32 [L, W], in place of the token embeddings (width W) of the words.
+        words: initial context words; their L tokens mark the positions of the context in a prompt.
+        context: float32 [L, W], replaces the words' token embeddings (width W).
         fingerprint: of the teacher it was learned for.
         record: what it was learned from.
     """
@@ -72,7 +69,7 @@ class LearnedPrompts:
 
     @property
     def hash(self) -> str:
-        """Of all that an embedding depends on beside teacher and name (8 hex digits)."""
+        """8 hex digits of the SHA-256 of words and context."""
         content = self.words.encode() + self.context.numpy().astype("<f4").tobytes()
         return hashlib.sha256(content).hexdigest()[:8]
 
@@ -81,27 +78,27 @@ class LearnedPrompts:
         return [f"{self.words} {{}}."]
 
     def state(self) -> dict:
-        """Plain values, for a vocabulary's metadata; ``from_state`` is its inverse."""
+        """Plain values for a vocabulary's metadata; inverse of ``from_state``."""
         return {**vars(self), "context": self.context.tolist()}
 
     @classmethod
     def from_state(cls, state: dict) -> LearnedPrompts:
-        """ValueError, or TypeError, for a state of another form."""
+        """Inverse of ``state``; ValueError or TypeError for an invalid state."""
         made = cls(**{**state, "context": torch.as_tensor(state["context"])})
         if made.context.ndim != 2 or made.context.dtype != torch.float32 or not made.context.isfinite().all():
-            raise ValueError("context is no matrix of finite numbers")
+            raise ValueError("context is not a matrix of finite float32 numbers")
         if not isinstance(made.words, str) or not all(isinstance(v, dict) for v in (made.fingerprint, made.record)):
-            raise ValueError("words, fingerprint or record are of another kind")
+            raise ValueError("words, fingerprint or record have the wrong type")
         return made
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         rest = {k: v for k, v in vars(self).items() if k != "context"}
         write_tensors(path, {"context": self.context}, {"vild_prompts": json.dumps(rest)})
 
     @classmethod
     def load(cls, path: str | Path) -> LearnedPrompts:
-        """UserError for another file."""
+        """Read a file; UserError if it is not one of tools/learn_prompts.py."""
         if not Path(path).is_file():
             raise UserError(f"prompt set: {path} does not exist; tools/learn_prompts.py makes one")
         with refused_as(f"prompt set: {path} is not a file of tools/learn_prompts.py"), open_tensors(path) as file:
@@ -110,11 +107,7 @@ class LearnedPrompts:
 
 
 def find_prompts(prompts: str | Path | LearnedPrompts) -> list[str] | LearnedPrompts:
-    """A prompt set by its name (its templates) or its file.
-
-    Raises:
-        UserError: neither.
-    """
+    """The templates of a built-in prompt set, or learned prompts from their file; UserError for anything else."""
     if isinstance(prompts, LearnedPrompts):
         return prompts
     if prompts in PROMPT_SETS:
@@ -122,11 +115,11 @@ def find_prompts(prompts: str | Path | LearnedPrompts) -> list[str] | LearnedPro
     if str(prompts).endswith(".safetensors"):
         return LearnedPrompts.load(prompts)
     known = ", ".join(PROMPT_SETS)
-    raise UserError(f"vocabulary: prompt set '{prompts}' is not one of {known}, nor a .safetensors of learned prompts")
+    raise UserError(f"vocabulary: prompt set '{prompts}' is not one of {known}, nor a .safetensors file")
 
 
 def clean_name(name: str) -> str:
-    """ "_" to space, "/" to " or ", lower case, no dot at the end."""
+    """Normalise a name: "_" to space, "/" to " or ", lower case, no trailing dot."""
     return name.replace("_", " ").replace("/", " or ").lower().strip().removesuffix(".")
 
 
@@ -136,7 +129,7 @@ def article(name: str) -> str:
 
 
 def fill(templates: list[str], name: str) -> list[str]:
-    """The prompts for one name. "This is " goes before a text that starts with "a" or "the" [released code]."""
+    """The prompts for a name. Texts that start with "a" or "the" are prefixed with "This is " [released code]."""
     name = clean_name(name)
     texts = [t.replace("{article}", article(name)).replace("{}", name) for t in templates]
     if len(templates) == 1:

@@ -1,6 +1,6 @@
-"""A vocabulary turns the teacher's space into classes: names, one unit text embedding each, and their origin.
+"""A vocabulary defines classes in the teacher's embedding space: names with one unit text embedding each.
 
-File: one ``.safetensors`` with ``embeddings`` float32 [C, D]; everything else as JSON in its metadata.
+File: a ``.safetensors`` with ``embeddings`` float32 [C, D]; everything else is JSON in its metadata.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vild.vocabulary.prompts import LearnedPrompts, clean_name, fill, find_promp
 
 SPLITS = ("base", "novel", "")
 NAMES_AT_ONCE = 64
-LONGEST_NAME = 200  # characters; CLIP reads 77 tokens and drops the rest
+LONGEST_NAME = 200  # characters; CLIP truncates at 77 tokens
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Vocabulary:
     """C classes in a fixed order.
 
     Attributes:
-        names: C different names.
+        names: C distinct names.
         embeddings: float32 [C, D], unit rows.
         splits: per class "base", "novel" or "" (unmarked).
-        synonyms: per class, further names that were averaged in.
-        prompts: name of the prompt set, learned prompts themselves (so that they go where it goes), or "import".
-        fingerprint: the teacher's (see ``vild.teacher.teacher``); {} when unknown (imported).
+        synonyms: per class, further names whose embeddings are averaged in.
+        prompts: name of a prompt set, learned prompts, or "import".
+        fingerprint: of the teacher (``vild.teacher.teacher``); {} if unknown (imported).
     """
 
     names: tuple[str, ...]
@@ -52,8 +52,8 @@ class Vocabulary:
     def __post_init__(self):
         if not self.names:
             raise UserError("vocabulary: it is empty; give at least one name")
-        if (twice := first_twice(self.names)) is not None:
-            raise UserError(f"vocabulary: the name '{twice}' stands in it twice")
+        if (twice := first_duplicate(self.names)) is not None:
+            raise UserError(f"vocabulary: duplicate class name '{twice}'")
         assert self.embeddings.shape[0] == len(self.names) == len(self.splits)
         assert set(self.splits) <= set(SPLITS)
 
@@ -66,7 +66,7 @@ class Vocabulary:
         return self.embeddings.shape[1]
 
     def mask(self, split: str) -> Tensor:
-        """bool [C]: which classes carry the mark ``split``."""
+        """bool [C]: which classes have the mark ``split``."""
         return torch.tensor([s == split for s in self.splits])
 
     @classmethod
@@ -80,11 +80,14 @@ class Vocabulary:
         synonyms: Sequence[Sequence[str]] | None = None,
         cache: TextCache | None = None,
     ) -> Vocabulary:
-        """Encode names with a :class:`~vild.teacher.teacher.Teacher` (paper, section 3.2 and appendix), or take their
-        embeddings from a cache of that teacher's. ``prompts``: a prompt set's name or file.
+        """Encode names with a :class:`~vild.teacher.teacher.Teacher` (paper, section 3.2 and appendix).
+
+        Args:
+            prompts: a prompt set's name or file.
+            cache: used for names encoded before; must be of the same teacher.
 
         Raises:
-            UserError: no name, a name twice or too long, an unknown prompt set, or one learned for another teacher.
+            UserError: no name, a duplicate or too long name, an unknown prompt set or one for another teacher.
         """
         names = tuple(n.strip() for n in names if n.strip())
         synonyms = tuple(tuple(s) for s in synonyms) if synonyms else ((),) * len(names)
@@ -107,16 +110,15 @@ class Vocabulary:
         splits: Sequence[str] | None = None,
         fingerprint: dict | None = None,
     ) -> Vocabulary:
-        """Import a matrix of text embeddings, [C, D] or [D, C] (told apart by the number of names).
+        """Import a matrix of text embeddings, [C, D] or [D, C] (distinguished by the number of names).
 
-        ``fingerprint``: of the teacher the matrix is known to come from (None: unknown; such a vocabulary fits
-        no store).
+        ``fingerprint``: of the teacher that made the matrix (None: unknown; the vocabulary then matches no store).
         """
         with refused_as(f"vocabulary: {path} cannot be read as .npy"):
-            # mapped: an array that is larger than its file is refused before memory is taken for it
+            # memory-mapped: an array larger than its file is rejected before memory is allocated
             matrix = np.lib.format.open_memmap(path, mode="r")
             if matrix.dtype.kind not in "fiu":
-                raise ValueError(f"it holds {matrix.dtype}")
+                raise ValueError(f"its dtype is {matrix.dtype}")
             matrix = np.array(matrix, np.float32)
             if not np.isfinite(matrix).all():
                 raise ValueError("not every value is finite")
@@ -125,13 +127,13 @@ class Vocabulary:
         if matrix.shape[0] != len(names):
             matrix = matrix.T
         if fingerprint and fingerprint["width"] != matrix.shape[1]:
-            raise UserError(f"{path}: its embeddings are {matrix.shape[1]} wide, the teacher's {fingerprint['width']}")
+            raise UserError(f"{path}: the embeddings' width is {matrix.shape[1]}, the teacher's {fingerprint['width']}")
         embeddings = F.normalize(torch.from_numpy(np.ascontiguousarray(matrix)), dim=1)
         splits = tuple(splits) if splits else ("",) * len(names)
         return cls(tuple(names), embeddings, splits, fingerprint=fingerprint or {})
 
     def state(self) -> dict:
-        """Plain values and one tensor, for a checkpoint; ``from_state`` is its inverse."""
+        """Plain values and one tensor for a checkpoint; inverse of ``from_state``."""
         return {
             "embeddings": self.embeddings,
             "names": list(self.names),
@@ -143,7 +145,7 @@ class Vocabulary:
 
     @classmethod
     def from_state(cls, state: dict, where: str = "vocabulary") -> Vocabulary:
-        """UserError, naming ``where`` it is from, for a state of another form."""
+        """Inverse of ``state``; UserError with ``where`` for an invalid state."""
         with refused_as(f"{where} is not a vocabulary of vild's"):
             _check_state(state)
             prompts = state["prompts"]
@@ -158,38 +160,38 @@ class Vocabulary:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         state = self.state()
         embeddings = state.pop("embeddings").contiguous()
         write_tensors(path, {"embeddings": embeddings}, {"vild": json.dumps(state)})
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
-        """Read a vocabulary file, or the vocabulary inside a checkpoint (``.pth``)."""
+        """Read a vocabulary file, or the vocabulary of a checkpoint (``.pth``)."""
         if not Path(path).is_file():
             raise UserError(f"vocabulary: {path} does not exist; tools/build_vocabulary.py makes one")
         if str(path).endswith(".pth"):
             state = load_weights(path).get("vocabulary")
             if state is None:
-                raise UserError(f"checkpoint {path} holds no vocabulary: it is not one of vild's")
-            return cls.from_state(state, f"checkpoint {path}: what it holds")
+                raise UserError(f"checkpoint {path} has no vocabulary: it is not one of vild's")
+            return cls.from_state(state, f"checkpoint {path}: its content")
         with refused_as(f"vocabulary: {path} is not a vocabulary file"), open_tensors(path) as file:
             state = {**parse_json((file.metadata() or {})["vild"]), "embeddings": file.get_tensor("embeddings")}
         return cls.from_state(state, f"vocabulary: {path}")
 
     def marked_by(self, trained: Vocabulary) -> Vocabulary:
-        """The same classes, "base" where a name or synonym is one of a base class of ``trained``, else "novel": what
-        a detector that was trained on those has and has not met."""
+        """The same classes, marked "base" if a name or synonym matches a base class of ``trained`` (the vocabulary a
+        detector was trained with), else "novel"."""
         known = {s for i, mark in enumerate(trained.splits) if mark == "base" for s in trained.spellings(i)}
         splits = ("base" if self.spellings(i) & known else "novel" for i in range(len(self)))
         return replace(self, splits=tuple(splits))
 
     def spellings(self, index: int) -> set[str]:
-        """The names of a class, cleaned as for prompts."""
+        """Name and synonyms of a class, normalised as for prompts."""
         return {clean_name(n) for n in (self.names[index], *(self.synonyms[index] if self.synonyms else ()))}
 
     def take(self, order: Sequence[int]) -> Vocabulary:
-        """The classes ``order`` (indices into this vocabulary), in that order."""
+        """The classes with indices ``order``, in that order."""
         pick = lambda values: tuple(values[i] for i in order)  # noqa: E731
         synonyms = pick(self.synonyms) if self.synonyms else ()
         return replace(
@@ -201,31 +203,31 @@ class Vocabulary:
         )
 
 
-def first_twice(names: Sequence[str]) -> str | None:
-    """The first name that was there before."""
+def first_duplicate(names: Sequence[str]) -> str | None:
+    """The first name that occurs again; None if all are distinct."""
     seen: set[str] = set()
     return next((n for n in names if n in seen or seen.add(n)), None)
 
 
 def _check_state(state: dict) -> None:
-    """ValueError, TypeError or KeyError unless a state is of the form that ``Vocabulary.state`` gives."""
+    """ValueError, TypeError or KeyError unless a state has the form of ``Vocabulary.state``."""
 
     def texts(values) -> bool:
         return isinstance(values, list | tuple) and all(isinstance(v, str) for v in values)
 
     names, fingerprint, embeddings = state["names"], state["fingerprint"], state["embeddings"]
     if not texts(names):
-        raise ValueError("names are no list of texts")
+        raise ValueError("names are not a list of strings")
     if not texts(state["splits"]) or len(state["splits"]) != len(names) or not set(state["splits"]) <= set(SPLITS):
-        raise ValueError(f"splits are not one of {SPLITS} for each name")
+        raise ValueError(f"splits are not one of {SPLITS} per name")
     if len(state["synonyms"]) not in (0, len(names)) or not all(map(texts, state["synonyms"])):
-        raise ValueError("synonyms are no list of texts for each name")
+        raise ValueError("synonyms are not a list of strings per name")
     if not isinstance(state["prompts"], str | dict):
-        raise ValueError("prompts are of another kind")
+        raise ValueError("prompts have the wrong type")
     if not isinstance(embeddings, Tensor) or embeddings.dtype != torch.float32 or embeddings.ndim != 2:
-        raise ValueError("embeddings are no matrix of float32")
+        raise ValueError("embeddings are not a float32 matrix")
     if len(embeddings) != len(names) or not embeddings.isfinite().all():
-        raise ValueError(f"embeddings {list(embeddings.shape)} of {len(names)} names, or not finite")
+        raise ValueError(f"embeddings {list(embeddings.shape)} for {len(names)} names, or not finite")
     check_fingerprint(fingerprint, embeddings.shape[1])
 
 
@@ -236,9 +238,9 @@ def encode_names(
     prompts: list[str] | LearnedPrompts,
     cache: TextCache | None = None,
 ) -> Tensor:
-    """Unit embeddings [C, D]: encode, L2, mean over templates, L2, mean over synonyms, L2.
+    """Unit embeddings [C, D]: encode, normalise, mean over templates, normalise, mean over synonyms, normalise.
 
-    ``prompts``: templates, or learned ones, which ``encode_text`` then is given as ``prompts``.
+    ``prompts``: templates, or learned prompts, which are passed to ``encode_text`` as ``prompts``.
     """
     templates = key = prompts
     if isinstance(prompts, LearnedPrompts):
@@ -258,7 +260,7 @@ def encode_names(
 
 def _encode_spellings(encode_text: Callable[[list[str]], Tensor], spellings: list[str], templates: list[str]) -> Tensor:
     means = []
-    for start in range(0, len(spellings), NAMES_AT_ONCE):  # enough texts to fill a batch, not all [C * T, D] at once
+    for start in range(0, len(spellings), NAMES_AT_ONCE):  # in chunks, not all [C * T, D] at once
         texts = [text for name in spellings[start : start + NAMES_AT_ONCE] for text in fill(templates, name)]
         means.append(F.normalize(encode_text(texts).unflatten(0, (-1, len(templates))).mean(1), dim=1))
     return torch.cat(means)
