@@ -11,7 +11,7 @@ NEWEST := $(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eage
 .PHONY: quickstart test check test-latest fuzz kill-test audit ablation lint install clean
 
 quickstart: install        ## the whole method on the built-in world, with a report (output/quickstart)
-	$(BIN)/python tools/quickstart.py --output output/quickstart
+	$(BIN)/python tools/quickstart.py --output-dir output/quickstart
 
 test: install              ## the test suite, in WORKERS processes of about a GB each
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
@@ -33,7 +33,7 @@ audit: install             ## known vulnerabilities of what is installed; asks p
 	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv-audit/installed.txt
 
 ablation: install          ## all variants and controls, three seeds (output/ablation)
-	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output output/ablation
+	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output-dir output/ablation
 
 kill-test: install         ## SIGKILL at 50 random moments, the same command again: nothing may be lost (output/kill-test)
 	PYTHONPATH=tools $(BIN)/python -m tests.kills --output output/kill-test

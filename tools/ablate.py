@@ -1,66 +1,69 @@
 #!/usr/bin/env python3
-"""Settings by seeds on the built-in world, as one table and one plot: mean ± standard deviation.
+"""Run a grid of settings and seeds on the built-in world, and write one table and plot: mean ± standard deviation.
 
-    tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output output/ablation
-    tools/ablate.py --grid configs/Glyphs/ablations/objectives.yaml --output output/objectives
+    tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output-dir output/ablation
+    tools/ablate.py --grid configs/Glyphs/ablations/objectives.yaml --output-dir output/objectives
 
-Everything of a seed is its own: world, teacher, proposals, stores, detectors; as many trainings run side by side as
-there are cores. Run again, it goes on from what is there; another grid with the same OUTPUT takes what the two share.
-A row that fails ends no other; a row whose setting changed since it began is refused, with the files to remove.
-Writes OUTPUT/GRID.{md,json,png} after every seed, and GRID_cost.png (AP50 over GFLOP) where the rows cost different
-amounts. In the JSON each row has its metrics in the order of "seeds"; beside them stand the iterations of each detector
-(0: as its config says) and the version of the code.
+Each seed has its own world, teacher, proposals, stores and detectors; as many trainings run in parallel as there are
+cores. Started again, it resumes; grids with the same output folder share what they have in common. The other rows
+continue when one fails. A row whose setting has changed since it was started is refused; the message names the files
+to remove. After every seed, GRID.{md,json,png} are written, and GRID_cost.png (AP50 over GFLOP) where costs differ. In
+the JSON file, the metrics of each row are in the order of "seeds".
 """
 
 import argparse
 from pathlib import Path
 
-from experiments.ablation import plot, plot_cost, read_cost, read_row, run_seed, table
-from experiments.grid import check_seeds, read_grid
-from experiments.pipeline import GlyphsRun
 
-from vild.engine.run_record import code_version
-from vild.utils.errors import UserError, one_line_errors
-from vild.utils.files import write_json, write_text
-
-
-@one_line_errors
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--grid", type=Path, required=True, help="YAML file (tools/experiments/grid.py says what it holds)"
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--grid", type=Path, required=True, help="YAML file (see tools/experiments/grid.py)")
+    parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the grid's")
-    parser.add_argument("--iterations", type=int, help="of each detector, instead of the grid's (0: its config's)")
-    parser.add_argument("--smoke", action="store_true", help="as small as can be; its numbers mean nothing")
-    args = parser.parse_args()
-    grid = read_grid(args.grid)
+    parser.add_argument(
+        "--iterations", type=int, help="of each detector, instead of the grid's (0: as its config says)"
+    )
+    parser.add_argument("--smoke", action="store_true", help="as small as possible; the numbers mean nothing")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    from experiments.ablation import plot, plot_cost, read_cost, read_row, run_seed, table
+    from experiments.glyphs import GlyphsRun
+    from experiments.grid import check_seeds, read_grid
+
+    from vild.engine.run_record import code_version
+    from vild.utils.errors import UserError
+    from vild.utils.files import write_json, write_text
+
+    grid, folder, name = read_grid(args.grid), args.output_dir, args.grid.stem
     iterations = grid.iterations if args.iterations is None else args.iterations
     if iterations < 0:
         raise UserError(f"--iterations: {iterations} is below 0")
     seeds = grid.seeds if args.seeds is None else check_seeds(args.seeds, "--seeds")
-    results = {row.name: [] for row in grid.rows}
-    gauges: dict[str, list[dict]] = {}
-    code = code_version()
+    results, diagnostics, code = {row.name: [] for row in grid.rows}, {}, code_version()
     for number, seed in enumerate(seeds):
         print(f"seed {seed}", flush=True)
-        run = GlyphsRun(args.output / f"seed{seed}", seed=seed, iterations=iterations, smoke=args.smoke)
+        run = GlyphsRun(folder / f"seed{seed}", seed, iterations, args.smoke)
         run_seed(run, grid.rows)
         for row in grid.rows:
             results[row.name].append(read_row(run, row) | (read_cost(run, row) if number == 0 else {}))
         if any(row.clip_on_crops for row in grid.rows):
-            for name, values in run.read_gauges()[0].items():
-                gauges.setdefault(name, []).append(values)
-        page = table(results, gauges)
-        name = args.grid.stem
-        write_text(args.output / f"{name}.md", page)
-        made = {"seeds": seeds[: number + 1], "iterations": run.iterations, "smoke": run.smoke, "code": code}
-        write_json(args.output / f"{name}.json", {**made, "rows": results, "gauges": gauges})
-        plot(results, args.output / f"{name}.png")
-        plot_cost(results, args.output / f"{name}_cost.png")
+            for key, values in run.read_diagnostics()[0].items():
+                diagnostics.setdefault(key, []).append(values)
+        page = table(results, diagnostics)
+        write_text(folder / f"{name}.md", page)
+        setup = {"seeds": seeds[: number + 1], "iterations": run.iterations, "smoke": run.smoke, "code": code}
+        write_json(folder / f"{name}.json", {**setup, "rows": results, "gauges": diagnostics})
+        plot(results, folder / f"{name}.png")
+        plot_cost(results, folder / f"{name}_cost.png")
         print(page, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parse_arguments()
+    from vild.utils.errors import one_line_errors
+
+    one_line_errors(main)(arguments)

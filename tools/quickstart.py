@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Run the whole method on the built-in world, on a CPU, and report: world, teacher, proposals, store, training,
-evaluation, images. Started again, it continues with what is there.
+"""Run the whole method on the built-in world, on a CPU, and write a report: world, teacher, proposals, store, training,
+evaluation, images. Started again, it resumes.
 
     tools/quickstart.py --output-dir output/quickstart
 """
@@ -9,10 +9,9 @@ import argparse
 import os
 from pathlib import Path
 
-COLUMNS = ["bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/AP", "segm/AP50_novel", "segm/AP50_base"]
-TEXT = """ViLD and ViLD-text, trained for equally many iterations on the same scenes: {base} base names annotated,
-{novel} novel names drawn in them but never annotated. Evaluated on {images} scenes with all {all} names offered.
-ViLD has met the novel objects only as unnamed proposals whose teacher embedding it imitates."""
+TEXT = """ViLD and ViLD-text, trained for equally many iterations on the same scenes: {base} base classes are annotated,
+{novel} novel classes are drawn in the scenes but never annotated. Evaluated on {images} scenes, with all {all} classes
+in the vocabulary. ViLD has met the novel objects only as unnamed proposals whose teacher embedding it imitates."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,36 +31,34 @@ def main(args: argparse.Namespace) -> None:
     from vild.config import load_config
     from vild.data import datasets
     from vild.inference.predictor import OpenVocabularyDetector
-    from vild.report.quickstart import comparison, table, write_report
+    from vild.report.images import comparison
+    from vild.report.quickstart import quickstart_table, write_quickstart_report
 
     run = GlyphsRun(args.output_dir, args.seed, args.iterations, args.smoke)
-    run.prepare()
-    student = run.detector("vild", "vild")
-    run.run(run.detector("text", "text"), student)
-    run.run(run.gauges("gauges", student, "vild"))
+    trained = {"ViLD-text": run.detector("text", "text"), "ViLD": run.detector("vild", "vild")}
+    run.run(*trained.values())
+    run.run(run.diagnostics("diagnostics", trained["ViLD"], "vild"))
 
     os.environ["DETECTRON2_DATASETS"] = str(args.output_dir / "datasets")
-    gauges, crops = run.read_gauges()
-    gauges["clip_on_crops_AP50"] = {mark: crops[f"AP50_{mark}"] for mark in ("base", "novel")}
-    metrics = {"ViLD": run.read_metrics("vild"), "ViLD-text": run.read_metrics("text")}
+    diagnostics, crops = run.read_diagnostics()
+    diagnostics["clip_on_crops_AP50"] = {group: crops[f"AP50_{group}"] for group in ("base", "novel")}
+    metrics = {title: run.read_metrics(trained[title].name) for title in ("ViLD", "ViLD-text")}
     detectors = {
         title: OpenVocabularyDetector(
-            load_config(str(run.config(name)), ["MODEL.WEIGHTS", str(args.output_dir / name / "model_final.pth")])
+            load_config(str(run.config(stage.name)), ["MODEL.WEIGHTS", str(stage.output / "model_final.pth")])
         )
-        for title, name in (("ViLD-text", "text"), ("ViLD", "vild"))
+        for title, stage in trained.items()
     }
-    splits = detectors["ViLD"].trained.splits
-    text = TEXT.format(
-        base=splits.count("base"),
-        novel=splits.count("novel"),
-        all=len(splits),
-        images=len(datasets.load_dicts("glyphs_val")),
+    splits, images = detectors["ViLD"].trained.splits, len(datasets.load_dicts("glyphs_val"))
+    counts = {"base": splits.count("base"), "novel": splits.count("novel"), "all": len(splits)}
+    page = write_quickstart_report(
+        args.output_dir,
+        {**metrics, "gauges": diagnostics, "seconds": run.seconds},
+        TEXT.format(images=images, **counts),
+        comparison(detectors, "glyphs_val", count=4, threshold=0.5),
     )
-    image = comparison(detectors, "glyphs_val", count=4, threshold=0.5)
-    document = {**metrics, "gauges": gauges, "seconds": run.seconds}
-    page = write_report(args.output_dir, document, COLUMNS, text, image)
-    print(table(metrics, COLUMNS))
-    print(f"the report: {page}, its image: {args.output_dir / 'report.png'}")
+    print(quickstart_table(metrics).markdown)
+    print(f"report: {page}, with the image {args.output_dir / 'report.png'}")
 
 
 if __name__ == "__main__":

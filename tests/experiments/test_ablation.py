@@ -9,8 +9,9 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 from experiments import ablation
+from experiments.glyphs import EXTRA_WIDTH, GlyphsRun
 from experiments.grid import Row, read_grid
-from experiments.pipeline import SECOND_WIDTH, GlyphsRun, Pipeline, Stage
+from experiments.runner import Runner, Stage
 from PIL import Image
 
 from tests.conftest import REPOSITORY
@@ -48,27 +49,27 @@ def test_a_grid_is_read(tmp_path):
     ("text", "message"),
     [
         ("rows: {}", "rows is empty"),
-        ("row: {}", "its keys are"),
-        ("rows: {a: vild}", "row 'a': vild is no setting"),
+        ("row: {}", "the allowed keys are"),
+        ("rows: {a: vild}", "row 'a': vild is not a setting"),
         ("rows: {a: {config: vild, dta: all}}", "'dta' is not one of"),
         ("rows: {a: {config: vild, data: some}}", "data: some is not one of"),
         ("rows: {a: {data: all}}", "give one of config"),
-        ("rows: {a: {evaluate: b}}", "'b' is no row"),
-        ("rows: {a: {evaluate: b}, b: {clip_on_crops: a}}", "'b' is no row with a config"),
-        ("rows: {a: {clip_on_crops: b}}", "'b' is no row with a config"),
+        ("rows: {a: {evaluate: b}}", "'b': not the name of a row"),
+        ("rows: {a: {evaluate: b}, b: {clip_on_crops: a}}", "'b': not the name of a row with a config"),
+        ("rows: {a: {clip_on_crops: b}}", "'b': not the name of a row with a config"),
         ("rows: {a: {config: vild}, b: {clip_on_crops: true}}", "clip_on_crops: True is not a name"),
-        ("rows: {a: {config: text, data: all}, b: {clip_on_crops: a}}", "'a' is not of data: train"),
-        ("rows: {a: {config: vild}, b: {clip_on_crops: a}, c: {clip_on_crops: a}}", "'b' and 'c' would both write"),
+        ("rows: {a: {config: text, data: all}, b: {clip_on_crops: a}}", "'a': this row is not trained on data: train"),
+        ("rows: {a: {config: vild}, b: {clip_on_crops: a}, c: {clip_on_crops: a}}", "'b', 'c'\\] have clip_on_crops"),
         ("rows: {a b: {config: vild}, a-b: {config: text}}", "two rows"),
         ("rows: {a: {config: vild, teachers: 3}}", "teachers: 3 is not one of"),
-        ("rows: {a: {config: vild, teachers: 2, data: all}}", "teachers is for"),
-        ("rows: {a: {config: vild, teachers: 2}, b: {evaluate: a}}", "more teachers than one"),
-        ("rows: {a: {config: vild, teachers: 2}, b: {clip_on_crops: a}}", "more teachers than one"),
+        ("rows: {a: {config: vild, teachers: 2, data: all}}", "teachers needs data: train"),
+        ("rows: {a: {config: vild, teachers: 2}, b: {evaluate: a}}", "more than one teacher"),
+        ("rows: {a: {config: vild, teachers: 2}, b: {clip_on_crops: a}}", "more than one teacher"),
         ("rows: [", "grid"),
         ("rows: {a: {config: vild}}\nseeds: 3", "seeds: 3 is not a list"),
         ("rows: {a: {config: vild}}\nseeds: []", "is not a list of whole"),
         ("rows: {a: {config: vild}}\nseeds: [0, 1.5]", "is not a list of whole"),
-        ("rows: {a: {config: vild}}\nseeds: [0, 1, 0]", "has one twice"),
+        ("rows: {a: {config: vild}}\nseeds: [0, 1, 0]", "duplicate seed"),
         ("rows: {a: {config: vild}}\niterations: 1e3", "iterations: 1e3 is not a whole"),
         ("rows: {a: {config: vild}}\niterations: -1", "iterations: -1 is not a whole"),
         ("rows: {a: {config: [vild]}}", r"config: \['vild'\] is not a name"),
@@ -81,20 +82,20 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {config: vild, MODEL.VILD.OBJECTIVES: [{NAME: tokens}]}}", "row 'a': .*'tokens' needs"),
         (
             "rows: {a: {config: vild}, b: {evaluate: a, MODEL.MASK_ON: false}}",
-            "'MODEL.MASK_ON' means nothing beside eva",
+            "'MODEL.MASK_ON' has no effect with eva",
         ),
-        ("rows: {a: {config: vild}, b: {evaluate: a, data: all}}", "'data' means nothing beside evaluate"),
+        ("rows: {a: {config: vild}, b: {evaluate: a, data: all}}", "'data' has no effect with evaluate"),
         (
             "rows: {a: {config: vild}, b: {clip_on_crops: a, MODEL.MASK_ON: 1}}",
-            "'MODEL.MASK_ON' means nothing beside clip",
+            "'MODEL.MASK_ON' has no effect with clip",
         ),
-        ("rows: {a: {config: vild}, b: {clip_on_crops: a, teachers: 1}}", "'teachers' means nothing beside clip"),
+        ("rows: {a: {config: vild}, b: {clip_on_crops: a, teachers: 1}}", "'teachers' has no effect with clip"),
         ("rows: {a: {config: vild}, a: {config: text}}", "line 1: duplicate key 'a'"),
-        ("rows: {a: {config: vild, 1: 2}}", "row 'a': its key 1 is not text"),
-        ("rows: {a|b: {config: vild}}", r"row 'a\|b': a table or plot cannot show its name"),
+        ("rows: {a: {config: vild, 1: 2}}", "row 'a': key 1 is not text"),
+        ("rows: {a|b: {config: vild}}", r"row 'a\|b': tables and plots cannot show this name"),
         ("rows: {a: {config: proposals}}", "config: 'proposals' is not one of ensemble, image, students/"),
-        ("rows: {a: {config: vild, SEED: 1}}", "row 'a': 'SEED' is set by the pipeline; give seeds"),
-        ("rows: {a: {config: vild, DATASETS: {TEST: []}}}", "row 'a': 'DATASETS' is set by the pipeline"),
+        ("rows: {a: {config: vild, SEED: 1}}", "row 'a': 'SEED' is set by the stages; use seeds"),
+        ("rows: {a: {config: vild, DATASETS: {TEST: []}}}", "row 'a': 'DATASETS' is set by the stages"),
         ("rows: {a: {config: text, teachers: 2}}", "row 'a': .* the variant 'text' distils from no teacher"),
         (
             "rows: {a: {config: vild, teachers: twice, MODEL.VILD.DISTILL_FROM: teacher}}",
@@ -107,13 +108,13 @@ def test_a_grid_is_read(tmp_path):
         ),
         (
             "rows: {a: {config: vild, MODEL.VILD.VARIANT: text, MODEL.VILD.OBJECTIVES: [{NAME: cosine}]}}",
-            "row 'a': MODEL.VILD.OBJECTIVES means nothing",
+            "row 'a': MODEL.VILD.OBJECTIVES has no effect",
         ),
         ("rows: {a: {config: students/resnet10t}}", "row 'a': .* add MODEL.WEIGHTS"),
         ("rows: {a: {config: students/resnet10t, MODEL.VILD.TIMM_BACKBONE: renset}}", "timm has no model 'renset'"),
         ("rows: {a: {config: vild, MODEL.VILD.VARIANT: vlid}}", "row 'a': MODEL.VILD.VARIANT: 'vlid' is not"),
         ("rows: {a: {config: vild, TEST.PATIENCE: 2}}", "row 'a': TEST.PATIENCE is 2"),
-        ("rows: {a: {config: vild, novel_texts: rotated}}", "'novel_texts' means nothing beside config"),
+        ("rows: {a: {config: vild, novel_texts: rotated}}", "'novel_texts' has no effect with config"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, text, message):
@@ -127,17 +128,19 @@ def stages_of(tmp_path, monkeypatch, vocabulary):
     """A grid's stages in their order, with tools that do nothing."""
     done: list[Stage] = []
 
-    def run(self, *stages):
-        done.extend(stages)
-        if any(s.name == "vocabulary" for s in stages):
-            vocabulary.save(self.vocabulary)
+    def run_step(self, stages):
+        for stage in stages:
+            if stage not in done:
+                done.append(stage)
+                if stage.name == "vocabulary":
+                    vocabulary.save(stage.output)
 
     def stages(text):
         done.clear()
         ablation.run_seed(GlyphsRun(tmp_path / "seed0", iterations=10), read(tmp_path, text).rows)
         return list(done)
 
-    monkeypatch.setattr(Pipeline, "run", run)
+    monkeypatch.setattr(Runner, "run_step", run_step)
     return stages
 
 
@@ -161,7 +164,7 @@ def test_the_weights_that_are_evaluated_are_the_other_rows(stages_of):
     assert overrides["MODEL.VILD.TEMPERATURE"] == "0.02"
 
 
-def test_the_gauges_are_of_the_row_that_is_named(stages_of):
+def test_the_diagnostics_are_of_the_named_row(stages_of):
     """With its overrides: the paper's table has ViLD's cosine to the teacher, not that of the first row."""
     paper = (REPOSITORY / "configs/Glyphs/ablations/paper.yaml").read_text()
     (command,) = (s.command for s in stages_of(paper) if s.command[0] == "gauges.py")
@@ -193,7 +196,7 @@ def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_c
     (entry,) = check_teachers(make_cfg("vild", *row[key : key + 2]).MODEL.VILD.TEACHERS)
     assert entry["STORE"] == store[store.index("--output") + 1]
     assert entry["VOCABULARY"] == words[words.index("--output") + 1]
-    assert row[-2:] == ("MODEL.VILD.DISTILL_WEIGHT", "1.0") and teacher[-2:] == ("--width", str(SECOND_WIDTH))
+    assert row[-2:] == ("MODEL.VILD.DISTILL_WEIGHT", "1.0") and teacher[-2:] == ("--width", str(EXTRA_WIDTH))
 
 
 def test_table_and_plot(tmp_path):
@@ -209,7 +212,7 @@ def test_a_row_looks_the_same_in_both_images(tmp_path, monkeypatch):
     drawn = {}
 
     @contextmanager
-    def axes(path, results):
+    def axes(path, *_):
         drawn[path.stem] = MagicMock()
         yield drawn[path.stem]
 
@@ -247,7 +250,7 @@ def test_what_a_row_costs(make_cfg, tmp_path):
 
 def test_two_grids_of_one_output(tmp_path, monkeypatch, capsys):
     """Each has its own table and plot, named after its file; nothing of the other's is overwritten."""
-    monkeypatch.setattr(Pipeline, "run", lambda self, *stages: None)
+    monkeypatch.setattr(Runner, "run_step", lambda self, stages: None)
     scores = {"ViLD": 40.0, "cosine": 30.0, "other": 20.0}
     monkeypatch.setattr(ablation, "read_row", lambda run, row: {"bbox/AP50_novel": scores[row.name] + run.seed,
                                                                 "bbox/AP50_base": 60.0})  # fmt: skip
@@ -256,7 +259,7 @@ def test_two_grids_of_one_output(tmp_path, monkeypatch, capsys):
     for name, other in (("first", "cosine"), ("second", "other")):
         grid = tmp_path / f"{name}.yaml"
         grid.write_text(f"seeds: [0, 1]\nrows: {{ViLD: {{config: vild}}, {other}: {{config: vild}}}}")
-        monkeypatch.setattr("sys.argv", ["ablate.py", "--grid", str(grid), "--output", str(tmp_path / "output")])
+        monkeypatch.setattr("sys.argv", ["ablate.py", "--grid", str(grid), "--output-dir", str(tmp_path / "output")])
         runpy.run_path(str(REPOSITORY / "tools" / "ablate.py"), run_name="__main__")
     assert counted == [0] * 4  # of the first seed only: it is the same of all
     for name, other, mean in (("first", "cosine", "30.5 ± 0.7"), ("second", "other", "20.5 ± 0.7")):

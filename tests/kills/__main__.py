@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import torch
-from experiments.pipeline import TOOLS, GlyphsRun
+from experiments.glyphs import GlyphsRun
+from experiments.runner import TOOLS
 
 from tests.kills.harness import Harness, KillableCommand
 from vild.utils.errors import one_line_errors
@@ -26,7 +27,7 @@ STEPS = 8
 
 
 def make_jobs(config: Path) -> list[KillableCommand]:
-    """The commands, in a folder in which ``world`` is what :class:`GlyphsRun` prepared."""
+    """The commands, in a folder in which ``world`` is what stages of :class:`GlyphsRun` have written."""
 
     def job(name: str, output: str, tool: str, *arguments: object, **kwargs) -> KillableCommand:
         return KillableCommand(name, (sys.executable, str(TOOLS / tool), *map(str, arguments)), output, **kwargs)
@@ -67,7 +68,7 @@ def main():
 
     with only_writer(folder, folder=True):
         world = GlyphsRun(folder / "world", smoke=True)
-        world.prepare()
+        world.run(world.vocabulary(), world.proposals())
         environment = os.environ | {
             "DETECTRON2_DATASETS": str(folder / "world" / "datasets"),
             "OMP_NUM_THREADS": "1",  # as many in every run, for the same last bits

@@ -64,7 +64,7 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
 
     Exit status 2 for a UserError or a disk that fails, 1 for a Failure, 128 + signal where SIGTERM or SIGINT asked for
     the end. (That is what a shell reports of a process that a signal ended. Not 0: a scheduler's "afterok", make and
-    :mod:`experiments.pipeline` would take what is half done for done.)
+    :mod:`experiments.runner` would take what is half done for done.)
     """
 
     @functools.wraps(main)

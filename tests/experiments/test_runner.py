@@ -1,35 +1,42 @@
-"""Stages run side by side, each once; what is begun is only its own command's."""
+"""Stages run in parallel, each once; only the command that started a stage resumes it."""
 
 import json
 import os
 
 import pytest
 import torch
-from experiments.pipeline import Pipeline, Stage
+from experiments.runner import Runner, Stage, stage
 
 from vild.utils.errors import UserError
 
 
 @pytest.fixture
 def tool(tmp_path, monkeypatch):
-    """Makes a stage of lines of Python, which find the command's output folder as ``out``."""
+    """Makes a stage from lines of Python, which find the stage's output as ``out``."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("experiments.pipeline.REPOSITORY", tmp_path)
+    monkeypatch.setattr("experiments.runner.TOOLS", tmp_path / "tools")
     (tmp_path / "tools").mkdir()
 
-    def make(name, body, *arguments):
+    def make(name, body, *arguments, needs=()):
         head = "import os, sys, time\nfrom pathlib import Path\nout = Path(sys.argv[2])\n"
         (tmp_path / "tools" / f"{name}.py").write_text(head + body)
-        return Stage(name, (f"{name}.py", "--output", str(tmp_path / f"out-{name}"), *arguments))
+        output = tmp_path / f"out-{name}"
+        return stage(name, output, f"{name}.py", "--output", output, *arguments, needs=needs)
 
     return make
 
 
 def test_more_stages_than_cores(tmp_path, tool):
-    """They all run, never more at once than cores, and a second run does nothing."""
-    work = "start = time.time()\ntime.sleep(0.6)\nout.write_text(f'{start} {time.time()}')"
-    stages = [tool(f"s{n}", work) for n in range(5)]
-    run = Pipeline(tmp_path / "run")
+    """They all run, two at once on two cores, never more; a second run does nothing."""
+    wait = """
+start, began = time.time(), out.with_name(f"began-{out.name}")
+began.touch()
+while len(list(out.parent.glob("began-*"))) < 2 and time.time() < start + 120:
+    time.sleep(0.01)
+out.write_text(f"{start} {time.time()}")
+"""
+    stages = [tool(f"s{n}", wait) for n in range(5)]
+    run = Runner(tmp_path / "run")
     run.run(*stages)
     spans = [tuple(map(float, path.read_text().split())) for path in tmp_path.glob("out-*")]
     assert len(spans) == 5 and max(sum(a <= t < b for a, b in spans) for t, _ in spans) == 2
@@ -41,9 +48,9 @@ def test_more_stages_than_cores(tmp_path, tool):
     assert marker.keys() == {"command", "seconds"} and marker["seconds"] > 0  # as those of earlier versions
 
 
-def test_a_stage_begun_by_another_command_is_refused(tmp_path, tool):
-    """Whether or not it has ended: half a training would go on under other settings. With its own it goes on."""
-    run = Pipeline(tmp_path / "run")
+def test_a_stage_started_by_another_command_is_refused(tmp_path, tool):
+    """Finished or not: half a training would resume with other settings. With its own command it resumes."""
+    run = Runner(tmp_path / "run")
     half = "out.mkdir(exist_ok=True)\n"
     half += "if not (out / 'half').exists():\n    (out / 'half').touch()\n    sys.exit('error: no')"
     row, other = (tool("row-a", half, "SEED", "0", "RATE", rate) for rate in "12")
@@ -52,40 +59,54 @@ def test_a_stage_begun_by_another_command_is_refused(tmp_path, tool):
     for _ in range(2):
         with pytest.raises(UserError, match="'RATE 1' where it is now 'RATE 2'; remove that file") as error:
             run.run(other)
-        assert str(tmp_path / "run/stages/row-a.json") in str(error.value) and row.output in str(error.value)
-        Pipeline(tmp_path / "run").run(row)
+        assert str(tmp_path / "run/stages/row-a.json") in str(error.value) and str(row.output) in str(error.value)
+        Runner(tmp_path / "run").run(row)
     with pytest.raises(UserError, match="'1' where it is now '1 MORE'"):
-        run.run(Stage("row-a", (*row.command, "MORE")))
+        run.run(Stage("row-a", row.output, (*row.command, "MORE")))
 
 
 def test_one_failure_ends_no_other_stage(tmp_path, tool):
-    """All others are done when it is told, those that had not begun too."""
+    """All others have finished when it is reported, also those that had not started."""
     stages = [tool(n, "out.touch()" if n in "cd" else f"sys.exit('error: of {n}')") for n in "abcd"]
-    run = Pipeline(tmp_path / "run")
+    run = Runner(tmp_path / "run")
     with pytest.raises(UserError, match=r"stage '[ab]' failed: of [ab] \(see .*\); 2 of 4 stages failed"):
         run.run(*stages)
     assert sorted(run.seconds) == ["c", "d"] and (tmp_path / "out-d").exists()
 
 
-def test_the_end_of_the_pipeline_ends_its_stages(tmp_path, tool, monkeypatch):
+def test_the_end_of_the_runner_ends_its_stages(tmp_path, tool, monkeypatch):
     stage = tool("a", "out.write_text(str(os.getpid()))\ntime.sleep(60)")
 
     def ctrl_c(seconds):
         if (tmp_path / "out-a").exists() and (tmp_path / "out-a").read_text():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.pipeline.time.sleep", ctrl_c)
+    monkeypatch.setattr("experiments.runner.time.sleep", ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        Pipeline(tmp_path / "run").run(stage)
+        Runner(tmp_path / "run").run(stage)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "out-a").read_text()), 0)
+
+
+def test_needed_stages_run_first_and_once(tmp_path, tool):
+    """Those of several stages too; what a failed one was needed for does not start."""
+    a = tool("a", "out.write_text('a')")
+    b = tool("b", "out.write_text(Path(sys.argv[3]).read_text() + 'b')", a.output, needs=[a])
+    c = tool("c", "out.write_text(Path(sys.argv[3]).read_text() + 'c')", a.output, needs=[a])
+    run = Runner(tmp_path / "run")
+    run.run(b, c)
+    assert (b.output.read_text(), c.output.read_text(), next(iter(run.seconds))) == ("ab", "ac", "a")
+    d = tool("d", "sys.exit('error: of d')")
+    with pytest.raises(UserError, match="stage 'd' failed: of d"):
+        run.run(tool("e", "out.touch()", needs=[d]))
+    assert not (tmp_path / "out-e").exists()
 
 
 def test_a_row_that_is_added_has_its_neighbours_threads(tmp_path, tool, monkeypatch):
     """Seconds a step stay comparable, and so do the last bits."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     stages = [tool(n, "out.write_text(os.environ['OMP_NUM_THREADS'])") for n in "ab"]
-    Pipeline(tmp_path / "run").run(*stages)
+    Runner(tmp_path / "run").run(*stages)
     (tmp_path / "run/stages/b.json").unlink()
-    Pipeline(tmp_path / "run").run(*stages)
+    Runner(tmp_path / "run").run(*stages)
     assert [(tmp_path / f"out-{n}").read_text() for n in "ab"] == ["2", "2"]
