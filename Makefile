@@ -35,8 +35,8 @@ audit: install             ## known vulnerabilities of what is installed; asks p
 ablation: install          ## all variants and controls, three seeds (output/ablation)
 	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output-dir output/ablation
 
-kill-test: install         ## SIGKILL at 50 random moments, the same command again: nothing may be lost (output/kill-test)
-	PYTHONPATH=tools $(BIN)/python -m tests.kills --output output/kill-test
+kill-test: install         ## 50 kills (SIGKILL) at random moments, each followed by the same command: nothing may be lost
+	PYTHONPATH=tools $(BIN)/python -m tests.kills --output-dir output/kill-test
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,16 +1,14 @@
-import argparse
-
 import pytest
 import torch
-from benchmarks import crops
+from benchmark import make_parser
+from benchmarks import common, crops
 
 from vild.utils.errors import UserError
 
 
 def arguments(*words):
-    parser = argparse.ArgumentParser()
-    crops.add_arguments(parser)
-    return parser.parse_args(["--device", "cpu", "--boxes", "20", "--repeats", "1", "--embedded", "5", *words])
+    small = ("--device", "cpu", "--boxes", "20", "--repeats", "1", "--embedded", "5")
+    return make_parser().parse_args(["crops", *small, *words])
 
 
 def test_crops_are_measured_beside_both_baselines(teacher_folder):
@@ -30,4 +28,4 @@ def test_a_pixel_off_by_three_levels_is_seen():
 
 def test_a_folder_without_images_is_named(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
-        list(crops.read_images(tmp_path))
+        common.list_images(tmp_path)

@@ -1,8 +1,7 @@
-"""The benchmarks of the detector at a size of seconds: what is compared is comparable. No test asserts a time."""
-
-import argparse
+"""The benchmarks of the detector, at sizes that take seconds, compare like with like. No test asserts a time."""
 
 import pytest
+from benchmark import make_parser
 from benchmarks import inference, objectives, train_step, vocabulary
 
 from tests.conftest import REPOSITORY
@@ -10,11 +9,10 @@ from vild.modeling.objectives import OBJECTIVES
 
 
 def rows_of(module, *arguments):
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
+    verb = module.__name__.split(".")[-1].replace("_", "-")
     config = REPOSITORY / "configs" / "Glyphs" / "vild.yaml"
-    always = ["--config-file", config, "--repeats", 1, "--device", "cpu"]
-    rows = list(module.run(parser.parse_args([str(a) for a in [*always, *arguments]])))
+    always = [verb, "--config-file", config, "--repeats", 1, "--device", "cpu"]
+    rows = list(module.run(make_parser().parse_args([str(a) for a in [*always, *arguments]])))
     for row in rows:
         assert row["ratio"] == pytest.approx(row["baseline_s"] / row["ours_s"]) and row["ours_s"] > 0
     return rows
@@ -30,7 +28,7 @@ def test_inference_does_the_same_work_on_both_sides():
 
 
 def test_a_training_step_distils_every_region():
-    rows = rows_of(train_step, "--size", 64, "--regions", 8, "--batch", 1)
+    rows = rows_of(train_step, "--size", 64, "--regions", 8, "--batch-size", 1)
     assert [(r["what"].split(",")[0], r["what"].split(", ")[1]) for r in rows] == [
         (what, variant) for what in ("step", "step and data") for variant in ("vild", "ensemble")
     ]
@@ -40,7 +38,7 @@ def test_a_training_step_distils_every_region():
 
 
 def test_every_objective_is_beside_none():
-    rows = rows_of(objectives, "--size", 64, "--regions", 8, "--batch", 1)
+    rows = rows_of(objectives, "--size", 64, "--regions", 8, "--batch-size", 1)
     assert {r["what"].split(", ")[1] for r in rows} == OBJECTIVES.keys()
     assert {(r["baseline"], r["baseline_s"]) for r in rows} == {("no objective", rows[0]["baseline_s"])}
     assert all(r["times_baseline"] == r["ours_s"] / r["baseline_s"] for r in rows)

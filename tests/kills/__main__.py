@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""SIGKILL at random moments over store building, training and evaluation on a tiny built-in world; after each, the
-same command again; in the end the bytes of the store, weights and losses of the training and the metrics must be those
-of a run that was left alone.
+"""Kill store building, training and evaluation (SIGKILL) at random moments on a tiny built-in world, and run the same
+command again after each kill. In the end, the bytes of the store, weights and losses of the training, and the metrics
+must equal those of a run without kills.
 
-    PYTHONPATH=tools python -m tests.kills --output output/kill-test
+    PYTHONPATH=tools python -m tests.kills --output-dir output/kill-test
 
-prints `50 kills, 0 lost`; exit status 1 and what was lost otherwise
+prints `50 kills, 0 lost`; otherwise what was lost, with exit status 1
 """
 
 import argparse
@@ -44,8 +44,8 @@ def make_jobs(config: Path) -> list[KillableCommand]:
             "world/proposals_train.safetensors", "--teacher", teacher, "--shard-images", 5, "--device", "cpu",
             "--output", "store"),
         job("training", "training", "train_net.py", *detector, *start, "SOLVER.MAX_ITER", STEPS),
-        # what is logged is a median over the steps since the last resume; of one further step, it is that step's
-        job("a further step", "training", "train_net.py", *detector, *start, "SOLVER.MAX_ITER", STEPS + 1,
+        # logged losses are medians over the steps since the last resume; of one more step, they are that step's own
+        job("one more step", "training", "train_net.py", *detector, *start, "SOLVER.MAX_ITER", STEPS + 1,
             "DATASETS.TEST", "()", kill=False, losses=True),
         job("evaluation", "evaluation", "train_net.py", "--eval-only", *detector, "OUTPUT_DIR", "evaluation",
             "MODEL.WEIGHTS", "training/model_final.pth"),
@@ -55,15 +55,15 @@ def make_jobs(config: Path) -> list[KillableCommand]:
 @one_line_errors
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/kill-test"))
+    parser.add_argument("--output-dir", type=Path, default=Path("output/kill-test"))
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=4, help="how often all of it is begun from nothing")
-    parser.add_argument("--cold", action="store_true", help="a new interpreter for every start, which takes far longer")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--rounds", type=int, default=4, help="how often everything starts from nothing")
+    parser.add_argument("--cold", action="store_true", help="start a new interpreter each time (much slower)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     args = parser.parse_args()
-    folder, start = args.output.resolve(), time.monotonic()
+    folder, start = args.output_dir.resolve(), time.monotonic()
 
-    def tell(line: str) -> None:
+    def log(line: str) -> None:
         print(f"{time.monotonic() - start:5.0f} s  {line}", flush=True)
 
     with only_writer(folder, folder=True):
@@ -71,18 +71,18 @@ def main():
         world.run(world.vocabulary(), world.proposals())
         environment = os.environ | {
             "DETECTRON2_DATASETS": str(folder / "world" / "datasets"),
-            "OMP_NUM_THREADS": "1",  # as many in every run, for the same last bits
+            "OMP_NUM_THREADS": "1",  # the last bits depend on it
         }
         harness = Harness(folder, make_jobs(world.config("vild")), environment, link=["world"], warm=not args.cold)
-        torch.set_num_threads(1)  # a process of several threads cannot be copied
-        harness.measure(tell)
-        harness.torment(args.kills, args.rounds, args.seed, tell)
+        torch.set_num_threads(1)  # a process with several threads cannot be forked
+        harness.run_references(log)
+        harness.kill_and_compare(args.kills, args.rounds, args.seed, log)
         seconds = round(time.monotonic() - start)
         write_json(folder / "kills.json", {"killed": harness.killed, "lost": harness.lost, "seconds": seconds})
     for name, kinds in harness.killed.items():
         if sum(kinds.values()):
-            tell(f"{name}: " + ", ".join(f"{count} at {kind}" for kind, count in kinds.items()))
-    print(harness.verdict())
+            log(f"{name}: " + ", ".join(f"{count} at {kind}" for kind, count in kinds.items()))
+    print(harness.summary())
     sys.exit(1 if harness.lost else 0)
 
 

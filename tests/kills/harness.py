@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, the same command again: does the end equal that of a run that was left alone?"""
+"""Kills commands at random moments, runs them again, and compares the results with those of runs without a kill."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.kills.output_folders import differences, look
+from tests.kills.output_folders import differences, list_files
 from vild.utils.errors import UserError
 
-KINDS = {"start": 0.1, "work": 0.55, "write": 0.35}  # of moments, with their shares
+KINDS = {"start": 0.1, "work": 0.55, "write": 0.35}  # kinds of moments, with their probabilities
 
 
 @dataclass(frozen=True)
 class KillableCommand:
-    """A command that goes on when it is started again.
+    """A command that resumes when it is started again.
 
     Attributes:
-        command: run in a folder of its own, so that all its paths can be relative.
-        output: the folder below that one which it writes.
-        kill: whether it is killed, or only run after one that was.
-        losses: whether the losses that it logged last belong to its result.
+        command: runs in a separate folder; its paths are relative to that.
+        output: the folder, below that one, that it writes to.
+        kill: whether it is killed, or only runs after one that was.
+        losses: whether the last logged losses are compared, too.
     """
 
     name: str
@@ -43,55 +43,52 @@ class KillableCommand:
 
 
 @dataclass(frozen=True)
-class Course:
-    """How far a run is: seconds from its start to the first change in its folder (None: there was none yet), seconds
-    since, names that have appeared there."""
+class Progress:
+    """How far a run is: seconds from its start to the first change in its folder (None: no change yet), seconds since
+    then, and the number of new names in the folder."""
 
-    begin: float | None
+    startup: float | None
     work: float
     names: int
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a run is killed; ``at`` [0, 1) is drawn evenly.
+    """When a run is killed: a ``share`` in [0, 1) of a phase of the reference run, which was not killed.
 
-    Of kind "start", before it has written anything; "work", at a share of the seconds that an undisturbed run works
-    after that; "write", when the n-th new name appears in its folder: what has just been begun is not whole yet.
+    Of kind "start", of the time before it writes anything; "work", of the time after that; "write", of the new names
+    in its folder: a file that has just been created is not complete yet.
     """
 
     kind: str
-    at: float
+    share: float
 
-    def has_come(self, undisturbed: Course, seconds: float, now: Course) -> bool:
-        """``seconds``: since the start."""
+    def has_come(self, reference: Progress, seconds: float, now: Progress) -> bool:
+        """``seconds``: since the start of the run."""
         if self.kind == "start":
-            return seconds >= self.at * undisturbed.begin
+            return seconds >= self.share * reference.startup
         if self.kind == "work":
-            return now.begin is not None and now.work >= self.at * undisturbed.work
-        return now.names > self.at * undisturbed.names
+            return now.startup is not None and now.work >= self.share * reference.work
+        return now.names > self.share * reference.names
 
 
 def draw_moments(seed: int) -> Iterator[Moment]:
-    """Without end."""
+    """An endless sequence."""
     rng = np.random.default_rng(seed)
     while True:
         yield Moment(str(rng.choice(list(KINDS), p=list(KINDS.values()))), float(rng.random()))
 
 
 def shares(total: int, parts: int) -> list[int]:
-    """``total`` in so many parts, as even as can be."""
+    """Divide ``total`` into parts that differ by at most 1."""
     return [(n + 1) * total // parts - n * total // parts for n in range(parts)]
 
 
 def start(job: KillableCommand, folder: Path, environment: Mapping[str, str], warm: bool) -> int:
-    """Begin a job in ``folder``, in a process group of its own; its output is appended to ``<name>.log`` there.
+    """Start a job in ``folder`` as a new process group, with its output appended to ``<name>.log``; its process id.
 
-    ``warm``: the command, a Python script, runs in a copy of this process, which has loaded the libraries already: a
-    new interpreter takes some ten seconds to do so before anything can be lost.
-
-    Returns:
-        its process id.
+    ``warm``: the command, a Python script, runs in a fork of this process, which has imported the libraries already; a
+    new interpreter takes some ten seconds for that.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -119,9 +116,9 @@ def start(job: KillableCommand, folder: Path, environment: Mapping[str, str], wa
 
 
 def _run_script(arguments: Sequence[str]) -> int:
-    """Run a script as if the interpreter had been started with it; its exit status."""
+    """Run a script as ``python`` would; its exit status."""
     for seed in (torch.seed, np.random.seed, random.seed):
-        seed()  # the copies would all draw the same
+        seed()  # all forks would draw the same numbers
     sys.argv = list(arguments)
     try:
         runpy.run_path(arguments[0], run_name="__main__")
@@ -138,34 +135,34 @@ def run(
     folder: Path,
     environment: Mapping[str, str],
     moment: Moment | None = None,
-    undisturbed: Course | None = None,
+    reference: Progress | None = None,
     warm: bool = False,
-) -> tuple[int, Course]:
-    """Run a job (:func:`start`) until its end or, with its whole process group, the ``moment``.
+) -> tuple[int, Progress]:
+    """Run a job (:func:`start`) until its end, or until ``moment``, at which its process group is killed.
 
     Returns:
-        exit status (-9: killed) and how far it came.
+        exit status (-9: killed) and progress.
     """
-    first, names, before = None, 0, look(folder / job.output)
-    child, status, begun = start(job, folder, environment, warm), None, time.monotonic()
+    first, names, before = None, 0, list_files(folder / job.output)
+    child, status, started = start(job, folder, environment, warm), None, time.monotonic()
     try:
         while True:
             over, waited = os.waitpid(child, os.WNOHANG)
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started
             if over:
                 status = os.waitstatus_to_exitcode(waited)
-                return status, Course(first, seconds - (first or seconds), names)
-            seen = look(folder / job.output)
+                return status, Progress(first, seconds - (first or seconds), names)
+            seen = list_files(folder / job.output)
             if seen != before:
                 first = seconds if first is None else first
                 names += len(seen.keys() - before.keys())
                 before = seen
-            now = Course(first, 0.0 if first is None else seconds - first, names)
-            if moment is not None and moment.has_come(undisturbed, seconds, now):
+            now = Progress(first, 0.0 if first is None else seconds - first, names)
+            if moment is not None and moment.has_come(reference, seconds, now):
                 break
             time.sleep(0.001)
     finally:
-        # a run that ended by itself may have left children, too; one that has just begun has no group yet
+        # also children left by a run that has ended; a run that has just started has no group yet
         for kill, target in ((os.killpg, child), (os.kill, child)):
             if kill is os.killpg or status is None:
                 with suppress(ProcessLookupError):
@@ -175,11 +172,11 @@ def run(
 
 @dataclass
 class Harness:
-    """Jobs that build on one another, run once undisturbed, then in rounds in which each is killed and begun again.
+    """Runs jobs that build on one another, first without kills, then in rounds in which they are killed and restarted.
 
     Args:
-        folder: ``whole/``, ``expected/`` and ``round/`` lie in it.
-        jobs: in their order.
+        folder: has the subfolders ``whole/``, ``expected/`` and ``round/``.
+        jobs: in the order in which they run.
         environment: of the commands.
         link: names in ``folder`` that the jobs read, linked into the folder they run in.
         warm: see :func:`start`.
@@ -190,45 +187,41 @@ class Harness:
     environment: Mapping[str, str]
     link: Sequence[str] = ()
     warm: bool = False
-    courses: dict[str, Course] = field(default_factory=dict)
+    references: dict[str, Progress] = field(default_factory=dict)
     killed: dict[str, dict[str, int]] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
 
-    def measure(self, tell: Callable[[str], None] = print) -> None:
-        """Every job once, left alone; its output is kept as ``expected/<job>``.
-
-        Raises:
-            UserError: one failed.
-        """
+    def run_references(self, log: Callable[[str], None] = print) -> None:
+        """Run every job once; its output is kept as ``expected/<job>``. UserError if one fails."""
         whole, expected = self._empty("whole"), self._empty("expected")
         for job in self.jobs:
-            status, self.courses[job.name] = run(job, whole, self.environment, warm=self.warm)
+            status, self.references[job.name] = run(job, whole, self.environment, warm=self.warm)
             if status != 0:
                 raise UserError(f"{job.name}: {self._last_line(whole, job)} (see {whole / job.name}.log)")
             shutil.copytree(whole / job.output, expected / job.name)
-            course = self.courses[job.name]
-            tell(f"{job.name}, undisturbed: {course.begin or 0:.1f} s to its start, {course.work:.1f} s of work")
+            done = self.references[job.name]
+            log(f"{job.name}, not killed: {done.startup or 0:.1f} s to its first output, {done.work:.1f} s of work")
             self.killed[job.name] = dict.fromkeys(KINDS, 0)
 
-    def torment(self, kills: int, rounds: int, seed: int, tell: Callable[[str], None] = print) -> None:
-        """Kill ``kills`` times, evenly over jobs and rounds; what is lost is added to ``lost``."""
-        moments, victims, done, begun = draw_moments(seed), [j for j in self.jobs if j.kill], 0, time.monotonic()
-        quotas = iter(shares(kills, rounds * len(victims)))
+    def kill_and_compare(self, kills: int, rounds: int, seed: int, log: Callable[[str], None] = print) -> None:
+        """Kill ``kills`` times, evenly over jobs and rounds; differences are added to ``lost``."""
+        moments, killable, done, started = draw_moments(seed), [j for j in self.jobs if j.kill], 0, time.monotonic()
+        quotas = iter(shares(kills, rounds * len(killable)))
         for number in range(rounds):
             folder = self._empty("round")
             for job in self.jobs:
                 quota, finished = next(quotas) if job.kill else 0, False
                 while quota or not finished:
-                    if finished:  # it ended before its moment came: once more, from the beginning
+                    if finished:  # before its moment came: again from nothing
                         shutil.rmtree(folder / job.output)
                     moment = next(moments) if quota else None
-                    status, now = run(job, folder, self.environment, moment, self.courses[job.name], self.warm)
+                    status, now = run(job, folder, self.environment, moment, self.references[job.name], self.warm)
                     finished = status == 0
                     if status == -signal.SIGKILL and moment is not None:
                         quota, done = quota - 1, done + 1
                         self.killed[job.name][moment.kind] += 1
-                        left = (time.monotonic() - begun) / done * (kills - done)
-                        tell(f"kill {done} of {kills}: {_describe(job, moment, now)}; {left / 60:.0f} min left")
+                        left = (time.monotonic() - started) / done * (kills - done)
+                        log(f"kill {done} of {kills}: {_describe(job, moment, now)}; {left / 60:.0f} min left")
                     elif not finished:
                         self._lose(number, job, self._last_line(folder, job))
                         shutil.rmtree(folder / job.output, ignore_errors=True)
@@ -254,14 +247,14 @@ class Harness:
         lines = (folder / f"{job.name}.log").read_text(errors="replace").strip().splitlines()
         return (lines or ["no output"])[-1]
 
-    def verdict(self) -> str:
-        """One line."""
+    def summary(self) -> str:
+        """One line, such as "50 kills, 0 lost"."""
         kills = sum(sum(kinds.values()) for kinds in self.killed.values())
         return "; ".join([f"{kills} kills, {len(self.lost)} lost", *self.lost])
 
 
-def _describe(job: KillableCommand, moment: Moment, now: Course) -> str:
-    if now.begin is None:
-        return f"{job.name}, while it starts"
-    where = f", at the appearance of its name {now.names}" if moment.kind == "write" else ""
+def _describe(job: KillableCommand, moment: Moment, now: Progress) -> str:
+    if now.startup is None:
+        return f"{job.name}, during startup"
+    where = f", at its file {now.names}" if moment.kind == "write" else ""
     return f"{job.name}, {now.work:.1f} s into its work{where}"

@@ -1,4 +1,4 @@
-"""What lies in an output folder, and the first thing in which two of them differ."""
+"""Lists an output folder, and finds the first difference between two of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-LOGS = ("log.txt", "metrics.json", "events.out.tfevents")  # one that was resumed says so
+LOGS = ("log.txt", "metrics.json", "events.out.tfevents")  # they show that a run was resumed
 
 
-def look(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder: time of its last change and size."""
+def list_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Time of the last change, and size, of every file in a folder and its subfolders."""
     found = {}
     for path in [folder, *(p for p in _list(folder) if p.is_dir())]:
         for entry in _list(path):
@@ -32,12 +32,14 @@ def _list(folder: Path) -> list[Path]:
 
 
 def differences(whole: Path, other: Path, losses: bool = False) -> str:
-    """The first thing in which two output folders differ; "" if nothing does.
+    """The first difference between two output folders; "" if there is none.
 
-    Checkpoints are compared by what is in them, bit for bit, other files by their bytes, but for logs; with ``losses``
-    the last ones logged in metrics.json, too.
+    Checkpoints are compared by their contents, bit for bit, other files but logs by their bytes; with ``losses``, also
+    the last losses in metrics.json.
     """
-    names = [{n for n in look(f) if not Path(n).name.startswith(LOGS) and (f / n).is_file()} for f in (whole, other)]
+    names = [
+        {n for n in list_files(f) if not Path(n).name.startswith(LOGS) and (f / n).is_file()} for f in (whole, other)
+    ]
     if names[0] != names[1]:
         missing, more = sorted(names[0] - names[1]), sorted(names[1] - names[0])
         return f"{missing[0]} is missing" if missing else f"{more[0]} was left behind"
@@ -58,7 +60,7 @@ def load(path: Path) -> dict:
 
 
 def first_difference(a: object, b: object, place: str = "") -> str:
-    """Where two nested structures of plain values and tensors first differ, "model/weight" say; "" if nowhere."""
+    """The path of the first difference between two nested structures with tensors, as "model/weight"; "" if none."""
     if type(a) is not type(b):
         return place or "its type"
     if isinstance(a, Mapping):
@@ -76,6 +78,6 @@ def first_difference(a: object, b: object, place: str = "") -> str:
 
 
 def last_losses(path: Path) -> dict[str, float]:
-    """The losses of the last step that a training's metrics.json has."""
+    """The losses of the last step in a training's metrics.json."""
     rows = [row for row in map(json.loads, path.read_text().splitlines()) if "total_loss" in row]
     return {key: value for key, value in rows[-1].items() if "loss" in key} if rows else {}

@@ -1,4 +1,4 @@
-"""The kill harness on commands of a few lines: one that loses nothing, and others that do."""
+"""The kill harness on commands of a few lines: one that resumes without loss, and others."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from itertools import islice
 import pytest
 import torch
 
-from tests.kills.harness import KINDS, Course, Harness, KillableCommand, Moment, draw_moments, shares
+from tests.kills.harness import KINDS, Harness, KillableCommand, Moment, Progress, draw_moments, shares
 from tests.kills.output_folders import differences, first_difference
 from vild.utils.errors import UserError
 
-WHOLE = """
+ATOMIC = """
 import os, pathlib, time
 folder = pathlib.Path("out"); folder.mkdir(exist_ok=True)
 for n in range(6):
@@ -22,9 +22,9 @@ for n in range(6):
             file.write("a" * 1000); file.flush(); time.sleep(0.02); file.write("b" * 1000)
         os.rename(folder / f"{n}.tmp", folder / f"{n}")
 """
-IN_PLACE = WHOLE.replace('f"{n}.tmp"', 'f"{n}"').replace('        os.rename(folder / f"{n}", folder / f"{n}")\n', "")
-FROM_NOTHING = f"{WHOLE}\nimport os; (folder / f'of-{{os.getpid()}}').write_text('')"  # every start leaves its own file
-REFUSES = f"import os, sys\nif os.path.exists('out'): sys.exit('error: out is there already')\n{WHOLE}"
+IN_PLACE = ATOMIC.replace('f"{n}.tmp"', 'f"{n}"').replace('        os.rename(folder / f"{n}", folder / f"{n}")\n', "")
+NEW_FILE_EACH_TIME = f"{ATOMIC}\nimport os; (folder / f'of-{{os.getpid()}}').write_text('')"
+REFUSES = f"import os, sys\nif os.path.exists('out'): sys.exit('error: out is there already')\n{ATOMIC}"
 
 
 def harness(tmp_path, *programs):
@@ -35,50 +35,50 @@ def harness(tmp_path, *programs):
     return Harness(tmp_path, jobs, os.environ)
 
 
-def test_nothing_is_lost_of_what_is_written_whole(tmp_path):
-    told = []
-    test = harness(tmp_path, WHOLE, WHOLE.replace('"out"', '"out1"'))
-    test.measure(told.append)
-    test.torment(9, 2, 0, told.append)
-    assert test.verdict() == "9 kills, 0 lost", told
+def test_files_written_atomically_are_not_lost(tmp_path):
+    logged = []
+    test = harness(tmp_path, ATOMIC, ATOMIC.replace('"out"', '"out1"'))
+    test.run_references(logged.append)
+    test.kill_and_compare(9, 2, 0, logged.append)
+    assert test.summary() == "9 kills, 0 lost", logged
     assert [sum(kinds.values()) for kinds in test.killed.values()] == [4, 5]  # each has its share
-    assert [line.split(":")[0] for line in told[2:]] == [f"kill {n} of 9" for n in range(1, 10)]
-    assert "0 min left" in told[-1]
+    assert [line.split(":")[0] for line in logged[2:]] == [f"kill {n} of 9" for n in range(1, 10)]
+    assert "0 min left" in logged[-1]
 
 
 @pytest.mark.parametrize(
     ("program", "what"),
-    [(IN_PLACE, "has other bytes"), (FROM_NOTHING, "is missing"), (REFUSES, "error: out is there already")],
+    [(IN_PLACE, "has other bytes"), (NEW_FILE_EACH_TIME, "is missing"), (REFUSES, "error: out is there already")],
 )
-def test_what_is_lost_is_told(tmp_path, program, what):
+def test_a_loss_is_reported(tmp_path, program, what):
     test = harness(tmp_path, program)
-    test.measure(lambda line: None)
-    test.torment(6, 2, 0, lambda line: None)
-    assert test.verdict().startswith(f"6 kills, {len(test.lost)} lost; round ") and what in test.verdict()
-    assert (tmp_path / "lost1" / "job0.log").exists()  # to be looked at
+    test.run_references(lambda line: None)
+    test.kill_and_compare(6, 2, 0, lambda line: None)
+    assert test.summary().startswith(f"6 kills, {len(test.lost)} lost; round ") and what in test.summary()
+    assert (tmp_path / "lost1" / "job0.log").exists()  # kept for inspection
 
 
 def test_a_command_that_fails_by_itself_stops_the_test(tmp_path):
     with pytest.raises(UserError, match="job0: error: no"):
-        harness(tmp_path, "import sys; sys.exit('error: no')").measure()
+        harness(tmp_path, "import sys; sys.exit('error: no')").run_references()
 
 
 def test_moments():
     moments = list(islice(draw_moments(0), 2000))
     assert moments == list(islice(draw_moments(0), 2000)) != list(islice(draw_moments(1), 2000))
     for kind, share in KINDS.items():
-        some = [m.at for m in moments if m.kind == kind]
+        some = [m.share for m in moments if m.kind == kind]
         assert abs(len(some) / 2000 - share) < 0.04
         assert all(abs(sum(a <= at < a + 0.25 for at in some) / len(some) - 0.25) < 0.08 for a in (0, 0.25, 0.5, 0.75))
-    course, nothing = Course(8.0, 4.0, 10), Course(None, 0.0, 0)
-    assert Moment("start", 0.5).has_come(course, 4.0, nothing)
-    assert not Moment("start", 0.5).has_come(course, 3.9, nothing)
-    assert not Moment("work", 0.0).has_come(course, 99.0, nothing)  # however slow the start is
-    assert Moment("work", 0.5).has_come(course, 99.0, Course(97.0, 2.0, 0))
-    assert not Moment("work", 0.5).has_come(course, 99.0, Course(97.0, 1.9, 9))
-    assert Moment("write", 0.0).has_come(course, 9.0, Course(8.0, 1.0, 1))
-    assert not Moment("write", 0.0).has_come(course, 9.0, Course(8.0, 1.0, 0))
-    assert Moment("write", 0.99).has_come(course, 9.0, Course(8.0, 1.0, 10))
+    reference, nothing = Progress(8.0, 4.0, 10), Progress(None, 0.0, 0)
+    assert Moment("start", 0.5).has_come(reference, 4.0, nothing)
+    assert not Moment("start", 0.5).has_come(reference, 3.9, nothing)
+    assert not Moment("work", 0.0).has_come(reference, 99.0, nothing)  # however slow the start is
+    assert Moment("work", 0.5).has_come(reference, 99.0, Progress(97.0, 2.0, 0))
+    assert not Moment("work", 0.5).has_come(reference, 99.0, Progress(97.0, 1.9, 9))
+    assert Moment("write", 0.0).has_come(reference, 9.0, Progress(8.0, 1.0, 1))
+    assert not Moment("write", 0.0).has_come(reference, 9.0, Progress(8.0, 1.0, 0))
+    assert Moment("write", 0.99).has_come(reference, 9.0, Progress(8.0, 1.0, 10))
 
 
 def test_shares_are_even():

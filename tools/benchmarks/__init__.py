@@ -1,2 +1,2 @@
-"""What tools/benchmark.py measures, a verb a module: ``add_arguments(parser)`` and ``run(args)``, which yields rows
-{"what", "baseline", "baseline_s", "ours_s", "ratio" = baseline_s / ours_s, and measures of accuracy by name}."""
+"""What tools/benchmark.py measures. Each verb is a module; its ``run(args)`` yields rows with the keys "what",
+"baseline", and those of :func:`benchmarks.common.ratio`, and measures of accuracy by name."""

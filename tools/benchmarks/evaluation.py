@@ -1,6 +1,10 @@
-"""Evaluation, from the files to AP: synthetic results of LVIS's size (300 detections an image, 1,203 classes), each
-program in a process of its own, ours beside pycocotools and lvis-api where these fit into memory, ours alone at full
-size (their memory grows with the images). The programs' APs stand in the rows: they must agree."""
+"""Evaluation, from the files to AP, beside pycocotools and lvis-api.
+
+Synthetic results of LVIS's size: 300 detections per image, 1,203 classes. Each program runs in a process of its own;
+both sides on --reference-images, ours alone on --num-images (the memory of the others grows with the images). The rows
+show the AP of each program: they must agree."""
+
+# Each program's process imports this module: what the other programs do not need is imported in functions
 
 from __future__ import annotations
 
@@ -20,14 +24,9 @@ CLASSES = 1203
 SIZE = (480, 640)  # height, width
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-images", type=int, default=20_000)
-    parser.add_argument("--reference-images", type=int, default=1000)
-    parser.add_argument("--masks", action="store_true", help="masks (rectangles) at --images, too")
-    parser.add_argument("--scratch", help="a folder with some GB to spare (default: the system's)")
-
-
 def run(args: argparse.Namespace) -> Iterator[dict]:
+    from benchmarks.common import ratio
+
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         count = args.reference_images
         small = write_case(Path(folder), count, 300)
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
             mine, theirs = measure(ours, *small, protocol), measure(reference, *small)
             yield {
                 "what": f"{protocol} box AP, {count} images", "baseline": baseline,
-                "baseline_s": theirs[1], "ours_s": mine[1], "ratio": theirs[1] / mine[1],
+                **ratio(theirs[1], mine[1]),
                 "baseline_GiB": theirs[2], "ours_GiB": mine[2], "baseline_AP": theirs[0], "ours_AP": mine[0],
             }  # fmt: skip
         large = write_case(Path(folder), args.num_images, 300, masks=args.masks)
@@ -46,8 +45,8 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def write_case(folder: Path, image_count: int, per_image: int, masks: bool = False, seed: int = 0) -> tuple[Path, Path]:
-    """Synthetic ground truth in LVIS form (twelve boxes an image, classes by a power law) and results: each box
-    found once, shaken, and noise up to ``per_image``. ``masks``: rectangles. Returns both files."""
+    """Write synthetic ground truth in LVIS's format (twelve boxes per image, classes by a power law) and results, which
+    find each box once, moved a little, among noise up to ``per_image``. With ``masks``: rectangles. Returns both."""
     rng = np.random.default_rng(seed)
     share = 1 / np.arange(1, CLASSES + 1) ** 0.8
     share /= share.sum()
@@ -81,7 +80,11 @@ def write_case(folder: Path, image_count: int, per_image: int, masks: bool = Fal
 
 
 def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    return np.column_stack([rng.uniform(0, 400, count), rng.uniform(0, 300, count), rng.uniform(5, 200, (count, 2))])
+    """xywh float64 [count, 4]."""
+    from benchmarks.common import random_boxes
+
+    boxes = random_boxes(rng, count, *SIZE, smallest=16)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
 
 
 def _rectangle(box: list[float]) -> dict:
@@ -90,7 +93,7 @@ def _rectangle(box: list[float]) -> dict:
 
 
 def ours(truth: Path, results: Path, protocol: str, iou_type: str = "bbox") -> float:
-    """AP by tools/evaluate.py's way."""
+    """AP, computed as tools/evaluate.py does."""
     from vild.data import datasets
     from vild.data.annotations import check_annotations, read_json
     from vild.data.classes import make_classes, read_split
@@ -131,10 +134,10 @@ def lvis_api(truth: Path, results: Path) -> float:
 def measure(function: Callable[..., float], *args: object) -> tuple[float, float, float]:
     """Run a function in a process of its own: (its value, seconds, peak memory in GiB, the interpreter included)."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_timed, (function, args))
+        return pool.apply(timed, (function, args))
 
 
-def _timed(function: Callable[..., float], args: tuple) -> tuple[float, float, float]:
+def timed(function: Callable[..., float], args: tuple) -> tuple[float, float, float]:
     start = time.perf_counter()
     value = function(*args)
     return value, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

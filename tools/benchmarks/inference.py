@@ -1,43 +1,25 @@
-"""Inference beside a plain Detectron2 Mask R-CNN of the same backbone, RPN, box head and mask head. Both have
-class-agnostic boxes and masks, the same weights, the same images of noise, the same score threshold (--threshold)
-and detections an image.
+"""Inference beside a plain Detectron2 Mask R-CNN of the same backbone, RPN, box head and mask head.
 
-Weights are random, so scores are spread as a trained detector's are: batch norm takes the images' statistics, region
-embeddings are centred, and the Mask R-CNN's class weights are the text embeddings carried through our projection.
-Hence both have about as many (proposal, class) pairs above the threshold (``pairs`` in the rows): fewer than
-MODEL.VILD.PRE_NMS_TOPK, so that both take all of them to NMS. Last, our own threshold, 0, where all pairs count.
+Both have class-agnostic boxes and masks, the same weights, images of noise, score threshold (--threshold) and number
+of detections per image. Weights are random, and scores are spread as a trained detector's are: batch norm takes the
+images' statistics, region embeddings are centred, and the Mask R-CNN's class weights are the text embeddings carried
+through our projection. Hence both have about as many (proposal, class) pairs above the threshold (``pairs``): fewer
+than MODEL.VILD.PRE_NMS_TOPK, so that both take all of them to NMS. The last row of each vocabulary is at our own
+threshold, 0, where all pairs count. Least times.
 The aims: ``times_baseline`` at most 1.05 with 1,203 names, 1.3 with 20,000."""
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import CLASSES, build_detector, least, random_vocabulary, ratio
 from vild.config import load_config
 from vild.modeling import build_model
-from vild.vocabulary.vocabulary import Vocabulary
-
-CONFIG = "LVIS/vild.yaml"
-CLASSES, WIDTH = 1203, 512
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common_arguments(parser)
-    parser.add_argument("--names", type=int, nargs="+", default=[CLASSES, 20_000])
-    parser.add_argument("--threshold", type=float, default=0.01, help="score threshold of both (0.01)")
-
-
-def add_common_arguments(parser: argparse.ArgumentParser, repeats: int = 5) -> None:
-    parser.add_argument("--config-file", type=Path, default=CONFIG, help="the detector (configs/LVIS/vild.yaml)")
-    parser.add_argument("--size", type=int, default=320, help="side of the square images (320)")
-    parser.add_argument("--repeats", type=int, default=repeats, help=f"the least of so many, interleaved ({repeats})")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
@@ -54,38 +36,21 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
             ours.set_vocabulary(vocabulary)
             heads.score_threshold = threshold
             functions = [lambda: detect(plain, image), lambda: detect(ours, image)]
-            baseline_s, ours_s = interleaved(functions, args.repeats, args.device)
+            baseline_s, ours_s = least(functions, args.repeats, args.device)
             found, pairs = [f()[0]["instances"] for f in functions], [count_pairs(*x) for x in (
                 (plain, image, args.threshold), (ours, image, threshold))]  # fmt: skip
             memory = [peak_mib(f, args.device) for f in functions]
             yield {
                 "what": f"{names} names, {args.size} px, threshold {threshold:g}",
                 "baseline": f"Mask R-CNN, {CLASSES} classes, threshold {args.threshold:g}",
-                "baseline_s": baseline_s, "ours_s": ours_s, "ratio": baseline_s / ours_s,
+                **ratio(baseline_s, ours_s),
                 "times_baseline": ours_s / baseline_s, "baseline_MiB": memory[0], "ours_MiB": memory[1],
                 "baseline_pairs": pairs[0], "pairs": pairs[1],
                 "baseline_detections": len(found[0]), "detections": len(found[1]),
             }  # fmt: skip
 
 
-def random_vocabulary(names: int, width: int = WIDTH) -> Vocabulary:
-    """Random unit embeddings; of four names, the last is novel."""
-    rows = torch.randn(names, width, generator=torch.Generator().manual_seed(0))
-    splits = tuple("novel" if n % 4 == 3 else "base" for n in range(names))
-    return Vocabulary(tuple(f"name {n}" for n in range(names)), nn.functional.normalize(rows, dim=1), splits)
-
-
-def build_detector(config_file: Path, names: int, device: str, overrides: Sequence[object] = ()) -> nn.Module:
-    """A detector of a config with random weights (seed 0) and names."""
-    with tempfile.TemporaryDirectory() as folder:
-        vocabulary = Path(folder) / "vocabulary.safetensors"
-        random_vocabulary(names).save(vocabulary)
-        own = ["MODEL.VILD.VOCABULARY", str(vocabulary), "MODEL.DEVICE", device, "MODEL.WEIGHTS", ""]
-        torch.manual_seed(0)
-        return build_model(load_config(str(config_file), [*own, *overrides]))
-
-
-def build_plain(config_file: Path, ours: nn.Module, scale: float, args: argparse.Namespace) -> nn.Module:
+def build_plain(config_file: str, ours: nn.Module, scale: float, args: argparse.Namespace) -> nn.Module:
     """The Mask R-CNN with all weights of ours (variants of one head); its class weights are classes times projection
     times ``scale``, so that its logits are ours but for the length of each region's embedding."""
     overrides = [
@@ -142,25 +107,6 @@ def count_pairs(detector: nn.Module, image: Tensor, threshold: float) -> int:
 @torch.inference_mode()
 def detect(detector: nn.Module, image: Tensor) -> list[dict]:
     return detector([{"image": image, "height": image.shape[1], "width": image.shape[2]}])
-
-
-def interleaved(functions: Sequence[Callable[[], object]], repeats: int, device: str = "cpu") -> list[float]:
-    """Least seconds of each function, called in turn and warmed up once: what else the machine does only adds to it."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for turn in range(repeats + 1):
-        for function, measured in zip(functions, seconds, strict=True):
-            synchronise(device)
-            start = time.perf_counter()
-            function()
-            synchronise(device)
-            if turn:
-                measured.append(time.perf_counter() - start)
-    return [min(s) for s in seconds]
-
-
-def synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def peak_mib(function: Callable[[], object], device: str) -> float | None:

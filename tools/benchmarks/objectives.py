@@ -1,9 +1,9 @@
-"""A training step with each objective of MODEL.VILD.OBJECTIVES beside the same step with none (``[]``: the distilled
-regions pass the head, nothing is learned of them).
+"""A training step with each objective of MODEL.VILD.OBJECTIVES, beside the same step without any.
 
-One detector, one batch, the same draws: --batch images of noise with eight objects each and --regions distilled
-regions an image, everything of a step but the data. ``times_baseline`` is what the objective itself costs. Those of
-feature maps find the teacher's (random, of ViT-B/32's shape) ready: what its pass costs is the verb ``teacher``'s."""
+The baseline is ``[]``: distilled regions pass the head, and nothing is learned from them; ``times_baseline`` is what
+the objective itself costs. One detector, one batch of images of noise with eight objects each, the same random draws.
+Objectives on feature maps find the teacher's maps (random, as of ViT-B/32) in memory: what the teacher's pass costs is
+measured by the verb ``teacher``. Least times."""
 
 from __future__ import annotations
 
@@ -15,22 +15,19 @@ from pathlib import Path
 import torch
 from detectron2.structures import Instances
 
-from benchmarks.inference import CLASSES, add_common_arguments, build_detector, interleaved
-from benchmarks.train_step import build_mapper, train_step, write_images, write_store
+from benchmarks.common import CLASSES, build_detector, least, random_regions, ratio, write_store
+from benchmarks.train_step import build_mapper, train_step, write_images
 from vild.modeling.objectives import OBJECTIVES, names_with, parse_objectives
+from vild.utils.errors import UserError
 
 NAMES = list(OBJECTIVES)
 MAP = (768, 7, 7)  # channels, height and width of ViT-B/32's last feature map
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common_arguments(parser)
-    parser.add_argument("--objectives", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
-    parser.add_argument("--batch", type=int, default=2, help="images a step (2)")
-    parser.add_argument("--regions", type=int, default=300, help="distilled regions an image (300)")
-
-
 def run(args: argparse.Namespace) -> Iterator[dict]:
+    names = args.objectives or NAMES
+    if unknown := set(names) - set(NAMES):
+        raise UserError(f"--objectives: {min(unknown)} is not one of {', '.join(NAMES)}")
     every = [{"NAME": name} for name in NAMES]
     overrides = ["MODEL.VILD.VARIANT", "vild", "MODEL.VILD.OBJECTIVES", every, "MODEL.VILD.MAP_CHANNELS", MAP[0]]
     detector = build_detector(args.config_file, CLASSES, args.device, overrides).train()
@@ -39,8 +36,10 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
     built = {"roi": heads.adapter, "image": heads.picture_adapter}
     step = train_step(detector, args)
     with tempfile.TemporaryDirectory() as folder:
-        records = write_images(Path(folder), args.batch, args.size)
-        store = write_store(Path(folder) / "store", args.batch, args.size, args.regions)
+        records = write_images(Path(folder), args.batch_size, args.size)
+        store = write_store(
+            Path(folder) / "store", range(args.batch_size), lambda i: random_regions(i, args.regions, args.size)
+        )
         mapper = build_mapper(args, store)
         inputs = [mapper(r) for r in records]
     with_maps = [dict(x, distill=Instances(x["distill"].image_size, **x["distill"].get_fields())) for x in inputs]
@@ -55,20 +54,20 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
         heads.adapter, heads.picture_adapter = (built[kind] if kind in needed else None for kind in built)
         step(with_maps if names_with(objectives, "needs_maps") else inputs)
 
-    settings = [[], *([{"NAME": name}] for name in args.objectives)]
-    baseline_s, *seconds = interleaved(
+    settings = [[], *([{"NAME": name}] for name in names)]
+    baseline_s, *seconds = least(
         [lambda entries=entries: step_with(entries) for entries in settings], args.repeats, args.device
     )
-    for name, ours_s in zip(args.objectives, seconds, strict=True):
+    for name, ours_s in zip(names, seconds, strict=True):
         yield {
-            "what": f"step, {name}, {args.batch} x {args.size} px, {args.regions} regions", "baseline": "no objective",
-            "baseline_s": baseline_s, "ours_s": ours_s, "ratio": baseline_s / ours_s,
-            "times_baseline": ours_s / baseline_s,
+            "what": f"step, {name}, {args.batch_size} x {args.size} px, {args.regions} regions",
+            "baseline": "no objective",
+            **ratio(baseline_s, ours_s), "times_baseline": ours_s / baseline_s,
         }  # fmt: skip
 
 
 class RandomMaps:
-    """In the live teacher's place: a map for an image, and no pass."""
+    """Stands in for the live teacher: returns a map without encoding the image."""
 
     def __init__(self):
         self.map = torch.randn(MAP)

@@ -1,13 +1,13 @@
-"""A training step with distillation from a store beside the same detector without ("text"): "vild", and "ensemble",
-whose second head is more network, not overhead. The aim for "vild": ``times_baseline`` at most 1.15.
+"""A training step with distillation from a store, beside the same detector without ("text").
 
-One step: forward, backward and the optimiser's step on --batch images of noise with eight objects each and
---regions distilled regions an image. "step" rows take inputs that the mapper has made; "step and data" rows also read
-JPEG files, store and masks through the mapper, in this process. Augmentation is the flip, so that every region stays.
+The variants are "vild", and "ensemble", whose second head is more network, not overhead. The aim for "vild":
+``times_baseline`` at most 1.15. A step is forward, backward and the optimiser's step on images of noise with eight
+objects each. "step" rows take inputs that the mapper has made; "step and data" rows also read JPEG files, store and
+masks through the mapper, in this process. The only augmentation is the flip, so that every region stays.
 
-A distilled region passes the box head as a sampled RoI does: work that grows with --regions and not with the image,
-so that the ratio falls as --size grows. ``times_flops`` is the ratio of convolutions' and matrix products' operations,
-the floor of ``times_baseline``; ``regions_at_1.15``, how many regions an image would cost a factor of 1.15."""
+A distilled region passes the box head as a sampled RoI does: work that grows with --regions but not with the image,
+so that the ratio falls as --size grows. ``times_flops`` is the ratio of the FLOPs of convolutions and matrix products,
+the floor of ``times_baseline``; ``regions_at_1.15`` is how many regions per image would cost a factor of 1.15."""
 
 from __future__ import annotations
 
@@ -25,25 +25,20 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.inference import CLASSES, WIDTH, add_common_arguments, build_detector, interleaved
+from benchmarks.common import CLASSES, build_detector, least, random_boxes, random_regions, ratio, write_store
 from vild.config import load_config
 from vild.data.mapper import ViLDMapper
-from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
+from vild.store.store import EmbeddingStore
 
 AIM = 1.15
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common_arguments(parser, repeats=3)
-    parser.add_argument("--variants", nargs="+", default=["vild", "ensemble"], choices=["vild", "ensemble"])
-    parser.add_argument("--batch", type=int, default=2, help="images a step (2)")
-    parser.add_argument("--regions", type=int, default=300, help="distilled regions an image (300)")
-
-
 def run(args: argparse.Namespace) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder:
-        records = write_images(Path(folder), args.batch, args.size)
-        store = write_store(Path(folder) / "store", args.batch, args.size, args.regions)
+        records = write_images(Path(folder), args.batch_size, args.size)
+        store = write_store(
+            Path(folder) / "store", range(args.batch_size), lambda i: random_regions(i, args.regions, args.size)
+        )
         steps, flops = {}, {}
         for variant in ("text", *args.variants):
             mapper = build_mapper(args, None if variant == "text" else store)
@@ -55,14 +50,14 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
             with FlopCounterMode(display=False) as counter:
                 step(inputs)
             flops[variant] = counter.get_total_flops()
-        seconds = dict(zip(steps, interleaved(list(steps.values()), args.repeats, args.device), strict=True))
+        seconds = dict(zip(steps, least(list(steps.values()), args.repeats, args.device), strict=True))
     for what in ("step", "step and data"):
         for variant in args.variants:
             baseline_s, ours_s = seconds[what, "text"], seconds[what, variant]
             extra = ours_s / baseline_s - 1
             yield {
-                "what": f"{what}, {variant}, {args.batch} x {args.size} px, {args.regions} regions",
-                "baseline": "text", "baseline_s": baseline_s, "ours_s": ours_s, "ratio": baseline_s / ours_s,
+                "what": f"{what}, {variant}, {args.batch_size} x {args.size} px, {args.regions} regions",
+                "baseline": "text", **ratio(baseline_s, ours_s),
                 "times_baseline": 1 + extra, "times_flops": flops[variant] / flops["text"],
                 "baseline_TFLOP": flops["text"] / 1e12, "ours_TFLOP": flops[variant] / 1e12,
                 f"regions_at_{AIM}": round(args.regions * (AIM - 1) / extra) if extra > 0 else None,
@@ -70,7 +65,7 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def train_step(detector: nn.Module, args: argparse.Namespace) -> Callable[[list[dict]], None]:
-    """Inputs to one step of SGD, at a rate that leaves the weights as they are."""
+    """A function that takes one step of SGD on its inputs, with a learning rate that leaves the weights unchanged."""
     cfg = load_config(str(args.config_file), ["SOLVER.BASE_LR", 1e-9, "SOLVER.OPTIMIZER", "SGD"])
     optimizer = build_optimizer(cfg, detector)
     amp = args.device.startswith("cuda") and cfg.SOLVER.AMP.ENABLED
@@ -101,7 +96,7 @@ def write_images(folder: Path, count: int, size: int, objects: int = 8) -> list[
         path = folder / f"{image_id}.jpg"
         Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
         annotations = []
-        for x0, y0, x1, y1 in random_boxes(rng, objects, size).tolist():
+        for x0, y0, x1, y1 in random_boxes(rng, objects, size, size, size / 16).tolist():
             annotations.append({
                 "bbox": [x0, y0, x1, y1], "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0,
                 "category_id": int(rng.integers(CLASSES // 4)) * 4, "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
@@ -109,26 +104,3 @@ def write_images(folder: Path, count: int, size: int, objects: int = 8) -> list[
         record = {"file_name": str(path), "height": size, "width": size, "image_id": image_id}
         records.append({**record, "annotations": annotations})
     return records
-
-
-def write_store(folder: Path, images: int, size: int, regions: int) -> EmbeddingStore:
-    """Random unit embeddings at random boxes."""
-    rng = np.random.default_rng(1)
-
-    def random_regions(image_id: int) -> StoredRegions:
-        embeddings = torch.from_numpy(rng.standard_normal((regions, WIDTH), dtype=np.float32))
-        unit = nn.functional.normalize(embeddings, dim=1)
-        return StoredRegions(torch.from_numpy(random_boxes(rng, regions, size)).float(), unit, torch.ones(regions))
-
-    writer = StoreWriter(folder, {"fingerprint": {}}, list(range(images)))
-    for index, _ in writer.missing():
-        writer.write_shard(index, random_regions)
-    writer.finish()
-    return EmbeddingStore(folder)
-
-
-def random_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """xyxy float [count, 4] inside, sides of a sixteenth to a half of the image's."""
-    sides = rng.uniform(size / 16, size / 2, (count, 2))
-    corner = rng.uniform(0, size - sides)
-    return np.concatenate([corner, corner + sides], 1)

@@ -1,8 +1,9 @@
-"""A new vocabulary in a running detector. Two things take time: to encode the names through the 63 templates (baseline:
-one text at a time, on the first --encode names; ``min_cosine`` between the two), and to swap in names whose embeddings
-are cached (baseline: what a classifier with baked-in classes needs, the detector built anew with its weights;
-``max_abs_diff`` between the scores of both). The encoder is the built-in world's text tower with random weights unless
---teacher names another."""
+"""A new vocabulary in a running detector: to encode its names, and to swap it in.
+
+Encoding --encode names through the 63 templates; the baseline encodes one text at a time (``min_cosine`` between the
+two). Swapping in names whose embeddings are cached; the baseline is what a classifier with built-in classes needs, the
+detector built anew with its weights (``max_abs_diff`` between the scores of both). The encoder is the built-in world's
+text tower with random weights unless --teacher names another. Least times."""
 
 from __future__ import annotations
 
@@ -16,21 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.inference import CLASSES, add_common_arguments, build_detector, interleaved, random_vocabulary
+from benchmarks.common import CLASSES, build_detector, least, min_cosine, random_vocabulary, ratio
 from vild.glyphs.teacher import MODEL_CFG, build_model
 from vild.teacher.clip import save_local
 from vild.teacher.teacher import Teacher, build_teacher
 from vild.vocabulary.cache import TextCache
 from vild.vocabulary.prompts import PROMPT_SETS, fill
 from vild.vocabulary.vocabulary import Vocabulary
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common_arguments(parser, repeats=3)
-    parser.add_argument("--names", type=int, nargs="+", default=[CLASSES, 20_000])
-    parser.add_argument("--encode", type=int, default=50, help="names to encode (50)")
-    parser.add_argument("--teacher", help="an open_clip model; its --pretrained tag, or random weights")
-    parser.add_argument("--pretrained", default="random")
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
@@ -53,12 +46,12 @@ def encoding(teacher: Teacher, args: argparse.Namespace) -> dict:
     def batched() -> None:
         results["ours"] = Vocabulary.from_names(teacher, words).embeddings
 
-    baseline_s, ours_s = interleaved([one_by_one, batched], args.repeats, args.device)
+    baseline_s, ours_s = least([one_by_one, batched], args.repeats, args.device)
     texts = len(words) * len(PROMPT_SETS["vild"])
     return {
         "what": f"encode {len(words)} names, {texts} texts", "baseline": "a text at a time",
-        "baseline_s": baseline_s, "ours_s": ours_s, "ratio": baseline_s / ours_s, "ours_texts_per_s": texts / ours_s,
-        "min_cosine": F.cosine_similarity(results["baseline"], results["ours"]).min().item(),
+        **ratio(baseline_s, ours_s), "ours_texts_per_s": texts / ours_s,
+        "min_cosine": min_cosine(results["baseline"], results["ours"]),
     }  # fmt: skip
 
 
@@ -75,14 +68,14 @@ def swapping(detector: nn.Module, names: int, args: argparse.Namespace) -> dict:
     def swap() -> None:
         detector.set_vocabulary(Vocabulary.from_names(teacher, vocabulary.names, cache=cache))
 
-    baseline_s, ours_s = interleaved([build, swap], args.repeats, args.device)
+    baseline_s, ours_s = least([build, swap], args.repeats, args.device)
     width = vocabulary.width
     regions = F.normalize(torch.randn(64, width, generator=torch.Generator().manual_seed(0)), dim=1).to(args.device)
     with torch.inference_mode():
         scores = [model.roi_heads.classifier(regions).softmax(1) for model in (built[0], detector)]
     return {
         "what": f"swap in {names} cached names", "baseline": "the detector built anew",
-        "baseline_s": baseline_s, "ours_s": ours_s, "ratio": baseline_s / ours_s,
+        **ratio(baseline_s, ours_s),
         "max_abs_diff": (scores[0] - scores[1]).abs().max().item(),
     }  # fmt: skip
 

@@ -78,6 +78,10 @@ class Checkout:
         (self.folder / "finished").touch()
 
 
+def hash_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def read_findings(folder: Path) -> dict[str, str]:
     """What has to be equal, as JSON texts (in which NaN equals NaN)."""
     found: dict[str, object] = {}
@@ -90,8 +94,13 @@ def read_findings(folder: Path) -> dict[str, str]:
         found[f"{name}/metrics"] = json.loads(metrics.read_text()) if metrics.exists() else None
     for name in ("vild_metrics", "per_class"):
         found[f"evaluated/{name}"] = json.loads((folder / f"evaluated/{name}.json").read_text())
+    # Weights record the commit that trained them; proposals and store record hashes of the files they were made from
+    own = {hash_of((folder / name).read_bytes())[:16]: name for name in ("proposals/model_final.pth", PROPOSALS)}
     for path in [*sorted((folder / STORE).glob("*")), folder / PROPOSALS, folder / VOCABULARY]:
-        found[f"bytes of {path.relative_to(folder)}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
+        for short, name in own.items():
+            content = content.replace(short.encode(), name.encode())
+        found[f"bytes of {path.relative_to(folder)}"] = hash_of(content)
     return {key: json.dumps(value, sort_keys=True) for key, value in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""Evaluation, report and transfer from the command line; a data set of one's own from files to numbers."""
+"""Evaluation, report and transfer from the command line; a custom data set from its files to metrics."""
 
 import json
 import re
@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw
 from tests.conftest import REPOSITORY
 from tests.data.official import COCO_NAMES, coco_document, write
 from tests.evaluation.reference import random_world
-from tests.test_tools import tool, weights  # noqa: F401  (a fixture)
 
 CONFIG = REPOSITORY / "configs" / "Glyphs" / "vild.yaml"
 
@@ -31,20 +30,20 @@ def coco_val():
     return coco_document({1: [1, 3, 17], 2: [17], 3: [5, 10], 4: [1], 5: [10], 6: [11, 10]}, "val")
 
 
-def test_ground_truth_as_results_scores_100(tmp_path):
+def test_ground_truth_as_results_scores_100(tmp_path, tool, capsys):
     document = coco_val()
     truth, results = write(tmp_path / "gt.json", document), write(tmp_path / "r.json", perfect(document))
     done = tool("evaluate.py", "--protocol", "coco-48-17", "--gt", truth, "--results", results,
                 "--output", tmp_path / "o")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "65-way; 48 base (2 with ground truth), 17 novel (2 with ground truth); 4 images" in done.stdout
+    assert done == 0
+    assert "65-way; 48 base (2 with ground truth), 17 novel (2 with ground truth); 4 images" in capsys.readouterr().out
     assert all(metrics(tmp_path / "o")[f"gt/bbox/AP50_{g}"] == pytest.approx(100) for g in ("novel", "base", "all"))
     rows = json.loads((tmp_path / "o" / "per_class.json").read_text())["classes"]
     assert len(rows) == 65 and {r["name"] for r in rows if r["boxes"]} == {"person", "car", "cat", "airplane"}
 
 
-def test_the_files_that_go_round_give_the_same_numbers(tmp_path):
-    """Official file, the circulating 65-name file of the same images, and its 80-name kin."""
+def test_files_in_circulation_give_the_same_numbers(tmp_path, tool, capsys):
+    """The official file, the 65-class file in circulation with the same images, and its variant with 80 classes."""
     document = coco_val()
     marked = json.loads((REPOSITORY / "vild/data/splits/coco_48_17.json").read_text())
     names = {*marked["base"], *marked["novel"]}
@@ -64,23 +63,23 @@ def test_the_files_that_go_round_give_the_same_numbers(tmp_path):
         split = ["--split", "coco_48_17_80way"] if name == "oriorder" else []
         done = tool("evaluate.py", "--protocol", "coco-48-17", "--gt", truth, "--results", path, *split,
                     "--output", tmp_path / name)  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert ("80-way" if split else "65-way") in done.stdout
+        assert done == 0
+        assert ("80-way" if split else "65-way") in capsys.readouterr().out
         found.append({k.split("/", 1)[1]: v for k, v in metrics(tmp_path / name).items()})
     assert found[0] == found[1] == found[2] and 0 < found[0]["bbox/AP50_novel"] < 100
 
 
 @pytest.mark.parametrize("protocol", ["lvis", "split"])
-def test_lvis_form_is_scored_by_lvis_rules(protocol, tmp_path):
+def test_lvis_files_are_scored_by_lvis_rules(protocol, tmp_path, tool, capsys):
     document, results = random_world(0, lvis=True)
     truth, path = write(tmp_path / "gt.json", document), write(tmp_path / "r.json", results)
     split = write(tmp_path / "split.json", {"base": [f"class {c}" for c in range(1, 9)],
                                             "novel": [f"class {c}" for c in range(9, 13)]})  # fmt: skip
     done = tool("evaluate.py", "--protocol", protocol, "--gt", truth, "--results", path, "--iou-type", "bbox", "segm",
                 "--output", tmp_path / "o", *(["--split", split] if protocol == "split" else []))  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done == 0
     found = metrics(tmp_path / "o")
-    assert "lvis protocol, 12-way" in done.stdout and {"gt/segm/APr", "gt/bbox/AP_fixed"} <= found.keys()
+    assert "lvis protocol, 12-way" in capsys.readouterr().out and {"gt/segm/APr", "gt/bbox/AP_fixed"} <= found.keys()
     assert (found["gt/bbox/AP_novel"] == found["gt/bbox/APr"]) == (protocol == "lvis")
 
 
@@ -96,40 +95,41 @@ def test_lvis_form_is_scored_by_lvis_rules(protocol, tmp_path):
         (["--protocol", "coco"], {"id": 1}, r"gt.json: annotations\[1\] has the id 1 of"),
     ],
 )
-def test_evaluate_tells_a_mistake_in_one_line(arguments, change, message, tmp_path):
+def test_evaluate_reports_a_mistake_in_one_line(arguments, change, message, tmp_path, tool, capsys):
     document = coco_val()
     path = write(tmp_path / "r.json", perfect(document))
     document["annotations"][1].update(change)
     truth = write(tmp_path / "gt.json", document)
     done = tool("evaluate.py", *arguments, "--gt", truth, "--results", path, "--output", tmp_path / "o")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    err = capsys.readouterr().err
+    last = err.strip().splitlines()[-1]
+    assert done == 2 and "Traceback" not in err
     assert last.startswith("error: ") and re.search(message, last), last
     assert not (tmp_path / "o").exists()
 
 
-def test_transfer_and_report(world, weights, teacher_folder, tmp_path):  # noqa: F811
+def test_transfer_and_report(world, checkpoint_file, teacher_folder, tmp_path, tool, capsys):
     done = tool(
-        "transfer.py", "--config-file", CONFIG, "--num-gpus", 0, "MODEL.WEIGHTS", weights,
+        "transfer.py", "--config-file", CONFIG, "--num-gpus", 0, "MODEL.WEIGHTS", checkpoint_file,
         "DATASETS.TEST", "('glyphs_lvis_val', 'glyphs_val')", "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}",
         "OUTPUT_DIR", tmp_path / "out", "DATALOADER.NUM_WORKERS", 0,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done == 0
     table = (tmp_path / "out" / "transfer.md").read_text()
     assert "| glyphs_lvis_val |" in table and "| glyphs_val " in table
     found = metrics(tmp_path / "out" / "inference")
     assert "glyphs_val/segm/AP50_novel" in found and "glyphs_lvis_val/bbox/APr_fixed" in found
     done = tool("report.py", "--run", tmp_path / "out", "--threshold", 0)
-    assert done.returncode == 0, done.stderr
+    assert done == 0
     page, web = ((tmp_path / "out" / "report" / f"report.{end}").read_text() for end in ("md", "html"))
     for file in re.findall(r"\]\((class_\d+\.jpg)\)", page):
         assert Image.open(tmp_path / "out" / "report" / file).size[0] == 800 and file in web
     assert page.count("class_") > 6 and "umbrella" in page and "umbrella" in web
     done = tool("report.py", "--run", tmp_path)
-    assert done.returncode == 2 and "evaluate first" in done.stderr
+    assert done == 2 and "evaluate first" in capsys.readouterr().err
 
 
-def lvis_of_ones_own(folder, part, count, classes=251, seed=0):
+def write_lvis_data(folder, part, count, classes=251, seed=0):
     """LVIS form with real marks: coloured boxes, one class a colour, more of the low numbers; the last of them rare."""
     rng = np.random.default_rng(seed)
     (folder / "images" / part).mkdir(parents=True)
@@ -154,17 +154,17 @@ def lvis_of_ones_own(folder, part, count, classes=251, seed=0):
     write(folder / f"{part}.json", {"images": images, "annotations": annotations, "categories": categories})
 
 
-def test_lvis_form_of_ones_own_goes_from_files_to_numbers(teacher_folder, tmp_path, monkeypatch):
+def test_custom_lvis_data_goes_from_files_to_metrics(teacher_folder, tmp_path, monkeypatch, tool, capsys):
     """The commands of the README, with the small model of the built-in world in place of the R50."""
     root, out = tmp_path / "data", tmp_path / "out"
     for part, count in (("train", 8), ("val", 4)):
-        lvis_of_ones_own(root / "own", part, count, seed=count)
+        write_lvis_data(root / "own", part, count, seed=count)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
 
     def run(*command):
-        done = tool(*command)
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+        assert tool(*command) == 0
+        captured = capsys.readouterr()
+        return captured.out + captured.err
 
     join = ("add_dataset.py", "--images", "own/images", "--split", "lvis")
     told = run(*join, "--name", "own_train", "--json", "own/train.json", "--keep", "base")
@@ -188,14 +188,3 @@ def test_lvis_form_of_ones_own_goes_from_files_to_numbers(teacher_folder, tmp_pa
     run("evaluate.py", "--protocol", "lvis", "--gt", root / "own" / "val.json", "--results", results,
         "--iou-type", "bbox", "segm", "--output", out / "again")  # fmt: skip
     assert metrics(out / "again") == {k.replace("own_val/", "val/"): v for k, v in found.items()}
-
-
-def test_benchmark_of_the_evaluation(tmp_path):
-    done = tool("benchmark.py", "evaluation", "--num-images", 4, "--reference-images", 3, "--masks",
-                "--json", tmp_path / "rows.json")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    coco, lvis, *alone = json.loads((tmp_path / "rows.json").read_text())
-    for row in (coco, lvis):
-        assert row["ours_AP"] == pytest.approx(row["baseline_AP"], abs=1e-6) and row["ours_AP"] > 10
-        assert row["ratio"] == row["baseline_s"] / row["ours_s"]
-    assert [row["what"].split()[1] for row in alone] == ["bbox", "segm"] and all(r["ours_AP"] > 10 for r in alone)
