@@ -181,15 +181,17 @@ def test_a_file_that_may_not_grow(tmp_path, kind):
     mine, its = FORK.Pipe()
     process = FORK.Process(target=limited, args=(kind, tmp_path, its))
     process.start()
-    assert mine.poll(60) and (told := mine.recv()).startswith(str(tmp_path)) and told.endswith("File too large"), told
+    assert mine.poll(60) and (error := mine.recv()).startswith(str(tmp_path)) and error.endswith("File too large"), (
+        error
+    )
     process.join()
     assert {p.name for p in tmp_path.iterdir()} <= {"labels.json.partial"}
 
 
 def test_a_replaced_file_stays_when_the_new_one_cannot_be_written(tmp_path):
     write_json(tmp_path / "x.json", [1])
-    told = pytest.raises(UserError, match=r"x\.json cannot be written: No space left on device")
-    with told, written_whole(tmp_path / "x.json") as aside:
+    error = pytest.raises(UserError, match=r"x\.json cannot be written: No space left on device")
+    with error, written_whole(tmp_path / "x.json") as aside:
         aside.write_text("[2")
         with open("/dev/full", "w") as full:
             full.write("more")
@@ -209,8 +211,8 @@ def test_a_store_that_vanishes_is_not_begun_anew_in_its_place(tmp_path):
 
 def test_a_folder_that_vanishes_during_a_write(tmp_path):
     folder = tmp_path / "folder"
-    told = pytest.raises(UserError, match=rf"^{folder}/x\.json cannot be written: No such file or directory")
-    with told, written_whole(folder / "x.json") as aside:
+    error = pytest.raises(UserError, match=rf"^{folder}/x\.json cannot be written: No such file or directory")
+    with error, written_whole(folder / "x.json") as aside:
         aside.write_text("[]")
         folder.rename(tmp_path / "elsewhere")
     assert not folder.exists() and (tmp_path / "elsewhere" / "x.json.tmp").exists()
@@ -218,8 +220,8 @@ def test_a_folder_that_vanishes_during_a_write(tmp_path):
 
 def test_labels_that_vanish(tmp_path):
     folder = tmp_path / "folder"
-    told = pytest.raises(UserError, match=r"labels\.json\.partial has gone while it was being written")
-    with told, PartialLabels(folder / "labels.json", {}) as labels:
+    error = pytest.raises(UserError, match=r"labels\.json\.partial has gone while it was being written")
+    with error, PartialLabels(folder / "labels.json", {}) as labels:
         labels.add("a.jpg", detections(3))
         folder.rename(tmp_path / "elsewhere")
         labels.finish(["a.jpg"], ["a"], {})

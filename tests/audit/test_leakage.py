@@ -85,8 +85,8 @@ def test_vocabularies(benchmark, vocabulary):
         changed = expected["photo"].clone()
         k = vocabulary.splits.index(mark)
         changed[k] = torch.nn.functional.normalize(changed[k] + 0.1 * torch.ones(64), dim=0)
-        told, evidence = judged(changed)
-        assert told == verdict and f"1 of {vocabulary.splits.count(mark)} {mark} (lowest" in evidence
+        found, evidence = judged(changed)
+        assert found == verdict and f"1 of {vocabulary.splits.count(mark)} {mark} (lowest" in evidence
         assert f"'{names[k]}'" in evidence
     assert judged(vocabulary.embeddings)[0] == "cannot tell"  # nothing agrees: other prompts, or tuned ones
 
@@ -104,8 +104,8 @@ def test_command_line(
                                "--vocabulary", vocabulary_file, "--output", tmp_path / "audit.json")  # fmt: skip
     assert status == 3 and printed.endswith("verdict: cannot tell\n")
     written = json.loads((tmp_path / "audit.json").read_text())
-    told = {(f["artefact"].split()[0], f["how"]): f["verdict"] for f in written["findings"]}
-    assert written["verdict"] == "cannot tell" and told == {
+    found = {(f["artefact"].split()[0], f["how"]): f["verdict"] for f in written["findings"]}
+    assert written["verdict"] == "cannot tell" and found == {
         ("training", "measured"): "clean",
         ("proposals", "measured"): "clean",
         ("proposals", "recorded"): "cannot tell",

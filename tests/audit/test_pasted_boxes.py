@@ -1,4 +1,4 @@
-"""Ground truth among proposals is told from what a detector finds."""
+"""Ground truth among proposals is distinguished from a detector's boxes."""
 
 import pytest
 import torch

@@ -103,8 +103,8 @@ def test_a_malformed_file_is_a_one_line_error(name):
     change(wrong)
     with pytest.raises(UserError) as caught:
         check_annotations(wrong, "some/file.json")
-    told = str(caught.value)
-    assert told.startswith("some/file.json: ") and message in told and "\n" not in told
+    found = str(caught.value)
+    assert found.startswith("some/file.json: ") and message in found and "\n" not in found
 
 
 def test_what_official_files_contain_passes():

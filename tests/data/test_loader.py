@@ -63,7 +63,7 @@ def batches(cfg, start, count):
     return list(itertools.islice(build_train_loader(cfg, open_store(cfg), start), count))
 
 
-def test_a_user_is_told_what_is_wrong(world, make_cfg):
+def test_user_errors(world, make_cfg):
     with pytest.raises(UserError, match="'glyphs_trian' is not known; did you mean 'glyphs_train'"):
         build_train_loader(make_cfg("text", "DATASETS.TRAIN", "('glyphs_trian',)"), None)
     with pytest.raises(UserError, match="DATASETS.TRAIN is empty"):

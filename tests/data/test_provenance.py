@@ -150,13 +150,14 @@ def test_the_chain_of_the_tools(tool, make_cfg, teacher_folder, tmp_path, monkey
     settings = ("DATASETS.TRAIN", (dataset,), "OUTPUT_DIR", str(tmp_path))
     Trainer(make_cfg("proposals", *settings)).checkpointer.save("model_final")
     weights, proposals, store = (tmp_path / n for n in ("model_final.pth", "p.safetensors", "store"))
-    assert tool("make_proposals.py", "--config-file", REPOSITORY / "configs/Glyphs/proposals.yaml", "--dataset",
-                     "glyphs_train", "--output", proposals, "MODEL.WEIGHTS", weights) == 0  # fmt: skip
-    assert tool("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals, "--max-per-image",
-                     2, "--teacher", f"local-dir:{teacher_folder}", "--output", store) == 0  # fmt: skip
+    config, data = REPOSITORY / "configs/Glyphs/proposals.yaml", ("--dataset", "glyphs_train")
+    overrides = ("MODEL.WEIGHTS", weights, "DATALOADER.NUM_WORKERS", 0)
+    assert tool("make_proposals.py", "--config-file", config, *data, "--output", proposals, *overrides) == 0
+    source = ("--proposals", proposals, "--max-per-image", 2, "--teacher", f"local-dir:{teacher_folder}")
+    assert tool("build_teacher_store.py", *data, *source, "--num-workers", 0, "--output", store) == 0
     output = tmp_path / "audit.json"
     files = ("--proposals", proposals, "--store", store, "--weights", weights, "--output", output)
-    assert tool("audit_leakage.py", "--dataset", "glyphs_train", "--full", "glyphs_train_all", *files) == status
+    assert tool("audit_leakage.py", *data, "--full", "glyphs_train_all", *files) == status
     found = json.loads(output.read_text())["findings"]
     assert all(f["verdict"] == "clean" for f in found if f["how"] == "measured")
     recorded = [f["verdict"] for f in found if f["how"] == "recorded"]

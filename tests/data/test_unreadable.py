@@ -124,10 +124,10 @@ def test_a_scan_finds_all(broken, tool, tmp_path, capsys):
     assert fault.kind == "another size" and "is 9x7, the annotation file says" in fault.reason
     report = tmp_path / "r.json"
     assert tool("check_dataset.py", "--dataset", "glyphs_train", "--num-workers", "2", "--output", report) == 1
-    document, told = json.loads(report.read_text()), capsys.readouterr()
+    document, printed = json.loads(report.read_text()), capsys.readouterr()
     assert (document["unreadable"], document["another_size"]) == (len(faults), 1)
     assert len(document["faults"]) == len(faults) + 1 and document["pictures"] == len(records)
-    assert f"{len(faults)} unreadable, 1 of another size" in told.out and "images: 100%" in told.err
+    assert f"{len(faults)} unreadable, 1 of another size" in printed.out and "images: 100%" in printed.err
     assert tool("check_dataset.py", "--dataset", "glyphs_train_nothing") == 2
     assert tool("check_dataset.py", "--dataset", "glyphs_train", "--num-workers", "0") == 2
 
@@ -157,6 +157,6 @@ def test_a_store_lists_what_it_could_not_read(broken, tool, teacher_folder, prop
     assert f"{len(lost)} images without regions" in capsys.readouterr().out
 
 
-def test_a_config_without_loader_is_told():
+def test_a_config_without_loader_is_an_error():
     with pytest.raises(UserError, match="INPUT.UNREADABLE"):
         unreadable.skips(SimpleNamespace(INPUT=SimpleNamespace(UNREADABLE="")))

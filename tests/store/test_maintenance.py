@@ -135,7 +135,7 @@ def test_wrong_numbers_are_found_where_there_is_no_checksum_yet(tmp_path, name, 
     assert not path.exists() and content(write(folder)) == content(write(tmp_path / "other"))
 
 
-def test_shards_of_another_order_are_told(tmp_path):
+def test_shards_in_another_order_are_an_error(tmp_path):
     folder = write(tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shards"].reverse()
@@ -215,7 +215,7 @@ def test_a_broken_part_is_not_merged(tmp_path):
         merge([a, b], a)
 
 
-def test_a_manifest_of_something_else_is_told(tmp_path):
+def test_an_invalid_manifest_is_an_error(tmp_path):
     for text in ("{", "[]", "{}", '{"plan": {"dtype": "int4", "fingerprint": {}}, "shards": [], "complete": true}'):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(UserError, match="manifest.json is not a store's"):

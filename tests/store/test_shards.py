@@ -1,4 +1,4 @@
-"""How rows are packed, and what a broken file is told as."""
+"""Packing of rows, and the errors for broken files."""
 
 import json
 import re
@@ -76,14 +76,14 @@ def test_float16_stays_within_two_percent_of_its_embeddings():
     assert plan_size(counts, 512, "int8") < 0.52 * plan_size(counts, 512, "float16")
 
 
-def test_a_file_cut_anywhere_is_told_in_one_line(tmp_path):
+def test_a_file_truncated_anywhere_is_a_one_line_error(tmp_path):
     path = write(tmp_path) / "shard-00001.safetensors"
     whole = path.read_bytes()
     for cut in [*range(40), *range(40, len(whole), 13), len(whole) - 1]:
         path.write_bytes(whole[:cut])
-        with pytest.raises(UserError, match=r"shard-00001\.safetensors is broken \(.*--repair") as told:
+        with pytest.raises(UserError, match=r"shard-00001\.safetensors is broken \(.*--repair") as caught:
             EmbeddingStore(tmp_path)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
     path.write_bytes(whole + b"\0")
     with pytest.raises(UserError, match=f"{len(whole) + 1} bytes, expected {len(whole)}"):
         EmbeddingStore(tmp_path)
@@ -92,7 +92,7 @@ def test_a_file_cut_anywhere_is_told_in_one_line(tmp_path):
 def test_no_altered_header_crashes(tmp_path):
     """Any byte of the header set to anything: a whole store or one line, never another exception."""
     path = write(tmp_path, "int8") / "shard-00000.safetensors"
-    whole, rng, told = bytearray(path.read_bytes()), np.random.default_rng(0), 0
+    whole, rng, errors = bytearray(path.read_bytes()), np.random.default_rng(0), 0
     length = 8 + int.from_bytes(whole[:8], "little")
     for _ in range(400):
         altered = whole.copy()
@@ -102,8 +102,8 @@ def test_no_altered_header_crashes(tmp_path):
             read_head(path, "int8")
         except UserError as error:
             assert re.search("is broken", str(error)) and "\n" not in str(error)
-            told += 1
-    assert told > 200
+            errors += 1
+    assert errors > 200
 
 
 @pytest.mark.parametrize("change", [{"boxes": {"dtype": "F16"}}, {"scores": {"shape": [2, 4]}}, {"boxes": None}])

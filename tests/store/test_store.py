@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import store_plan
+from tests.store.reader import read_all
 from vild.data.proposals import load_proposals, save_proposals
 from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.utils.errors import UserError
@@ -59,20 +60,18 @@ def cosines(store: EmbeddingStore) -> list[float]:
     return [float((store[i].embeddings * regions(i).embeddings).sum(1).min()) for i in IDS if i != 20]
 
 
-def read_all(store: EmbeddingStore, answers: multiprocessing.Queue) -> None:
-    answers.put([float(store[i].embeddings.sum()) for i in IDS])
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_read_what_their_parent_reads(tmp_path, method):
     write(tmp_path)
     store, context = EmbeddingStore(tmp_path), multiprocessing.get_context(method)
     expected = [float(store[i].embeddings.sum()) for i in IDS]  # mapped before the fork
     answers = context.Queue()
-    workers = [context.Process(target=read_all, args=(store, answers)) for _ in range(3 if method == "fork" else 1)]
+    workers = [
+        context.Process(target=read_all, args=(store, IDS, answers)) for _ in range(3 if method == "fork" else 1)
+    ]
     for worker in workers:
         worker.start()
-    assert all(answers.get(timeout=60) == expected for _ in workers)
+    assert all(answers.get(timeout=300) == expected for _ in workers)
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
@@ -147,7 +146,7 @@ def test_another_plan_is_refused(tmp_path):
         write(tmp_path, {**PLAN, "fingerprint": {**PLAN["fingerprint"], "preprocess": {"crop": "pad"}}})
 
 
-def test_a_user_is_told_what_is_wrong(tmp_path):
+def test_user_errors(tmp_path):
     with pytest.raises(UserError, match="manifest.json does not exist"):
         EmbeddingStore(tmp_path / "nowhere")
     write(tmp_path)

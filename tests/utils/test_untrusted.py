@@ -124,8 +124,8 @@ def test_a_config_runs_nothing(tmp_path, inside):
     (tmp_path / "a.yaml").write_text("_BASE_: base.yaml\n")
     with open(tmp_path / inside, "a") as file:
         file.write(f"OUTPUT_DIR: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
-    told = one_line(load_config, str(tmp_path / "a.yaml"), match="python/object/apply")
-    assert str(tmp_path / inside) in told and not (tmp_path / "ran").exists()
+    message = one_line(load_config, str(tmp_path / "a.yaml"), match="python/object/apply")
+    assert str(tmp_path / inside) in message and not (tmp_path / "ran").exists()
 
 
 def test_a_grid_runs_nothing(tmp_path):
@@ -242,8 +242,8 @@ def test_words_are_read_in_bounds(tmp_path):
 )
 def test_an_image_is_inside_its_folder(key, name):
     image = {"id": 1, "height": 4, "width": 4, key: name}
-    told = one_line(check_annotations, {"images": [image], "annotations": [], "categories": []}, "f.json")
-    assert told.startswith(f"f.json: images[0] (id 1): {key} is ") and "inside the image folder" in told
+    message = one_line(check_annotations, {"images": [image], "annotations": [], "categories": []}, "f.json")
+    assert message.startswith(f"f.json: images[0] (id 1): {key} is ") and "inside the image folder" in message
 
 
 def test_names_that_stay_below():
@@ -345,8 +345,8 @@ def test_a_message_is_one_line_whatever_is_in_it():
     error = UserError("file 'a\nb\x1b[2J\u2028\r'" + "x" * 9999)
     assert str(error).startswith("file 'a b [2J  'xxx") and len(str(error)) == 2000
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    told = "Caught UserError in DataLoader process 0.\nTraceback ...\nvild.utils.errors.UserError: image a is broken"
-    assert str(UserError(told)) == "image a is broken"
+    message = "Caught UserError in DataLoader process 0.\nTraceback ...\nvild.utils.errors.UserError: image a is broken"
+    assert str(UserError(message)) == "image a is broken"
 
 
 def test_what_ships_is_read(teacher_folder):
