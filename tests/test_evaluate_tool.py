@@ -92,7 +92,7 @@ def test_lvis_files_are_scored_by_lvis_rules(protocol, tmp_path, tool, capsys):
         (["--protocol", "coco", "--iou-type", "segm"], {}, "r.json: record 0: 'segmentation' is missing"),
         (["--protocol", "coco"], {"bbox": [1, 2, -3, 4]}, r"gt.json: annotations\[1\] \(id 2\): bbox"),
         (["--protocol", "coco"], {"image_id": 99}, r"gt.json: annotations\[1\] \(id 2\): image_id 99"),
-        (["--protocol", "coco"], {"id": 1}, r"gt.json: annotations\[1\] has the id 1 of"),
+        (["--protocol", "coco"], {"id": 1}, r"gt.json: annotations\[1\] has the same id as annotations\[0\]: 1"),
     ],
 )
 def test_evaluate_reports_a_mistake_in_one_line(arguments, change, message, tmp_path, tool, capsys):
@@ -167,9 +167,9 @@ def test_custom_lvis_data_goes_from_files_to_metrics(teacher_folder, tmp_path, m
         return captured.out + captured.err
 
     join = ("add_dataset.py", "--images", "own/images", "--split", "lvis")
-    told = run(*join, "--name", "own_train", "--json", "own/train.json", "--keep", "base")
+    output = run(*join, "--name", "own_train", "--json", "own/train.json", "--keep", "base")
     run(*join, "--name", "own_val", "--json", "own/val.json")
-    assert "160 base and 91 novel" in told and "lvis" in told
+    assert "160 base and 91 novel" in output and "lvis" in told
     teacher = ("--teacher", f"local-dir:{teacher_folder}")
     vocabulary, proposals, store = out / "v.safetensors", out / "p.safetensors", out / "store"
     run("build_vocabulary.py", "--dataset", "own_train", *teacher, "--prompts", "photo", "--output", vocabulary)

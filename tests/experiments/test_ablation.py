@@ -159,7 +159,7 @@ def test_the_weights_that_are_evaluated_are_the_other_rows(stages_of):
     done = stages_of('rows: {a: {config: vild, MODEL.WEIGHTS: "", MODEL.VILD.TEMPERATURE: 0.02}, b: {evaluate: a}}')
     command = next(s for s in done if s.name == "row-b").command
     overrides = dict(zip(command[6::2], command[7::2], strict=True))
-    assert len(overrides) == (len(command) - 6) / 2 - 1  # one key stands there twice, and the later one counts
+    assert len(overrides) == (len(command) - 6) / 2 - 1  # one key is given twice, and the later value counts
     assert overrides["MODEL.WEIGHTS"].endswith("row-a/model_final.pth")
     assert overrides["MODEL.VILD.TEMPERATURE"] == "0.02"
 

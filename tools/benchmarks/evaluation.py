@@ -47,32 +47,29 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
 def write_case(folder: Path, image_count: int, per_image: int, masks: bool = False, seed: int = 0) -> tuple[Path, Path]:
     """Write synthetic ground truth in LVIS's format (twelve boxes per image, classes by a power law) and results, which
     find each box once, moved a little, among noise up to ``per_image``. With ``masks``: rectangles. Returns both."""
-    rng = np.random.default_rng(seed)
-    share = 1 / np.arange(1, CLASSES + 1) ** 0.8
-    share /= share.sum()
+    rng, frequency = np.random.default_rng(seed), 1 / np.arange(1, CLASSES + 1) ** 0.8
     truth, results = folder / f"gt_{image_count}.json", folder / f"results_{image_count}.json"
     images, annotations = [], []
+
+    def record(image_id: int, box: list[float], name: int, **more: object) -> dict:
+        mask = {"segmentation": _rectangle(box)} if masks else {}
+        return {"image_id": image_id, "category_id": name, "bbox": box, **mask, **more}
+
     with open(results, "w") as file:
         for image_id in range(1, image_count + 1):
-            boxes, classes = _boxes(rng, 12), rng.choice(CLASSES, 12, p=share) + 1
-            rows = zip(boxes.tolist(), classes.tolist(), strict=True)
-            annotations += [
-                {"id": len(annotations) + n, "image_id": image_id, "category_id": c, "bbox": b, "area": b[2] * b[3],
-                 "iscrowd": 0, **({"segmentation": _rectangle(b)} if masks else {})} for n, (b, c) in enumerate(rows, 1)
-            ]  # fmt: skip
-            negative = rng.integers(1, CLASSES + 1, 6).tolist()
+            names = rng.choice(CLASSES, per_image, p=frequency / frequency.sum()) + 1
+            boxes, scores = _boxes(rng, per_image), rng.uniform(0, 0.7, per_image)
+            for box, name in zip(boxes[:12].tolist(), names[:12].tolist(), strict=True):
+                more = {"id": len(annotations) + 1, "area": box[2] * box[3], "iscrowd": 0}
+                annotations.append(record(image_id, box, name, **more))
+            negative = np.setdiff1d(rng.integers(1, CLASSES + 1, 6), names[:12]).tolist()
             images.append({"id": image_id, "height": SIZE[0], "width": SIZE[1], "file_name": f"{image_id}.jpg",
-                           "neg_category_ids": [c for c in negative if c not in classes],
-                           "not_exhaustive_category_ids": []})  # fmt: skip
-            noise = per_image - 12
-            found = np.concatenate([(boxes + rng.normal(0, 3, boxes.shape)).clip(1), _boxes(rng, noise)])
-            names = np.concatenate([classes, rng.choice(CLASSES, noise, p=share) + 1])
-            scores = np.concatenate([rng.uniform(0.3, 1, 12), rng.uniform(0, 0.7, noise)])
-            for box, name, score in zip(found.tolist(), names.tolist(), scores.tolist(), strict=True):
-                record = {"image_id": image_id, "category_id": name, "bbox": box, "score": score}
-                if masks:
-                    record["segmentation"] = _rectangle(box)
-                file.write(("[\n" if file.tell() == 0 else ",\n") + json.dumps(record))
+                           "neg_category_ids": negative, "not_exhaustive_category_ids": []})  # fmt: skip
+            boxes[:12] = (boxes[:12] + rng.normal(0, 3, (12, 4))).clip(1)
+            scores[:12] = rng.uniform(0.3, 1, 12)
+            for box, name, score in zip(boxes.tolist(), names.tolist(), scores.tolist(), strict=True):
+                start = "[\n" if file.tell() == 0 else ",\n"
+                file.write(start + json.dumps(record(image_id, box, name, score=score)))
         file.write("\n]\n")
     categories = [{"id": c, "name": f"class {c}", "frequency": "fcr"[c % 3]} for c in range(1, CLASSES + 1)]
     truth.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))

@@ -101,6 +101,7 @@ def write_images(folder: Path, count: int, size: int, objects: int = 8) -> list[
                 "bbox": [x0, y0, x1, y1], "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0,
                 "category_id": int(rng.integers(CLASSES // 4)) * 4, "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
             })  # fmt: skip
-        record = {"file_name": str(path), "height": size, "width": size, "image_id": image_id}
-        records.append({**record, "annotations": annotations})
+        records.append({
+            "file_name": str(path), "height": size, "width": size, "image_id": image_id, "annotations": annotations,
+        })  # fmt: skip
     return records

@@ -25,7 +25,7 @@ SECONDS, PARAMETERS, GFLOP = "seconds a step", "million parameters", "GFLOP"
 
 
 def run_seed(run: GlyphsRun, rows: tuple[Row, ...]) -> None:
-    """Run all that the rows need, then train their detectors beside each other, then evaluate the other rows."""
+    """Run all that the rows need, then train their detectors in parallel, then evaluate the other rows."""
     trained = {
         row.name: run.detector(row.stage, row.config, *row.arguments, data=row.data, teachers=row.teachers)
         for row in rows if row.config

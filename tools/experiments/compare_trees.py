@@ -22,10 +22,7 @@ TEACHER, VOCABULARY, STORE, PROPOSALS = "local-dir:teacher", "vocabulary.safeten
 
 
 class Checkout:
-    """Runs the tools of one checkout in an output folder.
-
-    The command line of the tools changes between versions, so that flags are looked up in the source.
-    """
+    """Runs the tools of one checkout in an output folder. Flags that versions spell differently are looked up."""
 
     def __init__(self, tree: Path, folder: Path):
         self.tree, self.folder = tree.resolve(), folder.resolve()
@@ -39,11 +36,9 @@ class Checkout:
         if output_dir:
             flag = "--output-dir" if '"--output-dir"' in (self.tree / "tools" / tool).read_text() else "--output"
             arguments += (flag, output_dir)
-        command = [str(self.tree / "tools" / tool), *map(str, arguments)]
+        command = [sys.executable, str(self.tree / "tools" / tool), *map(str, arguments)]
         print(self.tree.name, tool, *arguments[:2], flush=True)
-        done = subprocess.run(
-            [sys.executable, *command], env=self.environment, cwd=self.folder, capture_output=True, text=True
-        )
+        done = subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
 
@@ -78,10 +73,6 @@ class Checkout:
         (self.folder / "finished").touch()
 
 
-def hash_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def read_findings(folder: Path) -> dict[str, str]:
     """What has to be equal, as JSON texts (in which NaN equals NaN)."""
     found: dict[str, object] = {}
@@ -95,12 +86,15 @@ def read_findings(folder: Path) -> dict[str, str]:
     for name in ("vild_metrics", "per_class"):
         found[f"evaluated/{name}"] = json.loads((folder / f"evaluated/{name}.json").read_text())
     # Weights record the commit that trained them; proposals and store record hashes of the files they were made from
-    own = {hash_of((folder / name).read_bytes())[:16]: name for name in ("proposals/model_final.pth", PROPOSALS)}
+    own = {
+        hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]: name
+        for name in ("proposals/model_final.pth", PROPOSALS)
+    }
     for path in [*sorted((folder / STORE).glob("*")), folder / PROPOSALS, folder / VOCABULARY]:
         content = path.read_bytes()
         for short, name in own.items():
             content = content.replace(short.encode(), name.encode())
-        found[f"bytes of {path.relative_to(folder)}"] = hash_of(content)
+        found[f"bytes of {path.relative_to(folder)}"] = hashlib.sha256(content).hexdigest()
     return {key: json.dumps(value, sort_keys=True) for key, value in found.items()}
 
 
