@@ -169,7 +169,7 @@ def test_custom_lvis_data_goes_from_files_to_metrics(teacher_folder, tmp_path, m
     join = ("add_dataset.py", "--images", "own/images", "--split", "lvis")
     output = run(*join, "--name", "own_train", "--json", "own/train.json", "--keep", "base")
     run(*join, "--name", "own_val", "--json", "own/val.json")
-    assert "160 base and 91 novel" in output and "lvis" in told
+    assert "160 base and 91 novel" in output and "lvis" in output
     teacher = ("--teacher", f"local-dir:{teacher_folder}")
     vocabulary, proposals, store = out / "v.safetensors", out / "p.safetensors", out / "store"
     run("build_vocabulary.py", "--dataset", "own_train", *teacher, "--prompts", "photo", "--output", vocabulary)
