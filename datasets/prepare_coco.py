@@ -6,17 +6,19 @@ that is already there is checked.
     DETECTRON2_DATASETS=/data datasets/prepare_coco.py
 """
 
-import argparse
-
-from vild.data import datasets, prepare
+from vild.utils.command_line import make_parser
 from vild.utils.errors import one_line_errors
 
 
 @one_line_errors
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--unofficial", action="store_true", help="the files are others than COCO 2017's own")
-    prepare.prepare(prepare.COCO, datasets.root(), "coco_48_17", not parser.parse_args().unofficial)
+    parser = make_parser(__doc__)
+    parser.add_argument("--unofficial", action="store_true", help="accept files that differ from COCO 2017's own")
+    official = not parser.parse_args().unofficial
+
+    from vild.data import datasets, prepare
+
+    prepare.prepare(prepare.COCO, datasets.root(), "coco_48_17", official)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,18 @@ annotation) and lvis_v1_minival.json (the images in COCO's val2017). A file that
     DETECTRON2_DATASETS=/data datasets/prepare_lvis.py
 """
 
-import argparse
-
-from vild.data import datasets, prepare
+from vild.utils.command_line import make_parser
 from vild.utils.errors import one_line_errors
 
 
 @one_line_errors
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--unofficial", action="store_true", help="the files are others than LVIS v1's own")
+    parser = make_parser(__doc__)
+    parser.add_argument("--unofficial", action="store_true", help="accept files that differ from LVIS v1's own")
     official = not parser.parse_args().unofficial
+
+    from vild.data import datasets, prepare
+
     prepare.prepare(prepare.LVIS, datasets.root(), "lvis_v1" if official else "lvis", official)
 
 

@@ -5,11 +5,7 @@ Annotations/, ImageSets/ and JPEGImages/. Difficult objects become crowds, which
     DETECTRON2_DATASETS=/data datasets/prepare_voc.py
 """
 
-import argparse
-
-from vild.data import datasets, prepare
-from vild.data.annotations import check_annotations
-from vild.data.voc import read_voc
+from vild.utils.command_line import make_parser
 from vild.utils.errors import UserError, one_line_errors
 
 PUBLISHED = (4_952, 12_032)  # images, objects that are not difficult; as others report them
@@ -17,9 +13,14 @@ PUBLISHED = (4_952, 12_032)  # images, objects that are not difficult; as others
 
 @one_line_errors
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--unofficial", action="store_true", help="the files are others than VOC 2007's own")
+    parser = make_parser(__doc__)
+    parser.add_argument("--unofficial", action="store_true", help="accept files that differ from VOC 2007's own")
     args = parser.parse_args()
+
+    from vild.data import datasets, prepare
+    from vild.data.annotations import check_annotations
+    from vild.data.voc import read_voc
+
     path = datasets.root() / datasets.BUILTIN["voc_2007_test"].json
     document = read_voc(path.parent, "test")
     check_annotations(document, path.parent)

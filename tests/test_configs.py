@@ -2,11 +2,12 @@
 
 import re
 import shlex
-from functools import reduce
+import subprocess
+import sys
+from functools import cache, reduce
 
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 
 from tests.conftest import REPOSITORY
 from vild.config import load_config
@@ -189,10 +190,10 @@ def commands(name):
             yield match[1], words
 
 
+@cache
 def flags(script):
-    if script == "train_net.py":
-        return set(default_argument_parser()._option_string_actions)
-    return set(re.findall(r'add_argument\("(--[\w-]+)"', (REPOSITORY / "tools" / script).read_text()))
+    done = subprocess.run([sys.executable, REPOSITORY / "tools" / script, "--help"], capture_output=True, text=True)
+    return set(re.findall(r"^  .*?(--[\w-]+)", done.stdout, re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -210,15 +211,20 @@ def test_headers_say_paper_expectation_cost_and_command(name):
         options = [words[words.index(w) + i] for w in overrides for i in (0, 1)]
         if "--config-file" in pairs:
             cfg = load_config(str(REPOSITORY / pairs["--config-file"]), options)
-        if "--dataset" in pairs:
-            assert (pairs["--dataset"],) == load(name).DATASETS.TRAIN
+        if data := pairs.get("--dataset") or pairs.get("--vocabulary"):
+            assert (data,) == load(name).DATASETS.TRAIN
         if script == "make_proposals.py":  # reads what the command before it has written
-            assert f"{cfg.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS
+            assert f"{cfg.OUTPUT_DIR}/model_final.pth" == pairs["--weights"]
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if re.search(r"(LVIS|COCO)/Base", n)])
 def test_the_stages_of_a_base_write_what_its_children_read(name):
-    made = {script: words[words.index("--output") + 1] for script, words in commands(name) if "--output" in words}
+    made = {
+        script: words[words.index(flag) + 1]
+        for script, words in commands(name)
+        for flag in ("--output", "--output-dir")
+        if flag in words
+    }
     asked = load(name).MODEL.VILD
     assert (made["build_vocabulary.py"], made["build_teacher_store.py"]) == (asked.VOCABULARY, asked.STORE)
     store = next(words for script, words in commands(name) if script == "build_teacher_store.py")

@@ -34,7 +34,7 @@ def test_ground_truth_as_results_scores_100(tmp_path, tool, capsys):
     document = coco_val()
     truth, results = write(tmp_path / "gt.json", document), write(tmp_path / "r.json", perfect(document))
     done = tool("evaluate.py", "--protocol", "coco-48-17", "--gt", truth, "--results", results,
-                "--output", tmp_path / "o")  # fmt: skip
+                "--output-dir", tmp_path / "o")  # fmt: skip
     assert done == 0
     assert "65-way; 48 base (2 with ground truth), 17 novel (2 with ground truth); 4 images" in capsys.readouterr().out
     assert all(metrics(tmp_path / "o")[f"gt/bbox/AP50_{g}"] == pytest.approx(100) for g in ("novel", "base", "all"))
@@ -62,7 +62,7 @@ def test_files_in_circulation_give_the_same_numbers(tmp_path, tool, capsys):
         truth = write(tmp_path / f"{name}.json", content)
         split = ["--split", "coco_48_17_80way"] if name == "oriorder" else []
         done = tool("evaluate.py", "--protocol", "coco-48-17", "--gt", truth, "--results", path, *split,
-                    "--output", tmp_path / name)  # fmt: skip
+                    "--output-dir", tmp_path / name)  # fmt: skip
         assert done == 0
         assert ("80-way" if split else "65-way") in capsys.readouterr().out
         found.append({k.split("/", 1)[1]: v for k, v in metrics(tmp_path / name).items()})
@@ -76,7 +76,7 @@ def test_lvis_files_are_scored_by_lvis_rules(protocol, tmp_path, tool, capsys):
     split = write(tmp_path / "split.json", {"base": [f"class {c}" for c in range(1, 9)],
                                             "novel": [f"class {c}" for c in range(9, 13)]})  # fmt: skip
     done = tool("evaluate.py", "--protocol", protocol, "--gt", truth, "--results", path, "--iou-type", "bbox", "segm",
-                "--output", tmp_path / "o", *(["--split", split] if protocol == "split" else []))  # fmt: skip
+                "--output-dir", tmp_path / "o", *(["--split", split] if protocol == "split" else []))  # fmt: skip
     assert done == 0
     found = metrics(tmp_path / "o")
     assert "lvis protocol, 12-way" in capsys.readouterr().out and {"gt/segm/APr", "gt/bbox/AP_fixed"} <= found.keys()
@@ -100,7 +100,7 @@ def test_evaluate_reports_a_mistake_in_one_line(arguments, change, message, tmp_
     path = write(tmp_path / "r.json", perfect(document))
     document["annotations"][1].update(change)
     truth = write(tmp_path / "gt.json", document)
-    done = tool("evaluate.py", *arguments, "--gt", truth, "--results", path, "--output", tmp_path / "o")
+    done = tool("evaluate.py", *arguments, "--gt", truth, "--results", path, "--output-dir", tmp_path / "o")
     err = capsys.readouterr().err
     last = err.strip().splitlines()[-1]
     assert done == 2 and "Traceback" not in err
@@ -172,19 +172,19 @@ def test_custom_lvis_data_goes_from_files_to_metrics(teacher_folder, tmp_path, m
     assert "160 base and 91 novel" in output and "lvis" in output
     teacher = ("--teacher", f"local-dir:{teacher_folder}")
     vocabulary, proposals, store = out / "v.safetensors", out / "p.safetensors", out / "store"
-    run("build_vocabulary.py", "--dataset", "own_train", *teacher, "--prompts", "photo", "--output", vocabulary)
+    run("build_vocabulary.py", "--vocabulary", "own_train", *teacher, "--prompts", "photo", "--output", vocabulary)
     train = ("--num-gpus", 0, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0,
              "DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)")  # fmt: skip
     network = CONFIG.with_name("proposals.yaml")
     run("train_net.py", "--config-file", network, *train, "OUTPUT_DIR", out / "proposals")
     run("make_proposals.py", "--config-file", network, "--dataset", "own_train", "--output", proposals,
-        "MODEL.WEIGHTS", out / "proposals" / "model_final.pth")  # fmt: skip
-    run("build_teacher_store.py", "--dataset", "own_train", *teacher, "--proposals", proposals, "--output", store)
+        "--weights", out / "proposals" / "model_final.pth")  # fmt: skip
+    run("build_teacher_store.py", "--dataset", "own_train", *teacher, "--proposals", proposals, "--output-dir", store)
     run("train_net.py", "--config-file", CONFIG.with_name("ensemble.yaml"), *train, "OUTPUT_DIR", out / "ensemble",
         "MODEL.VILD.VOCABULARY", vocabulary, "MODEL.VILD.STORE", store, "INPUT.MASK_FORMAT", "polygon")  # fmt: skip
     found = metrics(out / "ensemble" / "inference")
     assert {f"own_val/{kind}/AP{letter}" for kind in ("bbox", "segm") for letter in "rcf"} <= found.keys()
     results = out / "ensemble" / "inference" / "coco_instances_results.json"
     run("evaluate.py", "--protocol", "lvis", "--gt", root / "own" / "val.json", "--results", results,
-        "--iou-type", "bbox", "segm", "--output", out / "again")  # fmt: skip
+        "--iou-type", "bbox", "segm", "--output-dir", out / "again")  # fmt: skip
     assert metrics(out / "again") == {k.replace("own_val/", "val/"): v for k, v in found.items()}

@@ -320,7 +320,7 @@ def test_the_store_builder_on_a_full_disk(disk, world, proposals_file, teacher_f
     remount(disk, "size=40k")  # the store would have 60 kB
     status = tool("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file, "--teacher",
                   f"local-dir:{teacher_folder}", "--shard-images", "8", "--num-workers", "0",
-                  "--output", disk / "deep" / "store")  # fmt: skip
+                  "--output-dir", disk / "deep" / "store")  # fmt: skip
     err = capsys.readouterr().err
     last = err.strip().splitlines()[-1]
     assert status == 2 and "Traceback" not in err, err

@@ -35,7 +35,7 @@ def weights(vocabulary_file, store_folder, teacher_folder, tmp_path_factory):
 
 
 def test_store_from_proposals_goes_on_and_refuses_another_teacher(world, proposals_file, teacher_folder, tmp_path):
-    arguments = ["--dataset", "glyphs_train", "--proposals", proposals_file, "--output", tmp_path / "store",
+    arguments = ["--dataset", "glyphs_train", "--proposals", proposals_file, "--output-dir", tmp_path / "store",
                  "--shard-images", 16, "--max-per-image", 3]  # fmt: skip
     done = tool("build_teacher_store.py", *arguments, "--teacher", f"local-dir:{teacher_folder}")
     assert done.returncode == 0, done.stderr
@@ -57,15 +57,15 @@ def test_store_from_proposals_goes_on_and_refuses_another_teacher(world, proposa
 
 
 def test_vocabulary_and_proposals_tools(world, weights, teacher_folder, tmp_path):
-    done = tool("build_vocabulary.py", "--dataset", "glyphs_val", "--teacher", f"local-dir:{teacher_folder}",
+    done = tool("build_vocabulary.py", "--vocabulary", "glyphs_val", "--teacher", f"local-dir:{teacher_folder}",
                 "--prompts", "photo", "--output", tmp_path / "v.safetensors")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert Vocabulary.load(tmp_path / "v.safetensors").splits.count("novel") == 20
-    done = tool("build_vocabulary.py", "--names", "a,b", "--output", tmp_path / "w.safetensors")
+    done = tool("build_vocabulary.py", "--vocabulary", "a,b", "--output", tmp_path / "w.safetensors")
     assert done.returncode == 2 and "give --teacher, or --npy, or both" in done.stderr
     done = tool(
         "make_proposals.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--dataset", "glyphs_val",
-        "--output", tmp_path / "p.safetensors", "MODEL.WEIGHTS", weights, "MODEL.VILD.VOCABULARY", weights,
+        "--output", tmp_path / "p.safetensors", "--weights", weights, "--opts", "MODEL.VILD.VOCABULARY", weights,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "p.safetensors").is_file()
@@ -88,8 +88,8 @@ def test_a_data_set_of_ones_own_joins_by_one_command(world):
 def test_a_builder_killed_after_its_first_shard_ends_in_the_same_bytes(world, proposals_file, teacher_folder, tmp_path):
     arguments = ["--dataset", "glyphs_train", "--proposals", proposals_file, "--teacher", f"local-dir:{teacher_folder}",
                  "--shard-images", 4, "--dtype", "int8", "--nms", 0.5, "--min-size", 20]  # fmt: skip
-    assert tool("build_teacher_store.py", *arguments, "--output", tmp_path / "whole").returncode == 0
-    arguments += ["--output", tmp_path / "killed"]
+    assert tool("build_teacher_store.py", *arguments, "--output-dir", tmp_path / "whole").returncode == 0
+    arguments += ["--output-dir", tmp_path / "killed"]
     process = subprocess.Popen([sys.executable, REPOSITORY / "tools/build_teacher_store.py", *map(str, arguments)])
     while process.poll() is None and not (tmp_path / "killed" / "shard-00000.safetensors").exists():
         time.sleep(0.002)

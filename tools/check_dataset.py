@@ -1,35 +1,35 @@
 #!/usr/bin/env python3
-"""Check a data set before a day is spent on it: its annotation file, and every image decoded and measured.
+"""Check a data set before training on it: its annotation file, and that every image decodes and has the stated size.
 
-    tools/check_dataset.py --dataset lvis_v1_train_norare [--num-workers 16] [--output report.json]
+    tools/check_dataset.py --dataset lvis_v1_train_norare --output report.json
 
-Ends with status 1 if an image cannot be read or is of another size than the annotation file says. Training and
-evaluation refuse such images by themselves, or leave them out and count them (INPUT.UNREADABLE skip).
+Exit status 1 if an image cannot be read or differs in size from its annotations. Training and evaluation refuse such
+images too, or leave them out and count them (INPUT.UNREADABLE skip).
 """
 
-import argparse
-import os
 import sys
-from pathlib import Path
 
-from tabulate import tabulate
-from tqdm import tqdm
-
-from vild.data import datasets
-from vild.data.unreadable import scan, scan_report
+from vild.utils.command_line import add_shared, make_parser
 from vild.utils.errors import one_line_errors
-from vild.utils.files import write_json
 
-SHOWN = 30  # faults in the table; the report has them all
+SHOWN = 30  # faults in the table; --output lists all
 
 
 @one_line_errors
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, help="a registered data set")
-    parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
-    parser.add_argument("--output", type=Path, help="also write what was found, as JSON")
+    parser = make_parser(__doc__)
+    add_shared(parser, "--dataset", required=True)
+    add_shared(parser, "--num-workers")
+    add_shared(parser, "--output", note="the report as JSON")
     args = parser.parse_args()
+
+    from tabulate import tabulate
+    from tqdm import tqdm
+
+    from vild.data import datasets
+    from vild.data.unreadable import scan, scan_report
+    from vild.utils.files import write_json
+
     datasets.register_all()
     records = datasets.load_dicts(args.dataset)
     progress = tqdm(scan(records, args.num_workers), total=len(records), desc="images", unit="image")
@@ -39,7 +39,7 @@ def main() -> int:
         write_json(args.output, report)
     if faults:
         rows = [[fault.image_id, fault.kind, fault.reason] for fault in faults[:SHOWN]]
-        print(tabulate(rows, ["image_id", "is", "what"], "pipe"))
+        print(tabulate(rows, ["image_id", "fault", "details"], "pipe"))
         if len(faults) > SHOWN:
             print(f"... and {len(faults) - SHOWN:,} more (--output FILE lists them)")
     print(

@@ -1,26 +1,24 @@
 #!/usr/bin/env python3
-"""Bring a detector that the authors of ViLD released for TensorFlow 1 into Detectron2.
+"""Convert a detector that the authors of ViLD released for TensorFlow 1 to Detectron2.
 
     tools/convert_tf_checkpoint.py resnet50_vild/model.ckpt-180000 --output output/lvis/released/vild_R50.safetensors \\
         [--teacher ViT-B-32-quickgelu --pretrained openai]
 
-CKPT is the common beginning of the checkpoint's files (.index, .data-...), or the folder that holds one checkpoint. It
-is read with TensorFlow (pip install -e '.[tensorflow]'), which nothing else needs. Variant and depth are told from the
-variables; the text matrix becomes the vocabulary in the file. Its teacher is not in the checkpoint: with --teacher the
-file says whose it is, which detecting other words and distilling from a store ask for.
+CKPT is the common prefix of the checkpoint's files (.index, .data-...), or the folder that holds one checkpoint.
+Reading it needs TensorFlow (pip install -e '.[tensorflow]'), which nothing else does. Variant and depth are found
+from the variables; the text matrix becomes the vocabulary in the file. The checkpoint does not name its teacher:
+--teacher records it, which detecting other words and distilling from a store need.
 """
 
-import argparse
 import os
 from pathlib import Path
 
-from vild.checkpoint.checkpointer import write_weights
-from vild.checkpoint.tensorflow import convert, with_teacher
+from vild.utils.command_line import add_shared, make_parser
 from vild.utils.errors import UserError, one_line_errors
 
 
 def read_checkpoint(path: Path) -> dict:
-    """Every variable by its name."""
+    """All variables by name."""
     prefix = path
     if path.is_dir():
         found = sorted(path.glob("*.index"))
@@ -29,7 +27,7 @@ def read_checkpoint(path: Path) -> dict:
         prefix = found[0].with_suffix("")
     if not prefix.with_name(prefix.name + ".index").is_file():
         raise UserError(f"{prefix}: no such checkpoint ({prefix.name}.index is not there)")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets at length
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its log messages
     try:
         import tensorflow
     except ImportError as error:
@@ -44,19 +42,20 @@ def read_checkpoint(path: Path) -> dict:
 
 @one_line_errors
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
-    parser.add_argument("--output", required=True, type=Path, help="NAME.safetensors, or NAME.pth")
-    parser.add_argument("--teacher", help="open_clip model name, or local-dir:FOLDER")
-    parser.add_argument("--pretrained", default="", help="open_clip tag or file of weights")
+    parser = make_parser(__doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="prefix or folder of the checkpoint")
+    add_shared(parser, "--output", required=True, note="NAME.safetensors or NAME.pth")
+    add_shared(parser, "--teacher", "--pretrained")
     args = parser.parse_args()
     if args.output.suffix not in (".safetensors", ".pth"):
-        raise UserError(f"--output {args.output}: it ends neither in .safetensors nor in .pth")
+        raise UserError(f"--output {args.output}: must end in .safetensors or .pth")
+
+    from vild.checkpoint.checkpointer import write_weights
+    from vild.checkpoint.tensorflow import convert, with_teacher
+    from vild.teacher.teacher import build_teacher
 
     state, vocabulary, variant, depth = convert(read_checkpoint(args.checkpoint), str(args.checkpoint))
     if args.teacher:
-        from vild.teacher.teacher import build_teacher
-
         vocabulary = with_teacher(vocabulary, build_teacher(args.teacher, args.pretrained, "cpu"))
     write_weights(args.output, state, vocabulary, variant)
     config = f"configs/LVIS/released/{variant}_R{depth}.yaml"

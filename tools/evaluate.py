@@ -1,34 +1,30 @@
 #!/usr/bin/env python3
-"""Score a results JSON of any detector, without a model: base, novel and all, by the papers' rules.
+"""Score a results JSON of any detector, without a model: base, novel and all, by the rules of the papers.
 
-    tools/evaluate.py --protocol lvis        --gt lvis_v1_val.json         --results R.json --output out
-    tools/evaluate.py --protocol coco-48-17  --gt instances_val2017.json   --results R.json --output out
-    tools/evaluate.py --protocol split --split mine.json --gt mine_val.json --results R.json --output out
+    tools/evaluate.py --protocol lvis        --gt lvis_v1_val.json         --results R.json --output-dir out
+    tools/evaluate.py --protocol coco-48-17  --gt instances_val2017.json   --results R.json --output-dir out
+    tools/evaluate.py --protocol split --split mine.json --gt mine_val.json --results R.json --output-dir out
 
-lvis: LVIS's federated rules, novel = rare; AP-fixed in columns of its own. coco: all classes of the file alike.
-coco-48-17: the 48 base and 17 novel names, on the images that hold one of them. split: base and novel by --split,
-LVIS's rules where the ground truth is in LVIS's form. Writes OUTPUT/vild_metrics.json, per_class.json and table.md.
+lvis: LVIS's federated rules, novel = rare; AP-fixed in its own columns. coco: no split. coco-48-17: the 48 base and
+17 novel names, on the images that contain one of them. split: base and novel by --split, LVIS's rules if the ground
+truth is in LVIS form. Writes vild_metrics.json, per_class.json and table.md to the output folder.
 """
 
-import argparse
 from pathlib import Path
 
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-
-from vild.data import datasets
-from vild.data.annotations import check_annotations, is_lvis_form, read_json
-from vild.data.classes import make_classes, read_split
-from vild.evaluation import evaluator
-from vild.evaluation.protocol import GroundTruth, evaluate
-from vild.evaluation.results import read_results
+from vild.utils.command_line import add_shared, make_parser
 from vild.utils.errors import UserError, one_line_errors
-from vild.utils.files import write_json, write_text
 
 SPLITS = {"lvis": "lvis", "coco": "everything", "coco-48-17": "coco_48_17"}
 
 
-def read_truth(path: str, protocol: str, split: str) -> GroundTruth:
-    """The ground truth of a file under one of the protocols named above."""
+def read_truth(path: str, protocol: str, split: str):
+    """The ``GroundTruth`` of an annotation file under one of the protocols above."""
+    from vild.data import datasets
+    from vild.data.annotations import check_annotations, is_lvis_form, read_json
+    from vild.data.classes import make_classes, read_split
+    from vild.evaluation.protocol import GroundTruth
+
     document = read_json(path)
     check_annotations(document, path)
     lvis = is_lvis_form(document)
@@ -46,18 +42,26 @@ def read_truth(path: str, protocol: str, split: str) -> GroundTruth:
 
 @one_line_errors
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--protocol", choices=["lvis", "coco", "coco-48-17", "split"], required=True)
-    parser.add_argument("--gt", required=True, help="annotation file, LVIS or COCO form")
-    parser.add_argument("--results", required=True, help="detections, COCO's results form")
-    parser.add_argument("--split", default="", help="which names are base and novel, instead of the protocol's")
-    parser.add_argument("--iou-type", nargs="+", choices=["bbox", "segm"], default=["bbox"])
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--gt", required=True, metavar="FILE", help="annotations in LVIS or COCO form")
+    parser.add_argument("--results", required=True, metavar="FILE", help="detections in COCO's results form")
+    parser.add_argument("--split", default="", help="which names are base and novel, instead of the protocol's split")
+    parser.add_argument("--iou-type", nargs="+", choices=["bbox", "segm"], default=["bbox"], help="boxes, masks")
+    add_shared(parser, "--output-dir", required=True)
     args = parser.parse_args()
+
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+    from vild.evaluation import evaluator
+    from vild.evaluation.protocol import evaluate
+    from vild.evaluation.results import read_results
+    from vild.utils.files import write_json, write_text
+
     truth = read_truth(args.gt, args.protocol, args.split)
     categories = {c["id"] for c in truth.document["categories"]}
     if args.protocol == "coco-48-17":
-        categories |= {c["id"] for c in COCO_CATEGORIES}  # results of all 80 names against a file of 65
+        categories |= {c["id"] for c in COCO_CATEGORIES}  # results for all 80 names against a file of 65
     found = read_results(args.results, truth.sizes, categories, "segm" in args.iou_type)
     if args.protocol == "coco-48-17":
         truth = truth.only_annotated_images()
@@ -65,9 +69,9 @@ def main():
     name = Path(args.gt).stem
     page = f"{evaluator.heading(name, truth, result)}\n\n{evaluator.as_table(result.metrics)}\n"
     print(page, end="")
-    evaluator.write_flat(args.output / evaluator.METRICS_FILE, {name: result.metrics})
-    write_json(args.output / evaluator.CLASSES_FILE, {"counts": result.counts, "classes": result.classes})
-    write_text(args.output / "table.md", page)
+    evaluator.write_flat(args.output_dir / evaluator.METRICS_FILE, {name: result.metrics})
+    write_json(args.output_dir / evaluator.CLASSES_FILE, {"counts": result.counts, "classes": result.classes})
+    write_text(args.output_dir / "table.md", page)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,41 @@
 #!/usr/bin/env python3
 """Export a detector so that its vocabulary can change without exporting again.
 
-    tools/export.py --config-file configs/Glyphs/vild.yaml --output out/model.onnx \\
-        --opts MODEL.WEIGHTS output/quickstart/vild/model_final.pth
+    tools/export.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_final.pth \\
+        --output out/model.onnx
 
-``NAME.onnx`` (or ``NAME.pt2``, of torch.export) takes an image and a text matrix [names, width]; beside it lie
-``NAME.json``, what one must know to run it, and ``context.safetensors``, the base names of training. tools/run_onnx.py
-runs it without PyTorch. Any other --output is a folder that OpenVocabularyDetector.from_folder loads: config, weights,
-vocabulary and teacher.
+NAME.onnx (or NAME.pt2, of torch.export) takes an image and a text matrix [names, width]. Beside it are written
+NAME.json, the settings a program needs to run it, and context.safetensors, the base names of training.
+tools/run_onnx.py runs it without PyTorch. --output-dir writes a folder with config, weights, vocabulary and teacher
+instead, which other tools take as --weights and OpenVocabularyDetector.from_folder loads.
 """
 
-import argparse
-from pathlib import Path
-
-from vild.config import load_config
-from vild.export.write import write_model
-from vild.inference.predictor import OpenVocabularyDetector
-from vild.utils.errors import one_line_errors
+from vild.utils.command_line import add_model_flags, add_shared, make_parser
+from vild.utils.errors import UserError, one_line_errors
 
 
 @one_line_errors
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--output", required=True, type=Path, help="NAME.onnx, NAME.pt2 or a folder")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE ...")
+    parser = make_parser(__doc__)
+    target = parser.add_mutually_exclusive_group(required=True)
+    add_shared(target, "--output", "--output-dir")
+    add_model_flags(parser)
     args = parser.parse_args()
+    if args.output and args.output.suffix not in (".onnx", ".pt2"):
+        raise UserError(f"--output {args.output}: give a name that ends in .onnx or .pt2, or --output-dir")
+    if args.output:
+        args.device = "cpu"  # graphs are traced there
 
-    as_graph = args.output.suffix in (".onnx", ".pt2")
-    overrides = [*args.opts, "MODEL.DEVICE", "cpu"] if as_graph else args.opts
-    detector = OpenVocabularyDetector(load_config(args.config_file, overrides))
-    if as_graph:
+    from vild.config import config_from_flags
+    from vild.export.write import write_model
+    from vild.inference.predictor import OpenVocabularyDetector
+
+    detector = OpenVocabularyDetector(config_from_flags(args))
+    if args.output:
         write_model(detector, args.output)
     else:
-        detector.save(args.output)
-    print(args.output)
+        detector.save(args.output_dir)
+    print(args.output or args.output_dir)
 
 
 if __name__ == "__main__":

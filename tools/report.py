@@ -1,32 +1,39 @@
 #!/usr/bin/env python3
-"""Report of an evaluated run: its numbers beside the published ones, its cost, diagnostics, per-class AP,
-images.
+"""Report on an evaluated run: its metrics beside the published ones, its cost, diagnostics, per-class AP, images.
 
-    tools/report.py --run output/lvis/ensemble [--gauges output/lvis/ensemble/gauges.json]
+    tools/report.py --run output/lvis/ensemble --diagnostics output/lvis/ensemble/diagnostics.json
 
-Reads RUN/inference as tools/train_net.py writes it, and what tools/gauges.py wrote; writes report.md, report.html and
-images into OUTPUT (RUN/report).
+Reads RUN/inference as tools/train_net.py writes it, and the output of tools/diagnostics.py. Writes report.md,
+report.html and images to the output folder.
 """
 
-import argparse
 from pathlib import Path
 
-from vild.report.page import write_page
-from vild.report.run_report import cost_blocks, origin_blocks, read_diagnostics, read_run, run_blocks, unreadable_blocks
+from vild.utils.command_line import add_shared, make_parser
 from vild.utils.errors import one_line_errors
 
 
 @one_line_errors
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of a training or evaluation")
-    parser.add_argument("--gauges", type=Path, help="what tools/gauges.py wrote for it")
-    parser.add_argument("--threshold", type=float, default=0.3, help="score of the detections that are drawn")
-    parser.add_argument("--output", type=Path, help="default: RUN/report")
+    parser = make_parser(__doc__)
+    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="OUTPUT_DIR of the run")
+    parser.add_argument("--diagnostics", type=Path, metavar="FILE", help="output of tools/diagnostics.py for this run")
+    add_shared(parser, "--threshold", "--output-dir")
     args = parser.parse_args()
-    metrics, folder = read_run(args.run), args.output or args.run / "report"
-    # what can fail before the images, the first files that are written
-    explained = read_diagnostics(args.gauges) if args.gauges else []
+
+    from vild.report.page import write_page
+    from vild.report.run_report import (
+        cost_blocks,
+        origin_blocks,
+        read_diagnostics,
+        read_run,
+        run_blocks,
+        unreadable_blocks,
+    )
+
+    metrics, folder = read_run(args.run), args.output_dir or args.run / "report"
+    # whatever can fail comes before the images, the first files that are written
+    explained = read_diagnostics(args.diagnostics) if args.diagnostics else []
     rest = [
         *unreadable_blocks(args.run, "were left out of the training"),
         *cost_blocks(args.run),
@@ -36,7 +43,7 @@ def main():
     blocks = []
     for name, values in metrics.items():
         blocks += run_blocks(args.run, name, values, len(metrics) == 1, folder, args.threshold)
-    print(f"the report: {write_page(folder, f'Report of {args.run}', blocks + rest)}, and report.html beside it")
+    print(f"report: {write_page(folder, f'Report of {args.run}', blocks + rest)}, and report.html beside it")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Find the names of a vocabulary in images with an exported detector: onnxruntime, numpy and Pillow, no PyTorch.
+"""Detect the names of a vocabulary in images with an exported detector: onnxruntime, numpy and Pillow, no PyTorch.
 
-    tools/run_onnx.py --model out/model.onnx --vocabulary V.safetensors --input a.jpg b.jpg --output R.json \\
-        [--context out/context.safetensors] [--threshold 0.3] [--top-k 10]
+    tools/run_onnx.py --weights out/model.onnx --vocabulary V.safetensors --input a.jpg b.jpg --output R.json \\
+        [--context out/context.safetensors] [--threshold 0.5] [--top-k 10]
 
-R.json is a list with a record an image: its file_name, height, width and detections (name, split, score, box as xyxy
-in pixels and, where the detector has masks, the mask as COCO's compressed run lengths), by falling score.
+R.json is a list with one record per image: file_name, height, width and detections by falling score (name, split,
+score, box as xyxy in pixels and, if the detector has masks, the mask as COCO's compressed run lengths).
 
-A vocabulary is taken as it is, alone in the softmax. With --context (the base names of training) the others of these
-names take part in the softmax without being reported, and the vocabulary's are marked base where they are among them,
-else novel: what vild does with words. MODEL.json, which tools/export.py wrote, lies beside MODEL.onnx.
+Without --context only the vocabulary's names are in the softmax. With --context (the base names of training) those
+names take part too without being reported, and the vocabulary's names are marked base if they are among them, else
+novel: what vild does with words. MODEL.json, written by tools/export.py, must lie beside MODEL.onnx.
 """
 
 import argparse
@@ -24,24 +24,30 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+THRESHOLD = 0.5  # as in vild/utils/command_line.py
 MOST_PIXELS = 89_478_485  # of an image, as in vild/utils/images.py
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
 MOST_JSON = 1 << 24  # bytes of a manifest or a vocabulary's header, as in vild/utils/untrusted.py
 
 
 class Mistake(ValueError):
-    """What a user got wrong, in one line."""
+    """A user's mistake, in one line."""
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path)
-    parser.add_argument("--vocabulary", required=True, type=Path, help=".safetensors, of the detector's teacher")
-    parser.add_argument("--input", required=True, nargs="+", help="images")
-    parser.add_argument("--output", required=True, type=Path, help="a JSON file")
-    parser.add_argument("--context", type=Path, help="names that take part in the softmax and are not reported")
-    parser.add_argument("--threshold", type=float, default=0.0, help="report only scores above it")
-    parser.add_argument("--top-k", type=int, help="report at most so many an image")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--weights", required=True, type=Path, metavar="FILE", help="a .onnx file of tools/export.py")
+    parser.add_argument("--vocabulary", required=True, type=Path, metavar="FILE", help="a vocabulary .safetensors")
+    parser.add_argument("--input", required=True, nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="output file (JSON)")
+    parser.add_argument("--context", type=Path, metavar="FILE", help="names that take part but are not reported")
+    parser.add_argument(
+        "--threshold", type=float, default=THRESHOLD, metavar="SCORE",
+        help=f"minimum score of a detection (default: {THRESHOLD})",
+    )  # fmt: skip
+    parser.add_argument("--top-k", type=int, metavar="N", help="report at most this many per image (default: all)")
     args = parser.parse_args()
     try:
         run(args)
@@ -51,7 +57,7 @@ def main():
 
 
 def run(args) -> None:
-    session, manifest = load_model(args.model)
+    session, manifest = load_model(args.weights)
     words = load_vocabulary(args.vocabulary, manifest)
     text, shown = words["embeddings"], len(words["names"])
     if args.context:

@@ -2,26 +2,31 @@
 """Train or evaluate a detector (or the class-agnostic proposal network), with Detectron2's flags.
 
 tools/train_net.py --config-file configs/Glyphs/vild.yaml [--num-gpus 8] [--resume] [KEY VALUE ...]
-tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+tools/train_net.py --config-file configs/Glyphs/vild.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
 from contextlib import nullcontext
 
-from detectron2.engine import default_argument_parser
-from detectron2.utils import comm
-
-from vild.checkpoint.checkpointer import VildCheckpointer
-from vild.config import load_config
-from vild.engine.launch import launch
-from vild.engine.trainer import Trainer, setup
+from vild.utils.command_line import training_parser
 from vild.utils.errors import one_line_errors
-from vild.utils.lock import only_writer
 
 
 @one_line_errors
 def main(args):
+    from detectron2.utils import comm
+
+    from vild.checkpoint.checkpointer import VildCheckpointer
+    from vild.config import check_weights, load_config
+    from vild.data import datasets
+    from vild.engine.trainer import Trainer, setup
+    from vild.utils.lock import only_writer
+
     cfg = load_config(args.config_file, args.opts)
     if args.eval_only:
+        for name in cfg.DATASETS.TEST:  # before the seconds that building a model takes
+            datasets.get_entry(name)
+        if not args.resume:
+            check_weights(cfg)
         setup(cfg, args)
         model = Trainer.build_model(cfg)
         VildCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
@@ -33,5 +38,13 @@ def main(args):
         return trainer.train()
 
 
+@one_line_errors
+def start():
+    args = training_parser(__doc__).parse_args()
+    from vild.engine.launch import launch
+
+    launch(main, args)
+
+
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    start()

@@ -4,7 +4,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# Loaded when first asked for: `import vild` itself needs neither torch nor Detectron2
+# Imported on first access: `import vild` itself needs neither torch nor Detectron2
 _PUBLIC = {
     "EmbeddingStore": "vild.store.store",
     "OpenVocabularyDetector": "vild.inference.predictor",
@@ -18,7 +18,14 @@ __all__ = [*_PUBLIC, "__version__"]
 def __getattr__(name: str):
     if name not in _PUBLIC:
         raise AttributeError(f"module 'vild' has no attribute '{name}'")
-    return getattr(import_module(_PUBLIC[name]), name)
+    try:
+        return getattr(import_module(_PUBLIC[name]), name)
+    except ImportError as error:
+        from vild.utils.errors import NO_DETECTRON2, is_detectron2_missing
+
+        if is_detectron2_missing(error):
+            raise ImportError(NO_DETECTRON2) from None
+        raise
 
 
 def __dir__() -> list[str]:

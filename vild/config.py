@@ -3,106 +3,112 @@ config file is read."""
 
 from __future__ import annotations
 
+import re
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, first_line
 from vild.utils.untrusted import check_config, refused_as
 
 
 def add_vild_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.VILD`` and set those defaults, in place."""
-    cfg.MODEL.VILD = vild = CfgNode()
+    """Add ``MODEL.VILD`` and set the defaults that differ from Detectron2's, in place."""
+    cfg.MODEL.VILD = node = CfgNode()
     # What trains the region embedding: "text", "image", "vild" (both losses, one head) or "ensemble" (two heads)
-    vild.VARIANT = "vild"
-    # The vocabulary (.safetensors) the classes come from; names in the data set's category order
-    vild.VOCABULARY = ""
-    # Another vocabulary for evaluation and demo ("": the same)
-    vild.TEST_VOCABULARY = ""
-    # Where the distilled regions and their targets come from (every variant but "text"):
-    #   "store"    the paper's: made beforehand, the cheapest step, the same regions in every epoch
-    #   "teacher"  nothing to make beforehand: the best proposals of the current RPN, cropped from the augmented
-    #              image as the detector sees it; costs the teacher 2 x DISTILL_PER_IMAGE crops an image and step,
-    #              and is about objects only once the RPN is (start from a proposal network's weights)
-    #   "mixed"    from the store; where it has nothing of an image, as "teacher"
-    vild.DISTILL_FROM = "store"
-    # The teacher's store of the training images ("store" and "mixed")
-    vild.STORE = ""
-    # The teacher itself, for the demo's words and for "teacher" and "mixed": an open_clip name and tag or file, or
+    node.VARIANT = "vild"
+    # Vocabulary file (.safetensors) with the training classes, in the order of the data set's categories
+    node.VOCABULARY = ""
+    # Another vocabulary for evaluation and the demo ("": the same)
+    node.TEST_VOCABULARY = ""
+    # Where distilled regions and their targets come from (every variant but "text"):
+    #   "store"    precomputed embeddings, as in the paper: cheapest step, the same regions in every epoch
+    #   "teacher"  the teacher runs during training on the top proposals of the current RPN, cropped from the augmented
+    #              image; no store needed, but 2 x DISTILL_PER_IMAGE crops per image and step, and useful only once
+    #              the RPN finds objects (start from the weights of a proposal network)
+    #   "mixed"    the store; "teacher" for images that the store lacks
+    node.DISTILL_FROM = "store"
+    # Embedding store of the training images ("store" and "mixed")
+    node.STORE = ""
+    # The teacher, needed for new words and for "teacher" and "mixed": open_clip name and tag or file; or
     # local-dir:FOLDER
-    vild.TEACHER = CfgNode({"NAME": "ViT-B-32-quickgelu", "PRETRAINED": "openai"})
-    # Further teachers, {"STORE", "VOCABULARY", "WEIGHT" (1)} each: stores of the same proposals, vocabularies of the
-    # same names (vild/modeling/extra_teachers.py). Their objectives may look at "base" words only
-    vild.TEACHERS = []
-    # How they go together with the first. BY: "projections", the student learns its objectives in the space of each;
-    # or "average", soft_targets and hard_targets imitate the mean of their distributions over the base names, anything
-    # else the first teacher alone. WEIGHTS: "fixed", WEIGHT (the first teacher's is 1; in a mean over their sum); or
-    # "confidence", of each region their sum is 1, and who is surer over the base names counts more
-    vild.SEVERAL_TEACHERS = CfgNode({"BY": "projections", "WEIGHTS": "fixed"})
-    # Continue on new data without forgetting: a trained detector of the same architecture and teacher, whose region
-    # embeddings of the sampled proposals are imitated by L1 ("" for none); MODEL.WEIGHTS usually names it too
-    vild.OLD_STUDENT = CfgNode({"WEIGHTS": "", "WEIGHT": 0.5})
-    # Softmax temperature, the same in training and test [released code]
-    vild.TEMPERATURE = 0.01
-    # Weight of the distillation, that is of all objectives together: 0.5 for R50 (paper, table 3)
-    vild.DISTILL_WEIGHT = 0.5
-    # What is distilled: {"NAME", "WEIGHT" (1), parameters ...} each, summed (vild/modeling/objectives/):
-    #   l1, smooth_l1 (BETA 0.05), squared, cosine        the teacher's embedding of a region
-    #   soft_targets (TEMPERATURE 1, OVER "base")         its distribution over words: OVER "base" names, "background"
-    #   hard_targets (CONFIDENCE 0, OVER "base")          (these and the background), or FILE, a vocabulary file of
-    #                                                     other words; or its best word, where it is that sure
-    #   distances, angles                                 how an image's regions lie to each other
-    #   contrast (TEMPERATURE 0.07)                       which of the batch's embeddings is its own
-    #   tokens, attention, picture_tokens                 its feature maps; DISTILL_FROM "teacher" alone has them
-    # A number may be a schedule, {"FROM": 1, "TO": 0, "SHAPE": "linear", "cosine" or "step", "BETWEEN": [0.2, 0.8] of
-    # the training}. [{"NAME": "l1"}] is the paper's; [] pools the regions and learns nothing of them
-    vild.OBJECTIVES = [{"NAME": "l1"}]
-    # Further weights of any loss of the detector, {"LOSS": its name in metrics.json, "WEIGHT": number or schedule, as
-    # above} each; what is logged is weighted. [{"LOSS": "loss_text", "WEIGHT": {"FROM": 0, "TO": 1}}] brings the labels
-    # in by and by; "loss_old_student" and "loss_l1_1" (L1 to the first further teacher) are losses too
-    vild.LOSS_WEIGHTS = []
-    # Channels of the teacher's feature maps, for the adapters of "tokens" and "picture_tokens": the trainer asks the
-    # teacher. 0: no adapter, as in a detector that is not in training
-    vild.MAP_CHANNELS = 0
-    # Distilled regions an image and step: drawn from those in the store, or the best of the RPN's
-    vild.DISTILL_PER_IMAGE = 300
-    # A distilled region leaves when less of its area than this lies in what augmentation left of the image
-    vild.MIN_VISIBLE = 0.5
-    # Ensemble: p_text^w p_image^(1-w) on base names, exponents swapped on novel ones (paper, eq. 5)
-    vild.ENSEMBLE_WEIGHT = 2.0 / 3.0
-    # (region, class) pairs that enter NMS at test
-    vild.PRE_NMS_TOPK = 20000
-    # The student's backbone where BACKBONE.NAME is "build_timm_fpn_backbone": a model name of timm. RESNETS.NORM (BN,
-    # SyncBN, FrozenBN, GN) is what its BatchNorms become; MODEL.WEIGHTS may be timm's: vild/checkpoint/timm_weights.py
-    vild.TIMM_BACKBONE = ""
+    node.TEACHER = CfgNode({"NAME": "ViT-B-32-quickgelu", "PRETRAINED": "openai"})
+    # Extra teachers, a list of {"STORE", "VOCABULARY", "WEIGHT" (1)}: stores of the same proposals, vocabularies of the
+    # same names. Their objectives may use OVER "base" only
+    node.TEACHERS = []
+    # How extra teachers are combined with the first. BY "projections": the student has a projection into the space of
+    # each and learns the objectives there. BY "average": soft_targets and hard_targets use the mean of the teachers'
+    # distributions over the base names; the other objectives use the first teacher. WEIGHTS "fixed": each teacher's
+    # WEIGHT (the first has 1). WEIGHTS "confidence": per-region weights that sum to 1 and favour the teacher that is
+    # more confident on the base classes
+    node.SEVERAL_TEACHERS = CfgNode({"BY": "projections", "WEIGHTS": "fixed"})
+    # Train on new data without forgetting: the weights of a trained detector of the same architecture and teacher,
+    # whose region embeddings of the sampled proposals are imitated by L1 ("": off). Often MODEL.WEIGHTS, too
+    node.OLD_STUDENT = CfgNode({"WEIGHTS": "", "WEIGHT": 0.5})
+    # Softmax temperature in training and test [released code]
+    node.TEMPERATURE = 0.01
+    # Weight of the sum of all objectives: 0.5 for R50 (paper, table 3)
+    node.DISTILL_WEIGHT = 0.5
+    # Distillation objectives, a list of {"NAME", "WEIGHT" (1), parameters ...}, summed (vild/modeling/objectives/):
+    #   l1, smooth_l1 (BETA 0.05), squared, cosine   the teacher's region embedding
+    #   soft_targets (TEMPERATURE 1, OVER "base")    the teacher's distribution over words: OVER "base" names,
+    #   hard_targets (CONFIDENCE 0, OVER "base")     "background" (base names and the background), or a vocabulary file
+    #                                                of other words; or its best word, where at least this confident
+    #   distances, angles                            relations between the regions of an image
+    #   contrast (TEMPERATURE 0.07)                  identify a region's own teacher embedding within the batch
+    #   tokens, attention, picture_tokens            the teacher's feature maps (DISTILL_FROM "teacher" only)
+    # Any number may be a schedule: {"FROM": 1, "TO": 0, "SHAPE": "linear" | "cosine" | "step", "BETWEEN": [0.2, 0.8]},
+    # in fractions of the training. [{"NAME": "l1"}] is the paper's objective; [] distils nothing
+    node.OBJECTIVES = [{"NAME": "l1"}]
+    # Extra weights of any loss by its name in metrics.json, a list of {"LOSS", "WEIGHT": number or schedule}; logged
+    # values include them. [{"LOSS": "loss_text", "WEIGHT": {"FROM": 0, "TO": 1}}] phases the text loss in.
+    # "loss_old_student" and "loss_l1_1" (L1 to the first extra teacher) are valid names too
+    node.LOSS_WEIGHTS = []
+    # Channels of the teacher's feature maps, for the adapters of "tokens" and "picture_tokens". Set by the trainer; 0
+    # means no adapter, as in a detector that is not being trained
+    node.MAP_CHANNELS = 0
+    # Maximum number of distilled regions per image, sampled from the store or taken from the top RPN proposals
+    node.DISTILL_PER_IMAGE = 300
+    # Drop a distilled region if less than this fraction of its area is left after augmentation
+    node.MIN_VISIBLE = 0.5
+    # Ensemble weight w: p_text^w p_image^(1-w) on base names, exponents swapped on novel ones (paper, eq. 5)
+    node.ENSEMBLE_WEIGHT = 2.0 / 3.0
+    # Maximum number of (region, class) pairs that enter NMS at test
+    node.PRE_NMS_TOPK = 20000
+    # timm model used as the backbone if BACKBONE.NAME is "build_timm_fpn_backbone". RESNETS.NORM (BN, SyncBN, FrozenBN,
+    # GN) replaces its BatchNorms; MODEL.WEIGHTS may be "timm://NAME.TAG" (vild/checkpoint/timm_weights.py)
+    node.TIMM_BACKBONE = ""
 
-    # ViLD's two heads for boxes and masks do not know the classes
+    # ViLD's box and mask heads are class-agnostic
     cfg.MODEL.META_ARCHITECTURE = "ViLDRCNN"
     cfg.MODEL.ROI_HEADS.NAME = "ViLDROIHeads"
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
     cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = True
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
-    # With TEST.EVAL_PERIOD: the evaluation's metric whose best checkpoint is kept as model_best.pth, "bbox/AP50_novel"
-    # say; and after how many evaluations without a better one the training ends, with the best as model_final.pth (0:
-    # never; the last evaluation ends nothing). best.json beside them has all values
+    # With TEST.EVAL_PERIOD: the metric whose best checkpoint is kept as model_best.pth ("bbox/AP50_novel", for
+    # example). best.json beside it holds all values
     cfg.TEST.BEST_METRIC = ""
+    # Stop training after this many evaluations without improvement, with the best checkpoint as model_final.pth (0:
+    # never)
     cfg.TEST.PATIENCE = 0
-    # Regions kept by tools/make_proposals.py for distillation: at most 300 an image (paper, section 3.3)
+    # Proposals per image that tools/make_proposals.py keeps for distillation (paper, section 3.3: at most 300)
     cfg.TEST.PROPOSALS_PER_IMAGE = 300
-    # Large-scale jitter: resize by a random factor of SIZE, then a random SIZE x SIZE crop (or padding);
-    # replaces the resize and crop keys of Detectron2 in training
+    # Large-scale jitter: resize by a random factor of SIZE between MIN and MAX, then crop or pad to SIZE x SIZE.
+    # Replaces Detectron2's resize and crop keys in training
     cfg.INPUT.LARGE_SCALE_JITTER = CfgNode({"ENABLED": False, "SIZE": 1024, "MIN": 0.1, "MAX": 2.0})
-    # An image that cannot be read, or in training is of another size than its annotations say: "refuse" ends the run
-    # with its name; "skip" trains on another in its place, evaluates it as one without detections, and counts it
+    # Images that cannot be read, or in training differ in size from their annotations. "refuse": stop with the file
+    # name. "skip": train on another image instead, evaluate without detections, and count them
     cfg.INPUT.UNREADABLE = "refuse"
-    # Of first weights, data stream and every draw, on all ranks and in all workers (Detectron2's -1 draws first weights
-    # that no later run can have again)
+    # Seed of initial weights, data order and all sampling, on all ranks and in all workers (Detectron2's default, -1,
+    # cannot be reproduced)
     cfg.SEED = 0
-    # Adam beside Detectron2's SGD: "SGD" or "AdamW"; gradients as SOLVER.CLIP_GRADIENTS says
+    # "SGD" (Detectron2's) or "AdamW"; gradients are clipped as SOLVER.CLIP_GRADIENTS says
     cfg.SOLVER.OPTIMIZER = "SGD"
 
 
@@ -126,9 +132,9 @@ def find_config(name: str | Path) -> str:
     return str(found)
 
 
-def load_config(config_file: str | Path, overrides: list[str] | None = None):
-    """Detectron2's defaults, vild's keys, the file, the overrides; frozen. On a machine without a GPU the
-    device becomes "cpu" and AMP is switched off.
+def load_config(config_file: str | Path, overrides: Sequence[object] | None = None):
+    """Detectron2's defaults, vild's keys, the file, the overrides (KEY, VALUE, ...); frozen. Without a GPU,
+    MODEL.DEVICE "cuda" becomes "cpu", and on a CPU automatic mixed precision is off.
 
     Raises:
         UserError: no such file, or a key or value that does not fit.
@@ -136,12 +142,64 @@ def load_config(config_file: str | Path, overrides: list[str] | None = None):
     cfg = default_config()
     config_file = find_config(config_file)
     check_config(config_file)
-    with refused_as(f"config {config_file}"):
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-        cfg.merge_from_list(overrides or [])
+    try:
+        with refused_as(f"config {config_file}"):
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+            cfg.merge_from_list(list(overrides or []))
+    except UserError as error:
+        if unknown := re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error)):
+            raise UserError(f"config {config_file}: {_no_such_key(unknown[1])}") from None
+        raise
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False
     cfg.freeze()
     return cfg
+
+
+def _no_such_key(key: str) -> str:
+    known = list(_keys(default_config()))
+    near = get_close_matches(key, known, 3, 0.75) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:3]
+    return f"{key} is not a config key" + (f"; did you mean {' or '.join(near)}?" if near else "")
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield prefix + name
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def config_from_flags(args: Namespace):
+    """The config of ``--config-file``, ``--weights``, ``--device`` and ``--opts`` (``command_line.add_model_flags``).
+
+    Raises:
+        UserError: as :func:`load_config`, or weights that do not exist.
+    """
+    flags = (("MODEL.WEIGHTS", args.weights), ("MODEL.DEVICE", args.device and pick_device(args.device)))
+    cfg = load_config(args.config_file, [*args.opts, *(x for pair in flags if pair[1] for x in pair)])
+    check_weights(cfg)
+    return cfg
+
+
+def check_weights(cfg) -> None:
+    """UserError if ``MODEL.WEIGHTS`` is a path and no file is there."""
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise UserError(f"MODEL.WEIGHTS: {weights} does not exist")
+
+
+def pick_device(name: str | None) -> str:
+    """``--device``: what was asked for, else "cuda" if there is a GPU, else "cpu".
+
+    Raises:
+        UserError: a device that this machine does not have.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(0, device=name)
+    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by device
+        raise UserError(f"--device {name}: {first_line(error)}") from error
+    return name

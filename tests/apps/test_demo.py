@@ -144,7 +144,7 @@ def test_one_image_to_one_file(demo, detector, images, tmp_path):
     detector.save(tmp_path / "folder")
     out = tmp_path / "new" / "drawn.png"
     main = load_tool("demo")
-    model = ["--model", str(tmp_path / "folder"), "--cpu", "--input", str(images[0]), "--output", str(out)]
+    model = ["--weights", str(tmp_path / "folder"), "--device", "cpu", "--input", str(images[0]), "--output", str(out)]
     assert main([*model, "--confidence-threshold", "0"]) == 0
     found = json.loads(out.with_suffix(".json").read_text())["detections"]
     expected = detector(images[0], threshold=0.0).to_dict()["detections"]
@@ -181,8 +181,8 @@ def test_a_broken_image_is_one_line(demo, tmp_path, which):
         ({"--vocabulary": " , "}, "vocabulary: it is empty"),
         ({"--vocabulary": "x" * 10_000}, "has 10,000 characters"),
         ({"--vocabulary": "kite", "--negatives": "Kite"}, "'Kite' is also asked for"),
-        ({"--negatives": "kite"}, "--negatives: give words by --vocabulary"),
-        ({"--threshold-of": "kite"}, "threshold 'kite': write it as NAME=SCORE"),
+        ({"--negatives": "kite"}, "--negatives: only with words in --vocabulary"),
+        ({"--threshold-of": "kite"}, "threshold 'kite': write NAME=SCORE"),
         ({"--confidence-threshold": "50"}, "threshold 50.0: scores are between 0 and 1"),
         ({"--input": "nowhere"}, "--input nowhere: does not exist"),
         ({"--input": "FOLDER"}, "the folder holds no image"),
@@ -344,7 +344,7 @@ def test_where_a_video_cannot_go(demo, tmp_path):
     make_video(tmp_path / "in.mp4", 2)
     (tmp_path / "file.txt").touch()
     for output, reason in [
-        ("in.mp4", "take the place"),
+        ("in.mp4", "overwrite the input"),
         ("out.avi", "written as .mp4"),
         ("file.txt/out.mp4", "cannot be written"),
     ]:

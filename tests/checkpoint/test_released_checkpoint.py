@@ -359,7 +359,7 @@ def test_mistakes_of_the_tool_are_one_line(stand_in, tmp_path, monkeypatch, caps
         assert stop.value.code == 2
         return capsys.readouterr().err
 
-    assert "neither in .safetensors nor in .pth" in error_of(stand_in, "--output", tmp_path / "x.onnx")
+    assert "must end in .safetensors or .pth" in error_of(stand_in, "--output", tmp_path / "x.onnx")
     assert "model.ckpt-8.index is not there" in error_of(stand_in / "model.ckpt-8", "--output", tmp_path / "x.pth")
     (stand_in / "model.ckpt-9.index").touch()
     assert "holds 2 checkpoints" in error_of(stand_in, "--output", tmp_path / "x.pth")

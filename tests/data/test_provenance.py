@@ -1,7 +1,6 @@
 """What the tools record of a network's training travels with its weights, its proposals and their store."""
 
 import json
-from importlib.util import module_from_spec, spec_from_file_location
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 
 from tests.audit.test_pasted_boxes import noisy, pasted, with_clutter
 from tests.conftest import REPOSITORY, store_plan
+from vild.audit.findings import audit_proposals
 from vild.audit.pasted_boxes import judge_boxes, measure_boxes
 from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record
 from vild.data.proposals import load_proposals, read_provenance, save_proposals
@@ -151,10 +151,10 @@ def test_the_chain_of_the_tools(tool, make_cfg, teacher_folder, tmp_path, monkey
     Trainer(make_cfg("proposals", *settings)).checkpointer.save("model_final")
     weights, proposals, store = (tmp_path / n for n in ("model_final.pth", "p.safetensors", "store"))
     config, data = REPOSITORY / "configs/Glyphs/proposals.yaml", ("--dataset", "glyphs_train")
-    overrides = ("MODEL.WEIGHTS", weights, "DATALOADER.NUM_WORKERS", 0)
+    overrides = ("--weights", weights, "--opts", "DATALOADER.NUM_WORKERS", 0)
     assert tool("make_proposals.py", "--config-file", config, *data, "--output", proposals, *overrides) == 0
     source = ("--proposals", proposals, "--max-per-image", 2, "--teacher", f"local-dir:{teacher_folder}")
-    assert tool("build_teacher_store.py", *data, *source, "--num-workers", 0, "--output", store) == 0
+    assert tool("build_teacher_store.py", *data, *source, "--num-workers", 0, "--output-dir", store) == 0
     output = tmp_path / "audit.json"
     files = ("--proposals", proposals, "--store", store, "--weights", weights, "--output", output)
     assert tool("audit_leakage.py", *data, "--full", "glyphs_train_all", *files) == status
@@ -173,11 +173,8 @@ def test_the_chain_of_the_tools(tool, make_cfg, teacher_folder, tmp_path, monkey
     ],
 )
 def test_a_record_of_another_form_is_one_line(tmp_path, record):
-    spec = spec_from_file_location("audit_leakage", REPOSITORY / "tools" / "audit_leakage.py")
-    audit = module_from_spec(spec)
-    spec.loader.exec_module(audit)
     path = tmp_path / "p.safetensors"
     save_proposals(path, {1: (torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1))}, record)
     nothing = SimpleNamespace(truth=None, novel=["sun"], known=["sun"])
     with pytest.raises(UserError, match=r"^proposals .*p\.safetensors: its record of training is not one of vild's"):
-        list(audit.audit_proposals(path, nothing))
+        list(audit_proposals(path, nothing))

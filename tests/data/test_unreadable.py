@@ -141,7 +141,7 @@ def test_a_store_lists_what_it_could_not_read(broken, tool, teacher_folder, prop
     def build(folder, *flags):
         return tool(
             *("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file),
-            *("--teacher", f"local-dir:{teacher_folder}", "--output", folder, "--num-workers", "0"),
+            *("--teacher", f"local-dir:{teacher_folder}", "--output-dir", folder, "--num-workers", "0"),
             *("--max-per-image", "2", "--shard-images", "30", *flags),
         )
 

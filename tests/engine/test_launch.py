@@ -63,7 +63,7 @@ def test_two_processes_write_the_same_store_as_one(world, proposals_file, teache
     def command(output):
         return [str(REPOSITORY / "tools" / "build_teacher_store.py"), "--dataset", "glyphs_train", "--proposals",
                 str(proposals_file), "--teacher", f"local-dir:{teacher_folder}", "--shard-images", "8",
-                "--num-workers", "0", "--output", str(tmp_path / output)]  # fmt: skip
+                "--num-workers", "0", "--output-dir", str(tmp_path / output)]  # fmt: skip
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     port = str(29600 + os.getpid() % 300)

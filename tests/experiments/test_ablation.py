@@ -167,15 +167,15 @@ def test_the_weights_that_are_evaluated_are_the_other_rows(stages_of):
 def test_the_diagnostics_are_of_the_named_row(stages_of):
     """With its overrides: the paper's table has ViLD's cosine to the teacher, not that of the first row."""
     paper = (REPOSITORY / "configs/Glyphs/ablations/paper.yaml").read_text()
-    (command,) = (s.command for s in stages_of(paper) if s.command[0] == "gauges.py")
+    (command,) = (s.command for s in stages_of(paper) if s.command[0] == "diagnostics.py")
     assert command[command.index("--config-file") + 1].endswith("Glyphs/vild.yaml")
     assert command[command.index("MODEL.WEIGHTS") + 1].endswith("row-vild/model_final.pth")
     command = stages_of(GRID)[-1].command
-    opts = command[command.index("--clip-on-crops") + 1 :]
+    opts = command[command.index("--opts") + 1 :]
     overrides = dict(zip(opts[::2], opts[1::2], strict=True))
     assert overrides["MODEL.VILD.DISTILL_WEIGHT"] == "3.0"
     command = stages_of('rows: {a: {config: vild, MODEL.WEIGHTS: ""}, b: {clip_on_crops: a}}')[-1].command
-    assert command[command.index("--clip-on-crops") + 1 :][:3] == ("MODEL.WEIGHTS", "", "MODEL.WEIGHTS")
+    assert command[command.index("--opts") + 1 :][:3] == ("MODEL.WEIGHTS", "", "MODEL.WEIGHTS")
 
 
 def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_cfg):
@@ -188,13 +188,13 @@ def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_c
     assert sorted(new) == ["row-two", "store2", "teacher2", "vocabulary2"]
     assert list(after).index("proposals_train") < list(after).index("store2") < list(after).index("row-two")
     teacher, words, store, row = (after[n] for n in ("teacher2", "vocabulary2", "store2", "row-two"))
-    folder = teacher[teacher.index("--output") + 1]
+    folder = teacher[teacher.index("--output-dir") + 1]
     assert words[words.index("--teacher") + 1] == store[store.index("--teacher") + 1] == f"local-dir:{folder}"
     proposals = after["store"][after["store"].index("--proposals") + 1]
     assert store[store.index("--proposals") + 1] == proposals
     key = row.index("MODEL.VILD.TEACHERS")
     (entry,) = check_teachers(make_cfg("vild", *row[key : key + 2]).MODEL.VILD.TEACHERS)
-    assert entry["STORE"] == store[store.index("--output") + 1]
+    assert entry["STORE"] == store[store.index("--output-dir") + 1]
     assert entry["VOCABULARY"] == words[words.index("--output") + 1]
     assert row[-2:] == ("MODEL.VILD.DISTILL_WEIGHT", "1.0") and teacher[-2:] == ("--width", str(EXTRA_WIDTH))
 

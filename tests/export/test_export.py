@@ -121,7 +121,7 @@ def test_the_runner_finds_what_the_detector_finds(trained, model, images, tmp_pa
     vocabulary = random_vocabulary(trained, names)
     vocabulary.save(tmp_path / "v.safetensors")
     output = tmp_path / "out" / "r.json"
-    done = bare_runner("--model", model, "--vocabulary", tmp_path / "v.safetensors", "--input", *images,
+    done = bare_runner("--weights", model, "--vocabulary", tmp_path / "v.safetensors", "--input", *images,
                        "--output", output)  # fmt: skip
     assert done.returncode == 0, done.stderr
     for record, image in zip(json.loads(output.read_text()), images, strict=True):
@@ -150,7 +150,7 @@ def test_threshold_top_k_and_context(trained, model, images, tmp_path, monkeypat
         (["--threshold", middle], [d for d in everything if d["score"] > middle]),
         (["--top-k", 7], everything[:7]),
     ]:
-        done = bare_runner("--model", model, "--vocabulary", tmp_path / "v.safetensors", "--input", images[0],
+        done = bare_runner("--weights", model, "--vocabulary", tmp_path / "v.safetensors", "--input", images[0],
                            "--output", tmp_path / "r.json", "--context", context, *flags)  # fmt: skip
         assert done.returncode == 0, done.stderr
         check_same(json.loads((tmp_path / "r.json").read_text())[0]["detections"], expected)
@@ -203,7 +203,7 @@ def test_the_ensemble_asks_which_names_are_base(vocabulary_file, images, tmp_pat
     write_model(detector, tmp_path / "model.onnx")
     vocabulary = random_vocabulary(detector, 40)
     vocabulary.save(tmp_path / "v.safetensors")
-    done = bare_runner("--model", tmp_path / "model.onnx", "--vocabulary", tmp_path / "v.safetensors",
+    done = bare_runner("--weights", tmp_path / "model.onnx", "--vocabulary", tmp_path / "v.safetensors",
                        "--input", *images, "--output", tmp_path / "r.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     for record, image in zip(json.loads((tmp_path / "r.json").read_text()), images, strict=True):
@@ -221,7 +221,7 @@ def test_the_ensemble_asks_which_names_are_base(vocabulary_file, images, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--model": "none.onnx"}, "none.onnx does not exist"),
+        ({"--weights": "none.onnx"}, "none.onnx does not exist"),
         ({"--vocabulary": "none.safetensors"}, "none.safetensors does not exist"),
         ({"--vocabulary": "text.txt"}, "text.txt is not a vocabulary file"),
         ({"--vocabulary": "cut.safetensors"}, "cut.safetensors is not a vocabulary file"),
@@ -242,7 +242,7 @@ def test_a_mistake_is_one_line(trained, model, images, tmp_path, monkeypatch, ch
     Path("text.txt").write_text("neither a vocabulary nor an image")
     replace(vocabulary, fingerprint={**vocabulary.fingerprint, "weights": "0123"}).save("other.safetensors")
     replace(vocabulary, embeddings=vocabulary.embeddings[:, :7]).save("wide.safetensors")
-    arguments = {"--model": model, "--vocabulary": "good.safetensors", "--input": images[0], "--output": "r.json"}
+    arguments = {"--weights": model, "--vocabulary": "good.safetensors", "--input": images[0], "--output": "r.json"}
     done = bare_runner(*(x for pair in {**arguments, **change}.items() for x in pair))
     assert done.returncode == 2 and not Path("r.json").exists()
     assert len(done.stderr.splitlines()) == 1 and re.match(f"error: .*{message}", done.stderr), done.stderr
@@ -288,6 +288,6 @@ def test_a_folder_that_needs_nothing_else(tool, trained, checkpoint_file, teache
     config, output = REPOSITORY / "configs/Glyphs/vild.yaml", tmp_path / "folder"
     overrides = ["--opts", "MODEL.WEIGHTS", checkpoint_file, "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}",
                  "MODEL.VILD.TEACHER.PRETRAINED", ""]  # fmt: skip
-    assert not tool("export.py", "--config-file", config, "--output", output, *overrides)
+    assert not tool("export.py", "--config-file", config, "--output-dir", output, *overrides)
     found = OpenVocabularyDetector.from_folder(tmp_path / "folder")(images[0])
     assert torch.equal(found.scores, trained(images[0]).scores)

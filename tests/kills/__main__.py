@@ -42,7 +42,7 @@ def make_jobs(config: Path) -> list[KillableCommand]:
     return [
         job("store", "store", "build_teacher_store.py", "--dataset", "glyphs_train", "--proposals",
             "world/proposals_train.safetensors", "--teacher", teacher, "--shard-images", 5, "--device", "cpu",
-            "--output", "store"),
+            "--output-dir", "store"),
         job("training", "training", "train_net.py", *detector, *start, "SOLVER.MAX_ITER", STEPS),
         # logged losses are medians over the steps since the last resume; of one more step, they are that step's own
         job("one more step", "training", "train_net.py", *detector, *start, "SOLVER.MAX_ITER", STEPS + 1,

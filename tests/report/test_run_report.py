@@ -47,7 +47,7 @@ def test_whole_although_the_network_cannot_be_built_any_more(evaluated, report, 
     (evaluated / "config.yaml").write_text(make_cfg("vild", "MODEL.VILD.TEACHERS", gone).dump())
     groups = {"base": 71.5, "novel": None}
     write_json(tmp_path / "gauges.json", {"teacher_top1": groups, "student_teacher_cosine": groups})
-    status, line = report("--gauges", tmp_path / "gauges.json")
+    status, line = report("--diagnostics", tmp_path / "gauges.json")
     page = (evaluated / "report" / "report.md").read_text()
     assert status == 0 and "report.md" in line and "class_" in page and "71.5" in page
     assert "## Cost" not in page
@@ -74,6 +74,6 @@ def test_a_proposal_network_has_none(evaluated, report):
 )
 def test_gauges_of_another_kind_are_refused(evaluated, report, tmp_path, content):
     (tmp_path / "other.json").write_text(json.dumps(content))
-    status, line = report("--gauges", tmp_path / "other.json")
-    assert status == 2 and f"--gauges {tmp_path}/other.json is not what tools/gauges.py writes" in line
+    status, line = report("--diagnostics", tmp_path / "other.json")
+    assert status == 2 and f"--diagnostics {tmp_path}/other.json is not what tools/diagnostics.py writes" in line
     assert not (evaluated / "report").exists()

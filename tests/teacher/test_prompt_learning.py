@@ -203,10 +203,10 @@ def test_command_line(run, store_folder, world, custom, tmp_path, monkeypatch):
     path = tmp_path / "p.safetensors"
     status, line = run("learn_prompts.py", "--dataset", "glyphs_train", "--store", store_folder, "--steps", 2,
                        "--background", 0.1, "--output", path)  # fmt: skip
-    assert status == 0 and "base regions named right" in line
+    assert status == 0 and "accuracy on base regions" in line
     record = LearnedPrompts.load(path).record
     assert record["regions"] > 40 and record["dataset"] == "glyphs_train"
-    words = ("--names", "kite, anchor", "--output", tmp_path / "v.safetensors", "--prompts")
+    words = ("--vocabulary", "kite, anchor", "--output", tmp_path / "v.safetensors", "--prompts")
     assert run("build_vocabulary.py", *words, path)[0] == 0
     assert Vocabulary.load(tmp_path / "v.safetensors").prompts.record == record
     audit = ("audit_leakage.py", "--dataset", "glyphs_train", "--vocabulary", tmp_path / "v.safetensors")
@@ -229,19 +229,19 @@ def test_command_line(run, store_folder, world, custom, tmp_path, monkeypatch):
     bare = replace(entry, json="bare.json")
     monkeypatch.setattr(datasets, "_user_entries", lambda: {"bare": bare})
     status, line = run("learn_prompts.py", "--dataset", "bare", "--output", path)
-    assert status == 2 and "data set 'bare': it has no object of a base name" in line
+    assert status == 2 and "data set 'bare': has no object of a base class" in line
 
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--batch-size", 0, "--batch-size 0: a step needs"),
-        ("--steps", 0, "--steps 0: nothing is learned"),
-        ("--steps", -5, "--steps -5: nothing is learned"),
-        ("--learning-rate", -1, "--learning-rate -1.0 is no number above 0"),
-        ("--learning-rate", "nan", "--learning-rate nan is no number above 0"),
-        ("--background", -1, "--background -1.0 is no weight"),
-        ("--background", "inf", "--background inf is no weight"),
+        ("--batch-size", 0, "--batch-size 0: must be at least 1"),
+        ("--steps", 0, "--steps 0: must be at least 1"),
+        ("--steps", -5, "--steps -5: must be at least 1"),
+        ("--learning-rate", -1, "--learning-rate -1.0: must be above 0"),
+        ("--learning-rate", "nan", "--learning-rate nan: must be above 0"),
+        ("--background", -1, "--background -1.0: must be 0 or more"),
+        ("--background", "inf", "--background inf: must be 0 or more"),
     ],
 )
 def test_numbers_that_teach_nothing_are_refused(run, store_folder, tmp_path, option, value, message):

@@ -135,7 +135,7 @@ def test_a_second_command_stops_in_one_line_and_touches_nothing(
     output = tmp_path / what
     if what == "store":
         command = ("build_teacher_store.py", "--dataset", "glyphs_train", "--proposals", proposals_file,
-                   "--teacher", f"local-dir:{teacher_folder}", "--output", output)  # fmt: skip
+                   "--teacher", f"local-dir:{teacher_folder}", "--output-dir", output)  # fmt: skip
     else:
         config = REPOSITORY / "configs" / "Glyphs" / "proposals.yaml"
         command = ("train_net.py", "--config-file", config, "--resume", "OUTPUT_DIR", output)

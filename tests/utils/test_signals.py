@@ -33,21 +33,21 @@ def me(number):
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_waits_for_the_end_of_a_step_and_interrupts_an_evaluation(number):
     before = signal.getsignal(number)
-    with signals.held():
-        assert signals.asked() is None
+    with signals.deferred():
+        assert signals.pending() is None
         me(number)
         me(number)  # as torchrun passes on what all have got
-        assert signals.asked() == number
-        with pytest.raises(Ended) as ended, signals.at_once():
+        assert signals.pending() == number
+        with pytest.raises(Ended) as ended, signals.interruptible():
             raise AssertionError("the evaluation has begun")
         assert ended.value.signal == number
-    assert signals.asked() is None and signal.getsignal(number) is before
-    with signals.held():
-        with pytest.raises(Ended), signals.at_once():
+    assert signals.pending() is None and signal.getsignal(number) is before
+    with signals.deferred():
+        with pytest.raises(Ended), signals.interruptible():
             me(number)
-        with signals.unheard():
+        with signals.uninterruptible():
             me(number)
-    with signals.at_once():  # outside a training it is nothing
+    with signals.interruptible():  # outside a training it is nothing
         pass
 
 
@@ -58,8 +58,8 @@ def script(body):
 
 def test_a_second_signal_ends_at_once():
     process = script("""
-from vild import signals
-with signals.held():
+from vild.utils import signals
+with signals.deferred():
     print("ready", flush=True)
     while True:
         time.sleep(0.05)
@@ -67,7 +67,7 @@ with signals.held():
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.stderr.readline().startswith("SIGTERM: the training ends after this step")
-    time.sleep(signals.ONE_WISH + 0.1)
+    time.sleep(signals.ONE_REQUEST + 0.1)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == -signal.SIGTERM
@@ -77,9 +77,9 @@ def test_a_worker_heeds_its_parent_alone():
     """A scheduler's SIGTERM does not end it, its trainer's does, at once: multiprocessing waits for it at the exit."""
     process = script("""
 import multiprocessing, os, subprocess
-from vild.signals import heed_parent_alone
+from vild.utils.signals import end_by_parent_only
 def work(pipe):
-    heed_parent_alone()
+    end_by_parent_only()
     pipe.send("ready")
     time.sleep(60)
 mine, other = multiprocessing.Pipe()
@@ -94,7 +94,7 @@ print(worker.exitcode, flush=True)
 
 
 TOOL = """
-from vild.errors import Failure, one_line_errors
+from vild.utils.errors import Failure, one_line_errors
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests run
 @one_line_errors
 def main():

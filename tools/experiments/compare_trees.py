@@ -28,7 +28,7 @@ class Checkout:
         self.tree, self.folder = tree.resolve(), folder.resolve()
         self.environment = {
             **os.environ, "PYTHONPATH": str(self.tree), "DETECTRON2_DATASETS": "datasets", "VILD_CACHE": "cache",
-            "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GIT_DIR": "/nowhere",  # files record the commit
         }  # fmt: skip
 
     def run(self, tool: str, *arguments: object, output_dir: str = "") -> None:
@@ -53,7 +53,10 @@ class Checkout:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.run("make_glyphs.py", "--seed", 0, "--fraction", 0.05, "--sets", "train", "dev", "val")
         self.run("train_glyph_teacher.py", "--seed", 0, "--steps", 20, output_dir="teacher")
-        self.run("build_vocabulary.py", "--dataset", "glyphs_train", "--teacher", TEACHER, "--output", VOCABULARY)
+        words = (
+            "--vocabulary" if '"--vocabulary"' in (self.tree / "tools/build_vocabulary.py").read_text() else "--dataset"
+        )
+        self.run("build_vocabulary.py", words, "glyphs_train", "--teacher", TEACHER, "--output", VOCABULARY)
         self.train("proposals", iterations)
         weights = ["MODEL.WEIGHTS", "proposals/model_final.pth"]
         opts = [] if '"opts"' in (self.tree / "tools/make_proposals.py").read_text() else ["--opts"]

@@ -40,14 +40,14 @@ class GlyphsRun(Runner):
 
     def teacher(self, extra: bool = False) -> Stage:
         output = self.folder / ("teacher2" if extra else "teacher")
-        options = ("--seed", self.seed + 100 * extra, "--steps", 10 if self.smoke else 400, "--output", output)
+        options = ("--seed", self.seed + 100 * extra, "--steps", 10 if self.smoke else 400, "--output-dir", output)
         width = ("--width", EXTRA_WIDTH) if extra else ()
         return stage(output.name, output, "train_glyph_teacher.py", *options, *width, needs=[self.world()])
 
     def vocabulary(self, data: str = "train", extra: bool = False) -> Stage:
         name = "vocabulary2" if extra else _name("vocabulary", data)
         teacher, output = self.teacher(extra), self.folder / f"{name}.safetensors"
-        options = ("--dataset", _dataset(data), "--teacher", f"local-dir:{teacher.output}", "--output", output)
+        options = ("--vocabulary", _dataset(data), "--teacher", f"local-dir:{teacher.output}", "--output", output)
         return stage(name, output, "build_vocabulary.py", *options, needs=[teacher])
 
     def network(self, data: str = "train") -> Stage:
@@ -62,14 +62,14 @@ class GlyphsRun(Runner):
         name, network = f"proposals_{data}", self.network("train" if data == "val" else data)
         output = self.folder / f"{name}.safetensors"
         options = ("--config-file", self.config("proposals"), "--dataset", _dataset(data), "--output", output)
-        weights = ("MODEL.WEIGHTS", network.output / "model_final.pth")
+        weights = ("--weights", network.output / "model_final.pth")
         return stage(name, output, "make_proposals.py", *options, *weights, needs=[network])
 
     def store(self, data: str = "train", extra: bool = False) -> Stage:
         name = "store2" if extra else _name("store", data)
         teacher, proposals, output = self.teacher(extra), self.proposals(data), self.folder / name
         options = ("--dataset", _dataset(data), "--teacher", f"local-dir:{teacher.output}",
-                   "--proposals", proposals.output, "--output", output)  # fmt: skip
+                   "--proposals", proposals.output, "--output-dir", output)  # fmt: skip
         return stage(name, output, "build_teacher_store.py", *options, needs=[teacher, proposals])
 
     def detector(
@@ -111,7 +111,7 @@ class GlyphsRun(Runner):
                    "--output", output, "--clip-on-crops")  # fmt: skip
         overrides += ("MODEL.WEIGHTS", student.output / "model_final.pth")
         overrides += ("MODEL.VILD.TEACHER.NAME", f"local-dir:{self.teacher().output}")
-        return stage(name, output, "gauges.py", *options, *overrides, needs=[student, proposals])
+        return stage(name, output, "diagnostics.py", *options, "--opts", *overrides, needs=[student, proposals])
 
     def config(self, name: str) -> Path:
         return CONFIGS / f"{name}.yaml"

@@ -69,9 +69,9 @@ class _WatchedIterator:
                 raise
         finally:
             self.handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        time.sleep(signals.ONE_WISH)  # a scheduler that ended the worker will signal this process too
-        if signals.asked() is not None:
-            raise signals.Ended(signals.asked())
+        time.sleep(signals.ONE_REQUEST)  # if that was a scheduler, its signal is on the way to this process too
+        if signals.pending() is not None:
+            raise signals.Ended(signals.pending())
         raise WorkerDied(f"{died} ({KILLED})")
 
 
@@ -231,7 +231,7 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
 def start_worker(number: int) -> None:
     """Initialise a worker process of the training loader."""
     worker_init_reset_seed(number)
-    signals.heed_parent_alone()
+    signals.end_by_parent_only()
 
 
 def build_test_loader(cfg, name: str):

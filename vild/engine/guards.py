@@ -76,7 +76,7 @@ class TrainingGuard(HookBase):
     def _exchange(self) -> None:
         """Between the backward pass and the optimizer's step."""
         bad = not_finite(self._losses)
-        everyone = comm.all_gather((signals.asked(), bool(bad)))
+        everyone = comm.all_gather((signals.pending(), bool(bad)))
         self._number = next((number for number, _ in everyone if number is not None), None)
         if not any(is_bad for _, is_bad in everyone):
             self._inputs, self._losses = [], {}
@@ -101,7 +101,7 @@ class TrainingGuard(HookBase):
 
     def after_step(self):
         # alone, a signal is known as soon as it came; ranks go by what they told one another in this step
-        number = signals.asked() if comm.get_world_size() == 1 else self._number
+        number = signals.pending() if comm.get_world_size() == 1 else self._number
         if number is not None:
             self.agreed = True
             raise Ended(number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import logging
 import os
@@ -24,7 +23,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from vild.utils import signals
-from vild.utils.errors import UserError, first_to_tell, one_line_errors, tell_once
+from vild.utils.errors import UserError, first_to_report, one_line_errors, report_once
 from vild.utils.untrusted import refused_as
 
 
@@ -55,14 +54,6 @@ def find_process(environment: Mapping[str, str]) -> ProcessPlace | None:
             raise UserError("srun: MASTER_ADDR is not set; export the name of the first node (scontrol show hostnames)")
         return ProcessPlace(int(environment["SLURM_PROCID"]), world, int(environment["SLURM_LOCALID"]), world // nodes)
     return None
-
-
-def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    """Detectron2's flags, for tools that take no config."""
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, a GPU each where there are")
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0)
-    parser.add_argument("--dist-url", default="auto", help="tcp://ADDRESS:PORT of the first machine, if several work")
 
 
 def launch(main: Callable, args) -> None:
@@ -123,13 +114,13 @@ def ddp_without_gpu(device: str) -> Iterator[None]:
 
 def _on_rank(main: Callable, args, marker: Path) -> None:
     """``main`` as one process of several: what goes wrong is told by the first of them."""
-    tell_once(marker)
+    report_once(marker)
     try:
         main(args)
     except Exception:
         # Where another process has died, this is a broken connection, and the launcher ends us meanwhile, in silence.
         time.sleep(2)
-        if first_to_tell():
+        if first_to_report():
             print(f"process {comm.get_rank()} of {comm.get_world_size()}:", file=sys.stderr)
             traceback.print_exc()
         sys.exit(1)
@@ -145,7 +136,7 @@ def _launch_here(main: Callable, args) -> None:
     # which of the others it ends then is nobody's news
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
-        with signals.passed_on(), tempfile.TemporaryDirectory() as folder:
+        with signals.forwarded_to_children(), tempfile.TemporaryDirectory() as folder:
             engine.launch(_on_rank, *settings, (main, args, Path(folder) / "told"))
     except ProcessExitedException as error:
         if error.exit_code < 0:

@@ -129,7 +129,7 @@ class Trainer(DefaultTrainer):
             Ended: such a signal came.
             WorkerDied: a process of the data loader was killed. The step before is kept.
         """
-        with signals.held():
+        with signals.deferred():
             try:
                 return self._train()
             except Ended as ended:
@@ -174,7 +174,7 @@ class Trainer(DefaultTrainer):
         """Write what the last whole step has left, and say so. (That of the very last step is written already.)"""
         if 0 <= self.whole < self.max_iter - 1:
             self.iter = self.whole
-            with signals.unheard():
+            with signals.uninterruptible():
                 self.checkpointer.save(f"model_{self.whole:07d}", iteration=self.whole)
         if not self.checkpointer.has_checkpoint():
             return "no step was done"
@@ -244,7 +244,7 @@ class Trainer(DefaultTrainer):
                 words = bare.vocabulary
                 teacher = describe(words.fingerprint)
                 logger.info("vocabulary: %d names, prompts '%s', teacher %s", len(words), words.prompts, teacher)
-            with signals.at_once():  # nothing is lost
+            with signals.interruptible():  # nothing is lost
                 results = super().test(cfg, model, evaluators)
         finally:
             if trained is not None:

@@ -66,7 +66,7 @@ TABLES = {
     "clip_on_crops": ("bbox/AP", "bbox/AP50_novel", "bbox/AP50_base", "bbox/APr", "bbox/APc", "bbox/APf"),
     "transfer": ("bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APs", "bbox/APm", "bbox/APl"),
 }  # fmt: skip
-DIAGNOSTICS = {  # key to decimals; what tools/gauges.py writes by base and novel, all but the cosine in percent
+DIAGNOSTICS = {  # key to decimals; what tools/diagnostics.py writes by base and novel, all but the cosine in percent
     "teacher_top1": 1,
     "student_teacher_cosine": 3,
     "proposal_recall50": 1,

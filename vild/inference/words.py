@@ -1,4 +1,4 @@
-"""What a user asks for, as given on a command line or a page: words, a file of words, or a data set's names."""
+"""Words to detect, as given on a command line or a web page: a list, a text file, or the names of a data set."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from vild.vocabulary.vocabulary import Vocabulary, first_duplicate
 
 @dataclass(frozen=True)
 class Words:
-    """Names to detect, and further spellings of each that mean the same (averaged, as synonyms of LVIS are)."""
+    """Class names, the synonyms of each (their embeddings are averaged), and, for the names of a data set, "base" or
+    "novel" for each."""
 
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...]
+    splits: tuple[str, ...] | None = None
 
 
 def parse_words(lines: Sequence[str]) -> Words:
-    """One class a line, "umbrella" or, with synonyms, "umbrella | parasol"; empty lines and those of "#" are left out.
+    """One class per line, "umbrella" or, with synonyms, "umbrella | parasol"; empty lines and "#" comments are skipped.
 
     Raises:
-        UserError: no name at all, or one that stands there twice.
+        UserError: no name, or a duplicate one.
     """
     groups = []
     for line in lines:
@@ -40,8 +42,8 @@ def parse_words(lines: Sequence[str]) -> Words:
 
 
 def read_words(text: str) -> Words | Vocabulary:
-    """What ``--vocabulary`` says: "umbrella, chess knight | horse"; a file with a class a line; a vocabulary file
-    (``.safetensors``, taken as it is); or the name of a registered data set.
+    """Read the value of ``--vocabulary``: "umbrella, chess knight | horse"; a text file with one class per line; a
+    vocabulary file (``.safetensors``, used as it is); or the name of a registered data set.
 
     Raises:
         UserError: the file cannot be read, or holds no words.
@@ -56,19 +58,19 @@ def read_words(text: str) -> Words | Vocabulary:
         raise UserError(f"vocabulary: {text} does not exist")
     if text in datasets.entries():
         classes = datasets.get_classes(text)
-        return Words(classes.names, classes.synonyms)
+        return Words(classes.names, classes.synonyms, classes.splits)
     return parse_words(text.split(","))
 
 
 def parse_thresholds(pairs: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """ "kite=0.3" each, to scores by name; UserError for another form or a name that is not asked for."""
+    """Parse "kite=0.3" strings to scores by name; UserError for another form or a name not in ``names``."""
     found = {}
     for pair in pairs:
         name, _, value = pair.rpartition("=")
         try:
             found[name.strip()] = float(value)
         except ValueError:
-            raise UserError(f"threshold '{pair}': write it as NAME=SCORE, for example kite=0.3") from None
+            raise UserError(f"threshold '{pair}': write NAME=SCORE, for example kite=0.3") from None
         if name.strip() not in names:
             raise UserError(f"threshold '{pair}': '{name.strip()}' is not in the vocabulary")
     return found

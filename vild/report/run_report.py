@@ -100,13 +100,13 @@ def transfer_table(results: dict[str, dict]) -> str:
 
 
 def read_diagnostics(path: Path) -> list[Block]:
-    """:func:`diagnostics_blocks` of a file of tools/gauges.py.
+    """:func:`diagnostics_blocks` of a file of tools/diagnostics.py.
 
     Raises:
         UserError: the file is missing, or is another one.
     """
     document = read_json(path)
-    with refused_as(f"--gauges {path} is not what tools/gauges.py writes"):
+    with refused_as(f"--diagnostics {path} is not what tools/diagnostics.py writes"):
         if not document["teacher_top1"]:
             raise ValueError("teacher_top1 is empty")
         return diagnostics_blocks(document)

@@ -1,4 +1,4 @@
-"""What a user got wrong, what went wrong around us, and being asked to end: each in one line."""
+"""Errors that end a tool with one line on stderr: user mistakes, failing disks, killed workers, signals."""
 
 from __future__ import annotations
 
@@ -9,26 +9,34 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from vild.utils.signals import ONE_WISH, Ended, ended_by_sigterm
+from vild.utils.signals import ONE_REQUEST, Ended, ended_by_sigterm
 
-# what disks and network folders say; another OSError is a fault of ours and keeps its traceback
+# Errors of disks and network file systems. Any other OSError is a bug of ours and keeps its traceback.
 _STORAGE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
     *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EMFILE),
 }
 LONGEST = 2000  # characters of a message
-WORKER = "DataLoader worker"  # PyTorch's words for the death of a loader's process begin so
-KILLED = "when memory is short, the system kills; see DATALOADER.NUM_WORKERS or --num-workers"
+WORKER = "DataLoader worker"  # how PyTorch's message about a dead worker process begins
+KILLED = "the system kills processes when memory is short; see DATALOADER.NUM_WORKERS or --num-workers"
+NO_DETECTRON2 = "Detectron2 is not installed: run python -m vild.install_detectron2"
+# Warnings that our dependencies raise about one another when they are imported or first used: how each begins
+_KNOWN_WARNINGS = (
+    "`torch.jit.script",
+    "pkg_resources is deprecated",
+    "Importing from timm",
+    "torch.meshgrid",
+)
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. The message is one line that names the file, the key and the value.
+    """A mistake that the user can correct. The message names the file, the key and the value.
 
-    It is one line whatever a file put into it: a name of two lines, or the control characters that move a terminal's
-    cursor, become spaces.
+    It is a single line whatever a file contains: line breaks and terminal control characters become spaces.
     """
 
     def __init__(self, message: str):
@@ -41,50 +49,55 @@ class UserError(ValueError):
 
 
 class BadImage(UserError):
-    """An image that cannot be read, or is not what its annotations are of."""
+    """An image that cannot be read or does not match its annotations."""
 
 
 class Failure(RuntimeError):
-    """What nobody typed wrong and no traceback would explain: a process that was killed, a loss that is not finite.
-    The message is one line."""
+    """A failure that is nobody's typing error and that a traceback would not explain: a killed process, a loss that is
+    not finite. The message is a single line."""
 
 
 def printable(name: str | os.PathLike) -> str:
-    """A file's name as text that any terminal and file takes: bytes of it that are not UTF-8 are escaped."""
+    """A file name as text that any terminal and file accepts: bytes that are not UTF-8 are escaped."""
     return str(name).encode(errors="backslashreplace").decode()
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, its first line; its kind where it says nothing."""
+    """The first line of an exception's message, or its class name where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Decorate a script's ``main``: what is foreseen ends as one line on stderr.
+    """Decorate a tool's ``main``: expected errors end as one line on stderr, known third-party warnings are silenced.
 
-    Exit status 2 for a UserError or a disk that fails, 1 for a Failure, 128 + signal where SIGTERM or SIGINT asked for
-    the end. (That is what a shell reports of a process that a signal ended. Not 0: a scheduler's "afterok", make and
-    :mod:`experiments.runner` would take what is half done for done.)
+    Exit status: 2 for a UserError, a missing Detectron2 or a failing disk; 1 for a Failure; 128 + signal after SIGTERM
+    or SIGINT, as a shell reports it. (Not 0: a scheduler's "afterok", make and the experiments' pipeline would take an
+    unfinished result for a finished one.)
     """
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
-        if hasattr(sys.stdout, "reconfigure"):  # a file's name need not be text
+        if hasattr(sys.stdout, "reconfigure"):  # file names need not be valid text
             sys.stdout.reconfigure(errors="backslashreplace")
-        logging.raiseExceptions = False  # a log that cannot be written prints no traceback for each of its lines
+        logging.raiseExceptions = False  # no traceback for every log line that a full disk refuses
+        silence_known_warnings()
         try:
             with ended_by_sigterm():
                 try:
                     return main(*args, **kwargs)
-                except RuntimeError as error:  # PyTorch's, of a loader outside of training (see loader.Watched)
+                except RuntimeError as error:  # a data loader's, outside of training (see loader.Watched)
                     if isinstance(error, Failure) or not str(error).startswith(WORKER):
                         raise
-                    time.sleep(ONE_WISH)  # if that was a scheduler, its signal is on the way to this process too
+                    time.sleep(ONE_REQUEST)  # if a scheduler did it, its signal is on the way to this process too
                     raise Failure(f"{first_line(error).rstrip('. ')} ({KILLED})") from error
         except UserError as error:
             _leave(f"error: {error}", 2)
         except Failure as error:
             _leave(f"error: {error}", 1)
+        except ImportError as error:
+            if not is_detectron2_missing(error):
+                raise
+            _leave(f"error: {NO_DETECTRON2}", 2)
         except OSError as error:
             if error.errno not in _STORAGE:
                 raise
@@ -98,29 +111,47 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
     return wrapper
 
 
+def is_detectron2_missing(error: ImportError) -> bool:
+    """Whether this is the ImportError of a machine without Detectron2."""
+    return isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "detectron2"
+
+
+def silence_known_warnings() -> None:
+    """Ignore the warnings of :data:`_KNOWN_WARNINGS`, in this process and in those it starts."""
+    categories = (FutureWarning, DeprecationWarning, UserWarning)
+    for start in _KNOWN_WARNINGS:
+        for category in categories:
+            warnings.filterwarnings("ignore", start, category)
+    filters = [f"ignore:{start}:{category.__name__}" for start in _KNOWN_WARNINGS for category in categories]
+    given = os.environ.get("PYTHONWARNINGS", "")
+    if filters[0] not in given:
+        os.environ["PYTHONWARNINGS"] = ",".join([*([given] if given else []), *filters])
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
+
+
 _marker: Path | None = None
 
 
-def tell_once(marker: Path) -> None:
-    """From now on this process tells nothing if another one, with the same ``marker`` (a file that is not there yet),
-    was the first: what has gone wrong on all processes of a job, or on all because of one, is told once."""
+def report_once(marker: Path) -> None:
+    """Let only one process of a job report an error: the first to create the file ``marker``. The same error often
+    occurs in all of them, or in all as a consequence of one."""
     global _marker
     _marker = marker
 
 
-def first_to_tell() -> bool:
-    """Is no other process of this job before us with something to tell? Yes, once."""
+def first_to_report() -> bool:
+    """Whether this process is the one of its job that reports the error; True at most once per job."""
     if _marker is None:
         return True
     try:
         os.close(os.open(_marker, os.O_CREAT | os.O_EXCL))
-    except OSError:  # it is there; or its folder has gone, and the launcher with it
+    except OSError:  # it exists; or its folder has gone, and the launcher with it
         return False
     return True
 
 
 def _leave(line: str, status: int) -> None:
     logging.shutdown()
-    if line and first_to_tell():
+    if line and first_to_report():
         print(line, file=sys.stderr)
     sys.exit(status)

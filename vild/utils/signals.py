@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT as a wish to end: at once in most tools, at the end of a step in training.
+"""SIGTERM and SIGINT as a request to end: immediately in most tools, after the current step in training.
 
-Schedulers warn with SIGTERM and kill some 30 seconds later (SLURM's preemption and time limit, Kubernetes, torchrun,
-which passes it on); a person presses Ctrl-C, which is SIGINT.
+Schedulers send SIGTERM and kill some 30 seconds later (SLURM's preemption and time limit, Kubernetes, torchrun, which
+passes it on); a person presses Ctrl-C, which is SIGINT.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# srun sends a signal to every process of a job, a terminal to every process of a command, and torchrun and our own
-# launcher pass it on once more: what comes within so many seconds is one wish
-ONE_WISH = 1.0
+# srun signals every process of a job, a terminal every process of a command, and torchrun and our own launcher pass
+# the signal on once more: whatever arrives within this many seconds is one request
+ONE_REQUEST = 1.0
 
 
 class Ended(BaseException):
-    """Raised where the process was asked to end. No ``Exception``: nobody takes it for a failure of what was going on.
+    """Raised where the process was asked to end. Not an ``Exception``: nothing should handle it as a failure.
 
     Args:
         number: the signal.
-        line: what the user is told ("": nothing).
+        line: the message for the user ("": none).
     """
 
     def __init__(self, number: int, line: str | None = None):
@@ -38,7 +38,7 @@ def ended_by_sigterm() -> Iterator[None]:
     """SIGTERM raises :class:`Ended` in the block, as SIGINT raises KeyboardInterrupt."""
 
     def end(number, frame):
-        # a scheduler ends the data loader's workers too; that they died shall not be told on the way out
+        # a scheduler ends the data loader's workers too: do not report their death on the way out
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Ended(number)
 
@@ -46,88 +46,91 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
 
 
-class _Wish:
-    """Of :func:`held`: the signal that waits, and what the next one does: "raise", "hold" or nothing ("deaf")."""
+class _Request:
+    """State of :func:`deferred`: the signal that waits, and what the next one does ("raise", "defer" or "ignore")."""
 
-    asked: int | None = None
+    pending: int | None = None
     since = 0.0
     then = "raise"
 
 
-_wish = _Wish()
+_request = _Request()
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """In the block both signals wait: :func:`asked` tells of them, :func:`at_once` raises. Another one, later than
-    ``ONE_WISH``, ends the process at once."""
+def deferred() -> Iterator[None]:
+    """Signals wait in the block: :func:`pending` returns the one that came, :func:`interruptible` raises it. A second
+    one, later than ``ONE_REQUEST``, ends the process immediately."""
     process = os.getpid()
 
     def wait(number, frame):
         if os.getpid() != process:  # a data loader's worker, forked in the block: the trainer ends it
             return
-        if _wish.then == "raise":
+        if _request.then == "raise":
             raise Ended(number)
-        if _wish.asked is None:
-            _wish.asked, _wish.since = number, time.monotonic()
-            line = f"{signal.Signals(number).name}: the training ends after this step; another one ends it at once\n"
-            os.write(2, line.encode())  # not by print, which may be what was interrupted
-        elif _wish.then == "hold" and time.monotonic() - _wish.since > ONE_WISH:
+        if _request.pending is None:
+            _request.pending, _request.since = number, time.monotonic()
+            name = signal.Signals(number).name
+            line = f"{name}: the training ends after this step; a second signal ends it immediately\n"
+            os.write(2, line.encode())  # print may be what was interrupted
+        elif _request.then == "defer" and time.monotonic() - _request.since > ONE_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(process, number)
 
-    _wish.asked, _wish.then = None, "hold"
+    _request.pending, _request.then = None, "defer"
     try:
         with _handled(wait, SIGNALS):
             yield
     finally:
-        _wish.asked, _wish.then = None, "raise"
+        _request.pending, _request.then = None, "raise"
 
 
-def asked() -> int | None:
-    """The signal that waits in :func:`held`, if one does."""
-    return _wish.asked
+def pending() -> int | None:
+    """The signal that waits in :func:`deferred`, if there is one."""
+    return _request.pending
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """A block in :func:`held` that may end anywhere: signals raise Ended in it, also one that waits already."""
-    before = _wish.then
-    if _wish.asked is not None:
-        raise Ended(_wish.asked)
-    _wish.then = "raise"
+def interruptible() -> Iterator[None]:
+    """A block in :func:`deferred` that may end anywhere: signals raise Ended in it, including one already pending."""
+    if _request.pending is not None:
+        raise Ended(_request.pending)
+    with _then("raise"):
+        yield
+
+
+@contextmanager
+def uninterruptible() -> Iterator[None]:
+    """A block in :func:`deferred` that no signal ends, for writing the last file. (When one rank has left, the launcher
+    sends SIGTERM to the others.)"""
+    with _then("ignore"):
+        yield
+
+
+@contextmanager
+def _then(action: str) -> Iterator[None]:
+    before, _request.then = _request.then, action
     try:
         yield
     finally:
-        _wish.then = before
+        _request.then = before
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """A block in :func:`held` that signals do not end: the last file is being written. (When one rank has left, the
-    launcher sends SIGTERM to the others.)"""
-    before, _wish.then = _wish.then, "deaf"
-    try:
-        yield
-    finally:
-        _wish.then = before
-
-
-@contextmanager
-def passed_on() -> Iterator[None]:
+def forwarded_to_children() -> Iterator[None]:
     """For a process that only waits for its children: signals go to them, and it waits on."""
 
-    def pass_on(number, frame):
+    def forward(number, frame):
         for child in multiprocessing.active_children():
             os.kill(child.pid, number)
 
-    with _handled(pass_on, SIGNALS):
+    with _handled(forward, SIGNALS):
         yield
 
 
-def heed_parent_alone() -> None:
-    """For a data loader's worker: SIGTERM ends it only where its trainer sends it. A scheduler's goes to every process
-    of a job, but the trainer still needs the worker for the step that it ends."""
+def end_by_parent_only() -> None:
+    """For a data loader's worker: only a SIGTERM from its trainer ends it. A scheduler sends one to every process of a
+    job, but the trainer still needs the worker for the step that it finishes."""
     parent = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
@@ -141,7 +144,7 @@ def heed_parent_alone() -> None:
 
 @contextmanager
 def _handled(handler: Callable, numbers: Sequence[signal.Signals]) -> Iterator[None]:
-    """Where signals are ours to handle: not in a thread, and not those that are ignored (nohup)."""
+    """Handle signals in the block, in the main thread only, and leave ignored ones (nohup) ignored."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         taken = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]

@@ -1,38 +1,37 @@
 #!/usr/bin/env python3
-"""What explains a detector's number, as JSON: the teacher's accuracy on ground-truth crops, the student's cosine to
-the teacher there (by base and novel, rare, common and frequent); with --proposals their recall; with --clip-on-crops
-the AP of the teacher run on every proposal, and what that costs beside the detector on the same machine.
+"""Explain a detector's AP, as JSON: the teacher's accuracy on ground-truth crops and the student's cosine to the
+teacher there (base and novel, rare, common and frequent); with --proposals their recall; with --clip-on-crops the
+AP of the teacher run on every proposal, and its cost beside the detector's.
 
-    tools/gauges.py --config-file configs/Glyphs/vild.yaml --dataset glyphs_val --output diagnostics.json \\
-        --proposals output/quickstart/proposals_val.safetensors --clip-on-crops \\
-        MODEL.WEIGHTS output/quickstart/vild/model_final.pth
+    tools/diagnostics.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_final.pth \\
+        --dataset glyphs_val --proposals output/quickstart/proposals_val.safetensors --clip-on-crops \\
+        --output diagnostics.json
 """
 
-import argparse
-from pathlib import Path
-
-from vild.config import load_config
-from vild.data.proposals import load_proposals
-from vild.engine.sources import check_classes
-from vild.inference.predictor import OpenVocabularyDetector
-from vild.report import diagnostics
+from vild.utils.command_line import add_model_flags, add_shared, make_parser
 from vild.utils.errors import UserError, one_line_errors
-from vild.utils.files import write_json
 
 
 @one_line_errors
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--proposals", help="proposals of the same data set: their recall")
-    parser.add_argument("--clip-on-crops", action="store_true", help="also the teacher on every proposal")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE ...")
+    parser = make_parser(__doc__)
+    add_shared(parser, "--dataset", required=True)
+    parser.add_argument("--proposals", metavar="FILE", help="proposals of the same data set, to measure their recall")
+    parser.add_argument("--clip-on-crops", action="store_true", help="also run the teacher on every proposal")
+    add_shared(parser, "--output", required=True)
+    add_model_flags(parser)
     args = parser.parse_args()
     if args.clip_on_crops and not args.proposals:
         raise UserError("--clip-on-crops needs --proposals")
-    cfg = load_config(args.config_file, args.opts)
+
+    from vild.config import config_from_flags
+    from vild.data.proposals import load_proposals
+    from vild.engine.sources import check_classes
+    from vild.inference.predictor import OpenVocabularyDetector
+    from vild.report import diagnostics
+    from vild.utils.files import write_json
+
+    cfg = config_from_flags(args)
     proposals = load_proposals(args.proposals) if args.proposals else None
     detector = OpenVocabularyDetector(cfg)
     check_classes(detector.trained, args.dataset, marks=False)

@@ -1,0 +1,86 @@
+"""The tools' command lines: shared flags, quick answers, defaults and examples in every --help."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+from detectron2.engine import default_argument_parser
+
+from tests.conftest import REPOSITORY
+from vild.utils.command_line import SHARED, THRESHOLD, training_parser
+
+SCRIPTS = sorted([*(REPOSITORY / "tools").glob("*.py"), *(REPOSITORY / "datasets").glob("*.py")])
+OWN_WORDS = ("benchmark.py", "quickstart.py", "ablate.py", "audit_leakage.py")  # which share no flag's meaning
+HEAVY = ("torch", "detectron2", "open_clip", "hotcoco", "gradio", "cv2", "timm")
+ASK = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+script, sys.argv = sys.argv[1], sys.argv[1:]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as end:
+    print("status", end.code, [m for m in {heavy} if m in sys.modules], file=sys.stderr)
+"""
+
+
+@cache
+def ask(script, *arguments: str) -> tuple[str, list[str]]:
+    """stdout, and the lines of stderr."""
+    command = [sys.executable, "-c", ASK.format(heavy=HEAVY), str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_help_is_answered_before_anything_heavy_is_imported(script):
+    stdout, stderr = ask(script, "--help")
+    assert stdout.startswith("usage: ") and stderr == ["status 0 []"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_a_mistyped_or_abbreviated_flag_is_one_line_at_once(script):
+    for flag in ("--hel", "--nothing"):
+        _, stderr = ask(script, flag)
+        assert stderr[-1] == "status 2 []" and "error: " in stderr[-2]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_help_has_an_example_and_defaults(script):
+    text, _ = ask(script, "--help")
+    assert re.search(rf"(tools|datasets)/{script.name} ?", text), "no example"
+    for flag, settings in SHARED.items():
+        has_default = settings.get("default") not in (None, "", []) and script.name not in OWN_WORDS
+        if has_default and re.search(rf"^  {flag}\b", text, re.MULTILINE):
+            shown = re.search(rf"^  {flag}\b.*?(?=^  --|\Z)", text, re.MULTILINE | re.DOTALL)[0]
+            assert "(default: " in " ".join(shown.split())
+
+
+def test_shared_flags_look_alike_in_every_tool():
+    for script in SCRIPTS:
+        text = " ".join(ask(script, "--help")[0].split())
+        for flag in ("--device", "--dataset", "--seed", "--num-workers"):
+            if f" {flag} " in text and script.name not in (
+                "benchmark.py",
+                "audit_leakage.py",
+                "quickstart.py",
+                "ablate.py",
+            ):
+                assert f"{SHARED[flag]['help'][:30]}" in text, f"{script.name} {flag}"
+
+
+def test_the_training_flags_are_detectron2s():
+    def described(parser: argparse.ArgumentParser) -> dict:
+        keys = ("option_strings", "dest", "nargs", "default", "type", "required", "help")
+        return {a.dest: [getattr(a, k) for k in keys] for a in parser._actions}
+
+    assert described(training_parser("")) == described(default_argument_parser())
+
+
+def test_the_runner_without_torch_has_the_same_threshold():
+    text, _ = ask(REPOSITORY / "tools" / "run_onnx.py", "--help")
+    assert f"(default: {THRESHOLD})" in text

@@ -1,0 +1,54 @@
+"""The proposals of a trained class-agnostic network, or of any detector, for a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vild.checkpoint.checkpointer import VildCheckpointer
+from vild.data import datasets
+from vild.data.loader import build_test_loader
+from vild.data.proposals import save_proposals
+from vild.data.unreadable import REASON
+from vild.modeling import build_model
+from vild.utils.errors import UserError
+
+
+def make_proposals(cfg, dataset: str, output: Path) -> None:
+    """Write the best ``TEST.PROPOSALS_PER_IMAGE`` boxes of each image, and print how many there are.
+
+    Raises:
+        UserError: no weights, or an unknown data set.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: give the weights of the proposal network")
+    datasets.register_all()
+    loader = build_test_loader(cfg, dataset)
+    model = build_model(cfg).eval()
+    provenance = {
+        "data_set": dataset,
+        "pictures": datasets.images_hash(dataset),
+        "network": VildCheckpointer(model).load_recorded(cfg.MODEL.WEIGHTS),
+    }
+    proposals, unreadable = {}, {}
+    with torch.inference_mode():
+        for inputs in tqdm(loader, desc="proposals"):
+            for given, output_of in zip(inputs, model(inputs), strict=True):
+                if REASON in given:
+                    unreadable |= given[REASON]
+                    proposals[given["image_id"]] = torch.zeros(0, 4), torch.zeros(0)
+                    continue
+                found = (output_of["proposals"] if "proposals" in output_of else output_of["instances"]).to("cpu")
+                if found.has("proposal_boxes"):
+                    boxes, scores = found.proposal_boxes.tensor, found.objectness_logits.sigmoid()
+                else:
+                    boxes, scores = found.pred_boxes.tensor, found.scores
+                keep = scores.argsort(descending=True, stable=True)[: cfg.TEST.PROPOSALS_PER_IMAGE]
+                proposals[given["image_id"]] = boxes[keep], scores[keep]
+    save_proposals(output, proposals, provenance)
+    total = sum(len(boxes) for boxes, _ in proposals.values())
+    print(f"{total} proposals of {len(proposals)} images: {output}")
+    for why in unreadable.values():
+        print(f"NO PROPOSALS: {why}")

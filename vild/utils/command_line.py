@@ -1,0 +1,141 @@
+"""The argument parser of the tools, and the flags that several of them share.
+
+Needs the standard library only: ``--help`` and a mistyped flag are answered before torch and Detectron2 are imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+THRESHOLD = 0.5  # default score threshold wherever a person looks at detections
+NUM_WORKERS = min(16, os.cpu_count() or 1)
+
+# Each shared flag has one meaning, default and help text in all tools; a tool may add a note (see add_shared)
+SHARED = {
+    "--config-file": {"metavar": "FILE", "help": 'a config file, or the name of a built-in one ("LVIS/vild.yaml")'},
+    "--weights": {"metavar": "PATH", "help": "trained weights: a checkpoint file, or a folder written by export.py"},
+    "--opts": {
+        "nargs": argparse.REMAINDER,
+        "default": [],
+        "help": "config overrides, KEY VALUE ...; must come last",
+    },
+    "--device": {"help": '"cpu", "cuda", "cuda:1", ... (default: a GPU if there is one, else the CPU)'},
+    "--vocabulary": {
+        "metavar": "WORDS",
+        "help": 'what to detect: words ("umbrella, chess knight | horse", with synonyms after "|"), a text file with '
+        "one class per line, a vocabulary .safetensors, or the name of a data set",
+    },
+    "--threshold": {"type": float, "default": THRESHOLD, "metavar": "SCORE", "help": "minimum score of a detection"},
+    "--dataset": {"metavar": "NAME", "help": "a registered data set"},
+    "--teacher": {"metavar": "NAME", "help": "the teacher: an open_clip model name, or local-dir:FOLDER"},
+    "--pretrained": {
+        "default": "",
+        "metavar": "TAG",
+        "help": 'its weights: an open_clip tag, a file, or "random" (not for local-dir:)',
+    },
+    "--num-workers": {
+        "type": int,
+        "default": NUM_WORKERS,
+        "metavar": "N",
+        "help": "workers that read and decode images",
+    },
+    "--batch-size": {"type": int, "metavar": "N", "help": "batch size"},
+    "--prompts": {"default": "vild", "metavar": "SET", "help": "vild (63 templates), photo, name, or a learned file"},
+    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "random seed"},
+    "--output": {"type": Path, "metavar": "FILE", "help": "output file"},
+    "--output-dir": {"type": Path, "metavar": "FOLDER", "help": "output folder"},
+}
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows each flag's default, unless it is empty or the help text names it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default, text = action.default, action.help
+        if not action.option_strings or default is None or default is False or default in ("", [], argparse.SUPPRESS):
+            return text
+        default = " ".join(map(str, default)) if isinstance(default, list) else default
+        return text if "(default:" in text else f"{text} (default: {default})"
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the tool's docstring as its description; flags cannot be abbreviated."""
+    return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+
+def add_shared(parser, *flags: str, note: str = "", **settings) -> None:
+    """Add flags of :data:`SHARED` to a parser or a group.
+
+    Args:
+        note: appended to the help text.
+        settings: further arguments of ``add_argument``, such as ``required``.
+    """
+    for flag in flags:
+        shared = {**SHARED[flag], **settings}
+        parser.add_argument(flag, **{**shared, "help": f"{shared['help']}; {note}" if note else shared["help"]})
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model: ``vild.config.config_from_flags`` reads them. Call it last: ``--opts`` takes all that follows."""
+    add_shared(parser, "--config-file", required=True)
+    add_shared(parser, "--weights", "--device", "--opts")
+
+
+def add_detector_flags(parser: argparse.ArgumentParser) -> None:
+    """Which detector, and which words: ``vild.apps.detector.make_detector`` reads them, with ``--threshold``."""
+    add_shared(parser, "--config-file", note="not needed where --weights is a folder")
+    add_shared(parser, "--weights", "--device")
+    add_shared(parser, "--vocabulary", note="default: the classes it was trained on")
+    parser.add_argument("--negatives", metavar="WORDS", help="words that compete for each region but are not reported")
+    parser.add_argument(
+        "--threshold-of",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=SCORE",
+        help="minimum scores of single words, instead of --threshold",
+    )
+    add_shared(parser, "--opts")
+
+
+def add_launch_flags(parser: argparse.ArgumentParser, dist_url: str = "auto") -> None:
+    """Detectron2's flags for several processes; ``vild.engine.launch.launch`` reads them."""
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of gpus *per machine*")
+    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="the rank of this machine (unique per machine)")
+    parser.add_argument(
+        "--dist-url",
+        default=dist_url,
+        help="initialization URL for pytorch distributed backend. See "
+        "https://pytorch.org/docs/stable/distributed.html for details.",
+    )
+
+
+def training_parser(description: str) -> argparse.ArgumentParser:
+    """``detectron2.engine.default_argument_parser``, without importing Detectron2: same flags, defaults and help."""
+    parser = make_parser(description)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Whether to attempt to resume from the checkpoint directory. "
+        "See documentation of `DefaultTrainer.resume_or_load()` for what it means.",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="perform evaluation only")
+    # Detectron2's own port per user
+    port = 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14
+    add_launch_flags(parser, f"tcp://127.0.0.1:{port}")
+    parser.add_argument(
+        "opts",
+        help="""
+Modify config options at the end of the command. For Yacs configs, use
+space-separated "PATH.KEY VALUE" pairs.
+For python-based LazyConfig, use "path.key=value".
+        """.strip(),
+        default=None,
+        nargs=argparse.REMAINDER,
+    )
+    return parser
