@@ -185,7 +185,7 @@ def test_a_broken_image_is_one_line(demo, tmp_path, which):
         ({"--threshold-of": "kite"}, "threshold 'kite': write NAME=SCORE"),
         ({"--confidence-threshold": "50"}, "threshold 50.0: scores are between 0 and 1"),
         ({"--input": "nowhere"}, "--input nowhere: does not exist"),
-        ({"--input": "FOLDER"}, "the folder holds no image"),
+        ({"--input": "FOLDER"}, "the folder contains no image"),
         ({"--output": "FOLDER/file.txt/out"}, "cannot be written"),
         ({"teacher": "ViT-B-33"}, "teacher 'ViT-B-33': open_clip has no model of this name"),
         ({"teacher": "RN50-quickgelu"}, "is of teacher RN50-quickgelu random .*width 1024.* is of teacher .*width 64"),
@@ -216,7 +216,7 @@ def test_results_never_meet_each_other_or_an_input(tmp_path):
     assert names("a.png", output="x.webp", one=True) == [(tmp_path / "x.webp").as_posix()]
     for files, output, reason in [
         (("a.jpg", "a.jpg"), "out", "same name"),
-        (("a.jpg",), ".", "take the place"),
+        (("a.jpg",), ".", "would overwrite"),
         (("a.jpg", "b.jpg"), "x.jpg", "give a folder"),
     ]:
         with pytest.raises(UserError, match=reason):

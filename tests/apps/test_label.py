@@ -77,7 +77,7 @@ def test_a_folder_becomes_a_coco_file(label, folder, detector, vocabulary, tmp_p
     records = datasets.load_dicts("labelled")
     assert len(records) == 4 and records[3]["file_name"] == str(folder / "turned.jpg")
     assert sum(len(r["annotations"]) for r in records) == len(coco.anns)
-    assert f"--output {output}: is there already" in error_of(label(*arguments))
+    assert f"--output {output}: already exists" in error_of(label(*arguments))
 
 
 def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
@@ -88,7 +88,7 @@ def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
         shutil.copy(image, os.fsdecode(bytes(tmp_path / "photos") + b"/" + name))
     output = tmp_path / "labels.json"
     status, _, stderr = label("--input", tmp_path / "photos", "--vocabulary", "sun", "--output", output)
-    assert status == 0 and "image 1:2.jpg: labels cannot hold such a name" in stderr and "\\udcff.jpg" in stderr
+    assert status == 0 and "image 1:2.jpg: its name is not allowed in a COCO file" in stderr and "\\udcff.jpg" in stderr
     document = json.loads(output.read_bytes())
     assert [i["file_name"] for i in document["images"]] == ["good.jpg"]
     assert [b["file_name"] for b in document["info"]["broken"]] == ["1:2.jpg", "\\udcff.jpg"]
@@ -139,7 +139,7 @@ def test_another_plan_is_refused(label, folder, tmp_path, monkeypatch):
         ({}, ["INPUT.MIN_SIZE_TEST", 64], "config"),
     ]:
         line = error_of(label(*flat(given | change), opts=opts))
-        assert f"labels.json.partial: it was begun with another {key}" in line
+        assert f"labels.json.partial: started with another {key}" in line
     assert (tmp_path / "labels.json.partial").read_bytes() == before
     assert label(*flat(given), opts=["OUTPUT_DIR", "elsewhere"])[0] == 0  # on which nothing depends
 

@@ -1,4 +1,4 @@
-"""Images and videos with what was found drawn on them, and beside each the same as JSON."""
+"""Draw detections on images and videos, and write them as JSON."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from vild.utils.images import read_image
 
 
 def detect_in(detector: OpenVocabularyDetector, image: np.ndarray) -> Detections:
-    """Detect in a uint8 array [H, W, 3], RGB, whatever the config's ``INPUT.FORMAT`` is."""
+    """Detect in an RGB image, uint8 [H, W, 3], whatever the config's ``INPUT.FORMAT`` is."""
     return detector(image if detector.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1])
 
 
 def image_targets(images: Sequence[ImageFile], output: Path, one_file: bool) -> list[Path]:
-    """Where each drawn image goes: below the folder ``output``, by its name; or, where there is ``one_file`` to draw
-    and ``output`` is an image's name, there. Images that differ in the suffix alone keep it in the name.
+    """The file of each drawn image: NAME.jpg in the folder ``output``, or ``output`` itself if that is an image name
+    and ``one_file`` is drawn. Images that differ only in their suffix keep it in NAME.
 
     Raises:
-        UserError: two images of one name, or a result in the place of an input.
+        UserError: two results with the same name, or one that would overwrite an input.
     """
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         if not one_file:
-            raise UserError(f"--output {output}: is an image's name; give a folder for the images")
+            raise UserError(f"--output {output}: is an image name; give a folder for several images")
         targets = [output]
     else:
         stems = [Path(p.name).with_suffix("") for p in images]
@@ -48,22 +48,22 @@ def image_targets(images: Sequence[ImageFile], output: Path, one_file: bool) -> 
         if count > 1:
             raise UserError(f"--input: two images have the same name; their results would both be {target}")
         if target.resolve() in inputs:
-            raise UserError(f"--output {output}: the result {target} would take the place of the image")
+            raise UserError(f"--output {output}: the result {target} would overwrite the input image")
     return targets
 
 
 def video_target(output: Path, stem: str) -> Path:
-    """``output`` if it is the name of an .mp4, else a file in the folder ``output``."""
+    """``output`` if it is an .mp4 name, else ``stem``.mp4 in the folder ``output``."""
     if output.suffix.lower() == ".mp4" and not output.is_dir():
         return output
     if output.suffix and not output.is_dir():
-        raise UserError(f"--output {output}: a video is written as .mp4; give such a name, or a folder")
+        raise UserError(f"--output {output}: videos are written as .mp4; give such a name, or a folder")
     return output / f"{stem}.mp4"
 
 
 @contextmanager
 def writing(output: Path, folder: Path) -> Iterator[None]:
-    """Makes ``folder``; what cannot be written in the block is told as the fault of ``--output``."""
+    """Make ``folder``; report an OSError in the block as an error in ``--output``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -74,10 +74,10 @@ def writing(output: Path, folder: Path) -> Iterator[None]:
 def annotate_images(
     detector: OpenVocabularyDetector, images: Sequence[ImageFile], targets: Sequence[Path]
 ) -> list[str]:
-    """Write each drawn image, and beside it ``NAME.json`` (``Detections.to_dict`` and the image's name).
+    """Write each drawn image and, next to it, ``NAME.json`` (``Detections.to_dict`` and the file name).
 
     Returns:
-        what is wrong with those that could not be read, a line each.
+        an error message for each unreadable image.
     """
     broken = []
     for image, target in zip(tqdm(images, desc="images", unit="image"), targets, strict=True):
@@ -85,8 +85,8 @@ def annotate_images(
             array = read_image(image.path, "RGB")
             found = detect_in(detector, array)
         except UserError as error:
-            told = str(error)
-            broken.append(told if str(image.path) in told else f"{image.path}: {told}")
+            message = str(error)
+            broken.append(message if str(image.path) in message else f"{image.path}: {message}")
             continue
         write_image(target, draw(array, found, found.names), quality=92)
         write_json(target.with_suffix(".json"), {"file_name": image.name, **found.to_dict()})
@@ -101,11 +101,11 @@ def describe(found: Detections) -> str:
 
 
 def annotate_video(detector: OpenVocabularyDetector, frames: Frames, target: Path, limit: int | None = None) -> int:
-    """Write the drawn video, of the frames' size, rate and times, and beside it ``NAME.jsonl``: a line a frame, its
-    number and time in seconds and ``Detections.to_dict``. Memory does not grow with the length.
+    """Write the drawn video with the frames' size, rate and times and, next to it, ``NAME.jsonl`` with a line per
+    frame: its number, its time in seconds and ``Detections.to_dict``. Memory does not grow with the length.
 
     Returns:
-        how many frames there were, at most ``limit``.
+        the number of frames, at most ``limit``.
     """
     total = frames.count if limit is None else min(limit, frames.count or limit)
     progress = tqdm(islice(frames.stream, limit), desc="frames", unit="frame", total=total)

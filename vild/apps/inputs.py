@@ -1,4 +1,4 @@
-"""What a user points at: image files and folders of them."""
+"""Find the images that a user names: files, and folders of them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", "
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image's file, and its name for results: below the folder that was given, with "/"."""
+    """An image file, and its name in results: the path relative to the given folder, with "/"."""
 
     path: Path
     name: str
 
 
 def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[ImageFile]:
-    """The images that are meant: a file is taken whatever it is called, of a folder all files with an image's suffix
-    below it, sorted; hidden ones are left out.
+    """List images: given files whatever their names, and all files with an image suffix below given folders, sorted,
+    without hidden ones.
 
     Args:
-        leave_out: a folder whose images are not meant, the one for the results.
+        leave_out: a folder to skip, the one for the results.
 
     Raises:
-        UserError: no such file or folder, or a folder without images.
+        UserError: a missing file or folder, or a folder without images.
     """
     found = []
     for given in map(Path, inputs):
@@ -40,7 +40,7 @@ def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> 
             continue
         names = sorted(path.relative_to(given).as_posix() for path in _images_below(given, leave_out))
         if not names:
-            raise UserError(f"--input {given}: the folder holds no image ({', '.join(SUFFIXES)})")
+            raise UserError(f"--input {given}: the folder contains no image ({', '.join(SUFFIXES)})")
         found += [ImageFile(given / name, name) for name in names]
     return found
 

@@ -1,8 +1,8 @@
-"""Labels of a folder of images as one COCO file, written so that a killed run goes on where it was.
+"""Label a folder of images, resumably, as one COCO file.
 
-What is found in an image is a line of ``NAME.partial`` at once; when all are there they become the file. The first
-line is the plan: whatever the labels depend on. The file holds no time, so that a run that was killed ends in the same
-bytes as one that was not.
+The detections of each image are appended to ``NAME.partial`` as a line; when all images are done, the lines become the
+file. The first line is the plan: everything the labels depend on. The file has no timestamp, so that a resumed run
+ends in the same bytes as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from vild.utils.files import cannot_write, hash_file, written_whole
 
 
 def to_annotations(found: Detections) -> list[dict]:
-    """COCO's annotations of one image, by falling score; ``id`` and ``image_id`` are still to come.
+    """COCO annotations of one image, by descending score, without ``id`` and ``image_id``.
 
-    ``category_id`` counts from 1 in the vocabulary's order, ``bbox`` is xywh in pixels, ``area`` in pixels, of the mask
-    where there is one; a detector with masks gives ``segmentation``, a compressed RLE.
+    ``category_id`` is the index in the vocabulary plus 1, ``bbox`` is xywh in pixels, ``area`` that of the mask in
+    pixels, or of the box without one; detectors with masks add ``segmentation``, a compressed RLE.
     """
     annotations = []
     for record in instances_to_coco_json(found, 0):
@@ -45,52 +45,52 @@ def to_annotations(found: Detections) -> list[dict]:
 
 
 def check_name(file_name: str) -> None:
-    """UserError for an image's name that readers of the labels, vild among them, would refuse."""
+    """Raise UserError for a file name that readers of COCO files would refuse, as vild does."""
     if not stays_below(file_name):
-        raise UserError(f"image {printable(file_name)}: labels cannot hold such a name; rename it")
+        raise UserError(f"image {printable(file_name)}: its name is not allowed in a COCO file; rename it")
 
 
 class PartialLabels:
-    """The side file: a plan and a record an image, appended; a context manager.
+    """The labels of a run in progress: a file to which a plan and a record per image are appended. A context manager.
 
-    A record is {"file_name", "height", "width", "annotations"} or {"file_name", "broken": why}.
+    A record is {"file_name", "height", "width", "annotations"} or {"file_name", "broken": reason}.
 
     Args:
-        path: of the labels; the side file lies beside it.
+        path: of the finished labels; the partial file is next to it.
         plan: plain values that the labels depend on.
 
     Attributes:
-        done: the images that are in it.
+        done: names of the images that have a record.
 
     Raises:
-        UserError: the side file was begun with another plan, or the labels are already there.
+        UserError: the partial file belongs to another plan, or the labels already exist.
     """
 
     def __init__(self, path: Path, plan: dict):
         self.path, self.aside = path, path.with_name(path.name + ".partial")
-        self._at: dict[str, int] = {}  # where each record begins
+        self._at: dict[str, int] = {}  # offset of each record
         self._broken: dict[str, str] = {}
         if path.exists() and not self.aside.exists():
-            raise UserError(f"--output {path}: is there already; remove it, or name another file")
+            raise UserError(f"--output {path}: already exists; remove it, or give another name")
         with cannot_write(self.aside):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.aside, "a+b")  # noqa: SIM115
-        self._go_on(plan)
+        self._resume(plan)
 
-    def _go_on(self, plan: dict) -> None:
-        """Read what is there; a line that a killed run left unfinished is cut off."""
+    def _resume(self, plan: dict) -> None:
+        """Read the records of an earlier run, and truncate an unfinished last line."""
         self._file.seek(0)
         end, header = 0, None
         while (line := self._file.readline()).endswith(b"\n"):
             try:
                 record = json.loads(line)
-            except ValueError:  # a power cut: the disk has not everything that was written
+            except ValueError:  # a power failure: not everything that was written reached the disk
                 break
             if header is None:
                 header = record
                 self._check(header, plan)
             else:
-                self._know(record, end)
+                self._remember(record, end)
             end = self._file.tell()
         self._file.truncate(end)
         if header is None:
@@ -100,11 +100,11 @@ class PartialLabels:
         for key in plan:
             if header.get(key) != plan[key]:
                 raise UserError(
-                    f"{self.aside}: it was begun with another {key} ({_short(header.get(key))}, now "
-                    f"{_short(plan[key])}); give the same, or remove it"
+                    f"{self.aside}: started with another {key} ({_short(header.get(key))}, now "
+                    f"{_short(plan[key])}); use the same, or remove the file"
                 )
 
-    def _know(self, record: dict, at: int) -> None:
+    def _remember(self, record: dict, at: int) -> None:
         self._at[record["file_name"]] = at
         if "broken" in record:
             self._broken[record["file_name"]] = record["broken"]
@@ -120,7 +120,7 @@ class PartialLabels:
         return self
 
     def __exit__(self, *_) -> None:
-        with suppress(OSError):  # what a full disk has not taken is tried once more, and was told before
+        with suppress(OSError):  # a full disk was reported when the record was written
             self._file.close()
 
     @property
@@ -128,37 +128,36 @@ class PartialLabels:
         return set(self._at)
 
     def add(self, file_name: str, found: Detections) -> None:
-        """What was found in an image."""
+        """Add the detections of an image."""
         height, width = found.image_size
         record = {"file_name": file_name, "height": height, "width": width, "annotations": to_annotations(found)}
-        self._know(record, self._append(record))
+        self._remember(record, self._append(record))
 
-    def add_broken(self, file_name: str, why: str) -> None:
-        """An image that cannot be read."""
-        record = {"file_name": file_name, "broken": why}
-        self._know(record, self._append(record))
+    def add_broken(self, file_name: str, reason: str) -> None:
+        """Add an unreadable image."""
+        record = {"file_name": file_name, "broken": reason}
+        self._remember(record, self._append(record))
 
     def _read(self, file_name: str) -> dict:
         self._file.seek(self._at[file_name])
         return json.loads(self._file.readline())
 
     def finish(self, file_names: Sequence[str], names: Sequence[str], info: dict) -> list[str]:
-        """Write the labels of these images, in this order, and remove the side file. One image is in memory at a
-        time.
+        """Write the labels of these images, in this order, and remove the partial file. Holds one image in memory.
 
         Args:
             names: of the categories.
-            info: what the file shall say about itself.
+            info: the file's "info", to which the unreadable images are added.
 
         Returns:
-            what is wrong with the broken ones, a line each; ``info`` lists them too.
+            an error message for each unreadable image.
         """
         if not self.aside.exists():
-            raise UserError(f"{self.aside} has gone while it was being written")
+            raise UserError(f"{self.aside} disappeared while it was being written")
         broken = {n: self._broken[n] for n in file_names if n in self._broken}
         whole = [n for n in file_names if n not in broken]
         categories = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
-        info = {**info, "broken": [{"file_name": printable(n), "why": why} for n, why in broken.items()]}
+        info = {**info, "broken": [{"file_name": printable(n), "why": reason} for n, reason in broken.items()]}
         with written_whole(self.path) as aside, open(aside, "w", encoding="utf-8") as file:
             file.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(categories)},\n"images": [')
             separator = "\n"
@@ -181,8 +180,8 @@ class PartialLabels:
 
 
 def plan_of(detector: OpenVocabularyDetector, folder: Path, asked: dict) -> dict:
-    """What labels depend on: the checkpoint, the config but for its paths, the words, the folder and what the command
-    line says besides."""
+    """Everything the labels depend on: checkpoint, config without paths, words, folder and, in ``asked``, further
+    flags."""
     cfg, vocabulary = detector.cfg.clone(), detector.vocabulary
     cfg.defrost()
     cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = cfg.OUTPUT_DIR = ""
@@ -192,7 +191,7 @@ def plan_of(detector: OpenVocabularyDetector, folder: Path, asked: dict) -> dict
         "checkpoint": hash_file(detector.cfg.MODEL.WEIGHTS),
         "config": hashlib.sha256(cfg.dump().encode()).hexdigest()[:16],
         "vocabulary": [*vocabulary.names],
-        "synonyms": [[*others] for others in vocabulary.synonyms],
+        "synonyms": [[*spellings] for spellings in vocabulary.synonyms],
         **asked,
     }
 

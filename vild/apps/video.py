@@ -1,5 +1,4 @@
-"""Frames of a video file or a camera, and an H.264 file of them. Files go through PyAV (``pip install -e '.[video]'``),
-cameras through OpenCV."""
+"""Read frames from a video file (PyAV, ``pip install -e '.[video]'``) or a camera (OpenCV), and write H.264 files."""
 
 from __future__ import annotations
 
@@ -20,19 +19,19 @@ from vild.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 BT709 = 1  # FFmpeg's number of the colour matrix
-USUAL_RATE = Fraction(25)  # of a source that does not know its own
+DEFAULT_RATE = Fraction(25)  # frames per second of a source that does not say
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames to come.
+    """A stream of frames.
 
     Attributes:
-        stream: of (time, image): ticks from the first frame, rising; uint8 [H, W, 3], RGB, upright.
-        tick: seconds a tick.
-        rate: frames a second, as the source says.
-        count: how many there will be, about (None: unknown).
-        bt709: the source says that its colours are BT.709's (FFmpeg takes the others for BT.601's).
+        stream: yields (time, image): ticks since the first frame, increasing; upright RGB, uint8 [H, W, 3].
+        tick: seconds per tick.
+        rate: nominal frames per second.
+        count: approximate number of frames (None: unknown).
+        bt709: the source declares BT.709 colours (FFmpeg assumes BT.601 otherwise).
     """
 
     stream: Iterator[tuple[int, np.ndarray]]
@@ -44,10 +43,10 @@ class Frames:
 
 @contextmanager
 def open_video(path: str | Path) -> Iterator[Frames]:
-    """Read a video file. Packets that cannot be decoded are left out, and the log says how many.
+    """Read a video file. Packets that cannot be decoded are skipped and counted in the log.
 
     Raises:
-        UserError: no video, or one without an image track, or of a codec that FFmpeg lacks; PyAV is not installed.
+        UserError: not a video, no video stream, no decoder for its codec, or PyAV is not installed.
     """
     av = _import_av()
     if not Path(path).is_file():
@@ -57,15 +56,15 @@ def open_video(path: str | Path) -> Iterator[Frames]:
     except av.FFmpegError as error:
         raise UserError(f"--video-input {path}: cannot be read as a video ({error.strerror})") from error
     with container:
-        cover = av.stream.Disposition.attached_pic  # of a piece of music
+        cover = av.stream.Disposition.attached_pic  # cover art of an audio file
         streams = [s for s in container.streams.video if not s.disposition & cover]
-        if not streams or container.format.name == "tty":  # FFmpeg would play a text file on a terminal
+        if not streams or container.format.name == "tty":  # FFmpeg reads some text files as terminal recordings
             raise UserError(f"--video-input {path}: it has no video stream")
         stream = streams[0]
         if stream.codec_context is None:
-            raise UserError(f"--video-input {path}: there is no decoder for its codec")
+            raise UserError(f"--video-input {path}: no decoder for its codec")
         stream.thread_type = "AUTO"
-        rate = stream.average_rate or stream.guessed_rate or USUAL_RATE
+        rate = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
         count = stream.frames or (round(container.duration / av.time_base * rate) if container.duration else None)
         bt709 = stream.codec_context.colorspace == BT709
         yield Frames(_decode(av, container, stream, rate, path), stream.time_base, rate, count, bt709)
@@ -78,7 +77,7 @@ def _decode(av, container, stream, rate: Fraction, path: str | Path) -> Iterator
         try:
             packet = next(packets, None)
             frames = packet.decode() if packet else []
-        except av.FFmpegError:  # of the packet, or of what follows where a file is cut off
+        except av.FFmpegError:  # a broken packet, or the end of a truncated file
             broken, frames = broken + 1, []
             continue
         if packet is None:
@@ -92,23 +91,23 @@ def _decode(av, container, stream, rate: Fraction, path: str | Path) -> Iterator
     if last is None:
         raise UserError(f"--video-input {path}: none of its frames can be decoded")
     if broken:
-        logger.warning("video %s: %d packets cannot be decoded and were left out", path, broken)
+        logger.warning("video %s: %d packets could not be decoded and were skipped", path, broken)
 
 
 @contextmanager
 def open_camera(index: int, stop: threading.Event) -> Iterator[Frames]:
-    """Read a camera until ``stop`` is set; a frame's time is when it was taken.
+    """Read a camera until ``stop`` is set. The time of a frame is when it was captured.
 
     Raises:
-        UserError: there is no such camera.
+        UserError: the camera does not exist or is in use.
     """
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong is told in one line
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are reported in one line below
     camera = cv2.VideoCapture(index)
     try:
         good, image = camera.read()
         if not good:
             raise UserError(f"--webcam {index}: there is no such camera, or another program uses it")
-        rate = Fraction(camera.get(cv2.CAP_PROP_FPS) or USUAL_RATE).limit_denominator(1001)
+        rate = Fraction(camera.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE).limit_denominator(1001)
         yield Frames(_capture(camera, image, stop), Fraction(1, 1000), rate)
     finally:
         camera.release()
@@ -123,12 +122,12 @@ def _capture(camera, image: np.ndarray, stop: threading.Event) -> Iterator[tuple
 
 
 class VideoWriter:
-    """An H.264 file (yuv420p, .mp4) that players and browsers take; a context manager.
+    """Write an H.264 video (yuv420p, .mp4) that players and browsers can play. A context manager.
 
-    The first frame gives the size; yuv420p has even sides, so an odd one grows by a pixel (the last is repeated).
+    The first frame determines the size. yuv420p needs even sides: an odd one is padded by repeating the last pixel.
 
     Args:
-        frames: what it will be given the frames of: for tick, rate and colours.
+        frames: the source of the frames, for tick, rate and colours.
     """
 
     def __init__(self, path: str | Path, frames: Frames):
@@ -147,7 +146,7 @@ class VideoWriter:
         return self
 
     def add(self, ticks: int, image: np.ndarray) -> None:
-        """One frame, uint8 RGB [H, W, 3]."""
+        """Append a frame, RGB, uint8 [H, W, 3]."""
         height, width = image.shape[:2]
         if height % 2 or width % 2:
             image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

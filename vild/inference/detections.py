@@ -1,4 +1,4 @@
-"""What a detector found in an image: Detectron2's ``Instances``, which also knows the names."""
+"""Detections of one image: Detectron2's ``Instances`` with class names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pycocotools import mask as mask_api
 
 
 class Detections(Instances):
-    """By falling score: ``pred_boxes`` (xyxy, pixels of the image), ``scores``, ``pred_classes`` (indices into
-    ``names``) and, where the detector has masks, ``pred_masks`` bool [N, H, W]. On the CPU."""
+    """Detections on the CPU, sorted by descending score: ``pred_boxes`` (xyxy, pixels of the image), ``scores``,
+    ``pred_classes`` (indices into ``names``) and, if the detector has masks, ``pred_masks`` bool [N, H, W]."""
 
     def __init__(self, image_size: tuple[int, int], names: Sequence[str], splits: Sequence[str], **fields):
         super().__init__(image_size, **fields)
@@ -19,19 +19,19 @@ class Detections(Instances):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the vocabulary, by class."""
+        """Names of the vocabulary, by class."""
         return self._names
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Of the vocabulary, by class: "base" (met in training), "novel" or ""."""
+        """Splits of the vocabulary, by class: "base" (annotated in training), "novel" or ""."""
         return self._splits
 
     def __getitem__(self, item) -> Detections:
         return Detections(self.image_size, self.names, self.splits, **super().__getitem__(item).get_fields())
 
     def to(self, *args, **kwargs) -> Detections:
-        """As :meth:`Instances.to`."""
+        """See :meth:`Instances.to`."""
         return Detections(self.image_size, self.names, self.splits, **super().to(*args, **kwargs).get_fields())
 
     def labels(self) -> list[str]:
@@ -39,7 +39,7 @@ class Detections(Instances):
         return [self.names[c] for c in self.pred_classes.tolist()]
 
     def to_dict(self) -> dict:
-        """Plain values, as JSON takes them: boxes are xyxy in pixels, masks COCO's compressed run lengths."""
+        """Plain values for JSON: boxes are xyxy in pixels, masks compressed COCO RLE."""
         records = []
         for i, (box, score, name) in enumerate(
             zip(self.pred_boxes.tensor.tolist(), self.scores.tolist(), self.labels(), strict=True)
@@ -53,7 +53,7 @@ class Detections(Instances):
         return {"height": height, "width": width, "detections": records}
 
     def to_supervision(self):
-        """``supervision.Detections`` (package ``supervision``); names under ``data["class_name"]``."""
+        """Convert to ``supervision.Detections`` (needs the package); names are in ``data["class_name"]``."""
         import supervision
 
         return supervision.Detections(

@@ -1,4 +1,4 @@
-"""Images for people: detections drawn on an image, and several side by side."""
+"""Draw detections on images, and arrange images side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image, ImageDraw
 
 COLOURS = {"base": (0.25, 0.55, 1.0), "novel": (1.0, 0.55, 0.1), "": (0.25, 0.8, 0.4)}
-LONGEST_SIDE = 4  # times min_side: an image of 3 x 3000 would be one of 480 x 480,000
+LONGEST_SIDE = 4  # in units of min_side: 3 x 3000 pixels would be enlarged to 480 x 480,000
 
 
 def draw(
@@ -21,19 +21,19 @@ def draw(
     splits: Sequence[str] | None = None,
     min_side: int = 480,
 ) -> Image.Image:
-    """Boxes, masks, names and scores.
+    """Draw boxes, masks, names and scores.
 
     Args:
         image: uint8 [H, W, 3], RGB.
-        found: ``pred_boxes``, ``pred_classes`` and, optionally, ``scores`` and ``pred_masks``.
-        splits: per name "base" or "novel", for the colours (None: a colour each).
-        min_side: smaller images are enlarged to it, so that the labels can be read; but not so far that the longer
-            side would be more than LONGEST_SIDE times that.
+        found: has ``pred_boxes``, ``pred_classes`` and, optionally, ``scores`` and ``pred_masks``.
+        splits: "base", "novel" or "" per name, which selects the colour (None: a colour for each name).
+        min_side: enlarge smaller images to this side, so that labels are readable, with the longer side at most
+            LONGEST_SIDE times as long.
     """
     classes = found.pred_classes.tolist()
     scores = found.scores.tolist() if found.has("scores") else [None] * len(found)
     labels = [names[c] + ("" if s is None else f" {s:.2f}") for c, s in zip(classes, scores, strict=True)]
-    labels = [label.replace("$", r"\$") for label in labels]  # matplotlib reads a formula between two of them
+    labels = [label.replace("$", r"\$") for label in labels]  # matplotlib would read a formula between two
     if splits is None:
         colours = [_colour(c) for c in classes]
     else:
@@ -51,12 +51,12 @@ def draw(
 
 
 def _colour(index: int) -> tuple[float, float, float]:
-    """Bright, and far from those of the neighbours: by the golden ratio around the circle of hues."""
+    """A bright colour; successive indices are a golden ratio of the hue circle apart."""
     return colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1, 0.75, 1.0)
 
 
 def side_by_side(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
-    """A grid of equally large images with a title over each column."""
+    """Arrange images of equal size in a grid with a title above each column."""
     width, height = rows[0][0].size
     band = 28
     sheet = Image.new("RGB", (width * len(titles), band + height * len(rows)), "white")

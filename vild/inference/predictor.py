@@ -1,4 +1,4 @@
-"""An image and a list of words in, Detectron2 ``Instances`` out."""
+"""The Python API: detect any words in an image."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class OpenVocabularyDetector:
-    """The detector of a config and its checkpoint (``MODEL.WEIGHTS``), for any words.
+    """A trained detector that detects any words.
 
-    ``detector(image)`` looks for the names it was trained with, ``detector(image, ["kite"])`` or
-    ``detector.with_vocabulary(["kite"])(image)`` for others. Nothing of a detector changes once it is made: it can be
-    called from several threads, with a vocabulary each.
+    ``detector(image)`` detects the names it was trained with, ``detector(image, ["kite"])`` and
+    ``detector.with_vocabulary(["kite"])(image)`` others. A detector is immutable: several threads can call it, each
+    with its own vocabulary.
 
     Args:
-        cfg: a frozen config (``vild.config.load_config``). The vocabulary comes out of the checkpoint; the
-            teacher (``MODEL.VILD.TEACHER``) is loaded once words are asked for that no cache has.
-        disk_cache: keep the words' embeddings for the next process (vild/vocabulary/cache.py says where).
+        cfg: a frozen config (``vild.config.load_config``) with a checkpoint (``MODEL.WEIGHTS``), which holds the
+            vocabulary. The teacher (``MODEL.VILD.TEACHER``) is loaded when a word is not in the cache.
+        disk_cache: cache embeddings of words on disk, for other processes (see vild/vocabulary/cache.py).
     """
 
     def __init__(self, cfg, disk_cache: bool = True):
@@ -53,7 +53,7 @@ class OpenVocabularyDetector:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.VILD.VOCABULARY = cfg.MODEL.WEIGHTS
-        # what only training needs, or knows the classes of training only
+        # needed in training only, or fixed to the classes of training
         cfg.MODEL.VILD.OBJECTIVES, cfg.MODEL.VILD.TEACHERS = [], []
         self.cfg = cfg
         self.model = build_model(cfg).eval()
@@ -69,10 +69,10 @@ class OpenVocabularyDetector:
     def from_folder(
         cls, folder: str | Path, device: str | None = None, disk_cache: bool = True
     ) -> OpenVocabularyDetector:
-        """A detector that :meth:`save` wrote, or ``tools/export.py``.
+        """Load a detector that :meth:`save` or ``tools/export.py`` wrote.
 
         Raises:
-            UserError: the folder does not hold one.
+            UserError: the folder does not contain one.
         """
         folder = Path(folder)
         overrides = ["MODEL.WEIGHTS", str(folder / WEIGHTS)] + (["MODEL.DEVICE", device] if device else [])
@@ -81,21 +81,21 @@ class OpenVocabularyDetector:
         return cls(load_config(str(folder / CONFIG), overrides), disk_cache)
 
     def save(self, folder: str | Path, teacher: bool = True) -> None:
-        """Write a folder that needs nothing else: config, weights and vocabulary, and the teacher, for new words."""
+        """Write a self-contained folder: config, weights with vocabulary and, to encode new words, the teacher."""
         folder = Path(folder)
         if teacher:
             self.teacher.save(folder / TEACHER)
         save_weights(folder / WEIGHTS, self.model, read_network_record(self.cfg.MODEL.WEIGHTS)["trained_on"])
-        write_text(folder / CONFIG, self.cfg.dump())  # the last: it marks a whole folder
+        write_text(folder / CONFIG, self.cfg.dump())  # last: its presence marks a complete folder
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is looked for; ``pred_classes`` are indices into it."""
+        """Names that are detected; ``pred_classes`` are indices into it."""
         return self.vocabulary.names
 
     @property
     def teacher(self) -> Teacher:
-        """The text encoder; UserError if it is not the one the detector was trained with."""
+        """The text encoder. Raises UserError if it is not the one the detector was trained with."""
         return self._text.teacher
 
     def with_vocabulary(
@@ -108,19 +108,19 @@ class OpenVocabularyDetector:
         thresholds: Mapping[str, float] | None = None,
         context: bool = True,
     ) -> OpenVocabularyDetector:
-        """A detector that looks for these words, with the same weights (not a copy). No weight changes.
+        """A detector for these words that shares this one's weights.
 
         Args:
-            words: names; or a vocabulary, which is taken as it is, alone in the softmax.
-            synonyms: of each word, further spellings; their embeddings are averaged.
-            prompts: a prompt set's name or file (None: what the detector was trained with).
-            negatives: "not these": words that take part in the softmax and are never reported.
-            thresholds: by word, the score above which it is reported (others: SCORE_THRESH_TEST).
-            context: keep the base names of training in the softmax, so that a thing which is none of the words has
-                somewhere better to go. They are never reported.
+            words: names; or a vocabulary, which is used unchanged and without context.
+            synonyms: for each word, more spellings; the embeddings are averaged.
+            prompts: name or file of a prompt set (default: the one used in training).
+            negatives: words that compete in the softmax but are never reported ("not these").
+            thresholds: score thresholds of single words (default: SCORE_THRESH_TEST).
+            context: keep the base names of training in the softmax, so that an object which is none of the words can
+                be classified as something else. They are never reported.
 
         Raises:
-            UserError: no words, one twice, a threshold of an unknown word, or a teacher that is not the detector's.
+            UserError: no words, a duplicate, a threshold of an unknown word, or another teacher than in training.
         """
         if isinstance(words, Vocabulary):
             shown, beside = words, []
@@ -149,8 +149,8 @@ class OpenVocabularyDetector:
     def _context(
         self, shown: Vocabulary, negatives: Sequence[str], prompts: str | None, context: bool
     ) -> list[Vocabulary]:
-        """What takes part in the softmax beside ``shown``. The same thing under two names would share its score with
-        itself, so each spelling is there once."""
+        """Vocabularies that compete in the softmax with ``shown``, without the spellings it has: a class that occurred
+        twice would share its score with itself."""
         beside = []
         taken = {spelling for i in range(len(shown)) for spelling in shown.spellings(i)}
         if negatives:
@@ -173,19 +173,19 @@ class OpenVocabularyDetector:
         words: Sequence[str] | Vocabulary | None = None,
         threshold: float | None = None,
     ) -> Detections | list[Detections]:
-        """Detect in one image, or in several of any sizes.
+        """Detect in one image, or in several of different sizes.
 
         Args:
-            images: a file, a PIL image, a uint8 array [H, W, 3] in the config's ``INPUT.FORMAT`` (BGR unless
-                changed, as Detectron2's predictor takes it), a uint8 RGB tensor [3, H, W]; or a list or tuple of these.
-            words: as :meth:`with_vocabulary`, for this call.
-            threshold: report only scores above it.
+            images: a file, a PIL image, a uint8 array [H, W, 3] in the config's ``INPUT.FORMAT`` (by default BGR,
+                as in Detectron2's predictor), a uint8 RGB tensor [3, H, W]; or a list or tuple of these.
+            words: see :meth:`with_vocabulary`; for this call only.
+            threshold: report only detections with a higher score.
 
         Returns:
-            a :class:`Detections` (on the CPU, by falling score), or a list of them.
+            a :class:`Detections`, or a list of them.
 
         Raises:
-            UserError: an image that cannot be read, or words that cannot be looked for.
+            UserError: an unreadable image or invalid words.
         """
         if words is not None:
             return self.with_vocabulary(words)(images, threshold=threshold)
@@ -193,7 +193,7 @@ class OpenVocabularyDetector:
             return self([images], threshold=threshold)[0]
         inputs = [self._input(image) for image in images]
         results: list[Detections | None] = [None] * len(inputs)
-        # images of other sizes would be padded, and what lies beside an image reaches into it: they go by themselves
+        # one batch per size: padding would change the features near an image's border
         alike = defaultdict(list)
         for index, x in enumerate(inputs):
             alike[x["image"].shape].append(index)
@@ -205,7 +205,7 @@ class OpenVocabularyDetector:
         return results
 
     def _over(self, threshold: float | None) -> ClassSet:
-        """The classes, none of them reported at ``threshold`` or less."""
+        """The offered classes with score thresholds of at least ``threshold``."""
         offered = self._offered
         if threshold is None:
             return offered
@@ -218,19 +218,19 @@ class OpenVocabularyDetector:
         return replace(offered, thresholds=thresholds, least=thresholds.min().item())
 
     def _input(self, image: ImageInput) -> dict:
-        """What Detectron2's meta-architectures take."""
+        """The input of Detectron2's meta-architectures."""
         array = _as_array(image, self.cfg.INPUT.FORMAT)
         resize = self.resize.get_transform(array)
         if 0 in (getattr(resize, "new_h", 1), getattr(resize, "new_w", 1)):
             size = f"{array.shape[1]} x {array.shape[0]}"
-            raise UserError(f"image: {size} is too thin, at INPUT.MAX_SIZE_TEST {self.cfg.INPUT.MAX_SIZE_TEST}")
+            raise UserError(f"image: {size} is too thin for INPUT.MAX_SIZE_TEST {self.cfg.INPUT.MAX_SIZE_TEST}")
         resized = resize.apply_image(array)
         resized = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": resized, "height": array.shape[0], "width": array.shape[1]}
 
 
 class _TextEncoder:
-    """The teacher of a config, loaded when the first text is to be encoded; stands in for it in ``Vocabulary``."""
+    """The text encoder of a config's teacher, which is loaded when the first text is encoded."""
 
     def __init__(self, cfg, fingerprint: dict):
         self.cfg, self.fingerprint = cfg, fingerprint
@@ -258,7 +258,7 @@ def _as_array(image: ImageInput, image_format: str) -> np.ndarray:
     if isinstance(image, Image.Image):
         try:
             return to_array(image, image_format)
-        except (OSError, ValueError) as error:  # PIL opens lazily
+        except (OSError, ValueError) as error:  # PIL decodes lazily
             raise UserError(f"image cannot be read: {error}") from error
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3 or 0 in image.shape:
@@ -269,12 +269,12 @@ def _as_array(image: ImageInput, image_format: str) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UserError(f"image: an array must be uint8 [H, W, 3], not {image.dtype} {[*image.shape]}")
         return image
-    raise UserError(f"image: {type(image).__name__} is no path, PIL image, array or tensor")
+    raise UserError(f"image: {type(image).__name__} is not a path, PIL image, array or tensor")
 
 
 def vocabulary_of(detector: OpenVocabularyDetector, name: str) -> Vocabulary:
-    """A data set's names for a detector that was trained on others, encoded by its teacher with its prompts, marked
-    by what it has met."""
+    """Encode a data set's names for a detector trained on another one, with its teacher and prompts; the splits tell
+    which names it was trained on."""
     classes = datasets.get_classes(name)
     return detector._encode(classes.names, classes.synonyms).marked_by(detector.trained)
 
