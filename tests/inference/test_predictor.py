@@ -65,7 +65,7 @@ def test_wrong_words_are_one_line(detector):
     for words, reason in [
         ([], "empty"),
         (["", " "], "empty"),
-        (["kite", "kite"], "twice"),
+        (["kite", "kite"], "duplicate class name"),
         (["x" * 10_000], "10,000 characters"),
     ]:
         with pytest.raises(UserError, match=reason) as caught:

@@ -92,7 +92,7 @@ def iterate_records(path: str | Path) -> Iterator[object]:
                 more = file.read(_CHUNK) if len(buffer) - at < _RECORD else ""
                 if not more:
                     where = f"record {count}" if at < len(buffer) else f"its end, after record {count - 1}"
-                    raise UserError(f"results: {path}: {where}: not JSON, or cut off ({error.msg})") from error
+                    raise UserError(f"results: {path}: {where}: not JSON, or truncated ({error.msg})") from error
                 buffer, at = buffer[at:] + more, 0
                 continue
             except (ValueError, RecursionError) as error:  # a number of 5,000 digits, deeply nested lists

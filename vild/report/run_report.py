@@ -52,7 +52,8 @@ def run_blocks(run: Path, name: str, metrics: dict, only: bool, folder: Path, th
     inference = inference_folder(run, name, only)
     document = json.loads((inference / CLASSES_FILE).read_text())
     column = "segm/AP" if "segm/AP" in metrics else "bbox/AP50"
-    counts = ", ".join(f"{key.replace('_', ' ').replace('picture', 'image')}: {value}" for key, value in document["counts"].items())
+    counts = ", ".join(f"{key}: {value}" for key, value in document["counts"].items())
+    counts = counts.replace("_", " ").replace("picture", "image")  # the keys of files stay
     blocks = [Heading(name), Paragraph(counts), *unreadable_blocks(inference, "count as images without detections")]
     blocks += beside_published(name, metrics)
     ranked = ranked_novel(document["classes"], column)
