@@ -143,7 +143,7 @@ def test_a_store_begun_without_a_record_goes_on_with_one(tmp_path, teacher):
 
 
 @pytest.mark.parametrize(("dataset", "status"), [("glyphs_train", 0), ("glyphs_train_all", 1)])
-def test_the_chain_of_the_tools(tool, make_cfg, teacher_folder, tmp_path, monkeypatch, dataset, status):
+def test_the_chain_of_the_tools(tool, make_cfg, teacher_folder, tmp_path, monkeypatch, capsys, dataset, status):
     """Network, proposals, store, each by its tool: clean if the network read base names only, else a leak that
     only the records can show (the boxes are its own)."""
     monkeypatch.setattr(Teacher, "encode_regions", lambda self, image, boxes: torch.ones(len(boxes), self.width))
@@ -154,7 +154,13 @@ def test_the_chain_of_the_tools(tool, make_cfg, teacher_folder, tmp_path, monkey
     overrides = ("--weights", weights, "--opts", "DATALOADER.NUM_WORKERS", 0)
     assert tool("make_proposals.py", "--config-file", config, *data, "--output", proposals, *overrides) == 0
     source = ("--proposals", proposals, "--max-per-image", 2, "--teacher", f"local-dir:{teacher_folder}")
-    assert tool("build_teacher_store.py", *data, *source, "--num-workers", 0, "--output-dir", store) == 0
+    build = ("build_teacher_store.py", *data, *source, "--num-workers", 0, "--output-dir", store)
+    assert tool(*build) == 0
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in store.iterdir()}
+    capsys.readouterr()
+    assert tool(*build) == 0  # a second time, nothing is written
+    assert capsys.readouterr().out.startswith("store already complete, checksums correct, nothing written: ")
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in store.iterdir()} == before
     output = tmp_path / "audit.json"
     files = ("--proposals", proposals, "--store", store, "--weights", weights, "--output", output)
     assert tool("audit_leakage.py", *data, "--full", "glyphs_train_all", *files) == status
