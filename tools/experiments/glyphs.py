@@ -80,8 +80,8 @@ class GlyphsRun(Runner):
         ``teachers``: 1; 2, with the extra teacher; or "twice", with the first teacher as its own extra teacher.
         """
         scenes = "train" if data == "all" else data
-        network, store, vocabulary = self.network(scenes), self.store(scenes), self.vocabulary(
-            "all" if data == "all" else "train")  # fmt: skip
+        network, store = self.network(scenes), self.store(scenes)
+        vocabulary = self.vocabulary("all" if data == "all" else "train")
         needs, settings = [network, store, vocabulary], []
         if self.iterations:
             settings += ["SOLVER.MAX_ITER", self.iterations]
