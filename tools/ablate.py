@@ -11,31 +11,29 @@ to remove. After every seed, GRID.{md,json,png} are written, and GRID_cost.png (
 the JSON file, the metrics of each row are in the order of "seeds".
 """
 
-import argparse
 from pathlib import Path
 
+from vild.utils.command_line import add_shared, make_parser
+from vild.utils.errors import UserError, one_line_errors
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--grid", type=Path, required=True, help="YAML file (see tools/experiments/grid.py)")
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the grid's")
+
+@one_line_errors
+def main():
+    parser = make_parser(__doc__)
     parser.add_argument(
-        "--iterations", type=int, help="of each detector, instead of the grid's (0: as its config says)"
+        "--grid", type=Path, required=True, metavar="FILE", help="YAML file; see tools/experiments/grid.py"
     )
+    add_shared(parser, "--output-dir", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="instead of the grid's")
+    parser.add_argument("--iterations", type=int, metavar="N", help="of each detector, instead of the grid's")
     parser.add_argument("--smoke", action="store_true", help="as small as possible; the numbers mean nothing")
-    return parser.parse_args()
+    args = parser.parse_args()
 
-
-def main(args: argparse.Namespace) -> None:
     from experiments.ablation import plot, plot_cost, read_cost, read_row, run_seed, table
     from experiments.glyphs import GlyphsRun
     from experiments.grid import check_seeds, read_grid
 
     from vild.engine.run_record import code_version
-    from vild.utils.errors import UserError
     from vild.utils.files import write_json, write_text
 
     grid, folder, name = read_grid(args.grid), args.output_dir, args.grid.stem
@@ -63,7 +61,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments()
-    from vild.utils.errors import one_line_errors
-
-    one_line_errors(main)(arguments)
+    main()

@@ -12,47 +12,51 @@ import ast
 import importlib
 from pathlib import Path
 
+from vild.utils.command_line import add_shared, make_parser
+from vild.utils.errors import one_line_errors
+
 VERBS = ("crops", "evaluation", "inference", "objectives", "store", "teacher", "train-step", "vocabulary")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    settings = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = argparse.ArgumentParser(description=__doc__, **settings)
+def make_benchmark_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         path = Path(__file__).parent / "benchmarks" / f"{verb.replace('-', '_')}.py"
         text = ast.get_docstring(ast.parse(path.read_text()))  # without importing what the module imports
-        add_flags(verb, verbs.add_parser(verb, help=text.split("\n")[0], description=text, **settings).add_argument)
+        settings = {"formatter_class": parser.formatter_class, "allow_abbrev": False}
+        add_flags(verb, verbs.add_parser(verb, help=text.split("\n")[0], description=text, **settings))
     return parser
 
 
-def add_flags(verb: str, add) -> None:
-    """Add the flags of a verb; ``add``: ``add_argument`` of its parser."""
+def add_flags(verb: str, parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
 
     def count(flag: str, default: int | None, text: str) -> None:
-        add(flag, type=int, default=default, metavar="N", help=text if default is None else f"{text} ({default})")
+        add(flag, type=int, default=default, metavar="N", help=text)
 
     add("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
     if verb not in ("evaluation", "store"):
-        add("--device", help="(a GPU if there is one)")
+        add_shared(parser, "--device")
         count("--repeats", 5 if verb == "inference" else 3, "timed repetitions; what is compared takes turns")
     if verb in ("inference", "objectives", "train-step", "vocabulary"):
-        add("--config-file", default="LVIS/vild.yaml", metavar="FILE", help="the detector (LVIS/vild.yaml)")
+        add_shared(parser, "--config-file", default="LVIS/vild.yaml")
         count("--size", 320, "side of the square images")
     if verb in ("objectives", "train-step"):
         count("--batch-size", 2, "images per step")
         count("--regions", 300, "distilled regions per image")
     if verb in ("inference", "vocabulary"):
-        add("--names", type=int, nargs="+", default=[1203, 20_000], metavar="N", help="numbers of classes (1203 20000)")
+        add("--names", type=int, nargs="+", default=[1203, 20_000], metavar="N", help="numbers of classes")
     if verb in ("evaluation", "store"):
         add("--scratch", type=Path, metavar="FOLDER", help="a folder with several GB of space (the system's)")
     if verb in ("crops", "teacher"):
         add("--images", type=Path, metavar="FOLDER", help="photographs (default: synthetic images)")
     if verb in ("crops", "teacher", "vocabulary"):
-        small = verb == "vocabulary"
-        text = "the built-in world's text tower" if small else "ViT-B-32"
-        add("--teacher", default=None if small else "ViT-B-32", help=f"open_clip model, or local-dir:FOLDER ({text})")
-        add("--pretrained", default="random", help='open_clip tag or weights file ("random")')
+        if verb == "vocabulary":
+            add_shared(parser, "--teacher", note="default: the built-in world's text tower")
+        else:
+            add_shared(parser, "--teacher", default="ViT-B-32")
+        add_shared(parser, "--pretrained", default="random")
 
     if verb == "crops":
         count("--boxes", 2000, "in all; each is cropped at 1x and at 1.5x")
@@ -64,7 +68,7 @@ def add_flags(verb: str, add) -> None:
         count("--reference-images", 1000, "images that both sides evaluate")
         add("--masks", action="store_true", help="masks (rectangles) at --num-images, too")
     elif verb == "inference":
-        add("--threshold", type=float, default=0.01, help="score threshold of both (0.01)")
+        add("--threshold", type=float, default=0.01, help="score threshold of both")
     elif verb == "objectives":
         add("--objectives", nargs="+", metavar="NAME", help="(all)")
     elif verb == "store":
@@ -84,7 +88,9 @@ def add_flags(verb: str, add) -> None:
         count("--encode", 50, "names to encode")
 
 
-def main(args: argparse.Namespace) -> None:
+@one_line_errors
+def main():
+    args = make_benchmark_parser().parse_args()
     import torch
     from tabulate import tabulate
 
@@ -106,7 +112,4 @@ def cell(value: object) -> str:
 
 
 if __name__ == "__main__":
-    arguments = make_parser().parse_args()
-    from vild.utils.errors import one_line_errors
-
-    one_line_errors(main)(arguments)
+    main()

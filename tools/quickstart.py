@@ -5,27 +5,28 @@ evaluation, images. Started again, it resumes.
     tools/quickstart.py --output-dir output/quickstart
 """
 
-import argparse
 import os
 from pathlib import Path
+
+from vild.utils.command_line import add_shared, make_parser
+from vild.utils.errors import one_line_errors
 
 TEXT = """ViLD and ViLD-text, trained for equally many iterations on the same scenes: {base} base classes are annotated,
 {novel} novel classes are drawn in the scenes but never annotated. Evaluated on {images} scenes, with all {all} classes
 in the vocabulary. ViLD has met the novel objects only as unnamed proposals whose teacher embedding it imitates."""
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+@one_line_errors
+def main():
+    parser = make_parser(__doc__)
+    add_shared(parser, "--output-dir", default=Path("output/quickstart"))
+    add_shared(parser, "--seed", note="of the world, the teacher and all trainings")
+    parser.add_argument(
+        "--iterations", type=int, default=0, metavar="N", help="of each detector; 0: as its config says"
     )
-    parser.add_argument("--output-dir", type=Path, default=Path("output/quickstart"), help="(output/quickstart)")
-    parser.add_argument("--seed", type=int, default=0, help="of the world, the teacher and the trainings (0)")
-    parser.add_argument("--iterations", type=int, default=0, help="of each detector (0: as its config says)")
     parser.add_argument("--smoke", action="store_true", help="as small as possible; the numbers mean nothing")
-    return parser.parse_args()
+    args = parser.parse_args()
 
-
-def main(args: argparse.Namespace) -> None:
     from experiments.glyphs import GlyphsRun
 
     from vild.config import load_config
@@ -62,7 +63,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments()
-    from vild.utils.errors import one_line_errors
-
-    one_line_errors(main)(arguments)
+    main()

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from benchmark import make_parser
+from benchmark import make_benchmark_parser
 from benchmarks import common, crops
 
 from vild.utils.errors import UserError
@@ -8,7 +8,7 @@ from vild.utils.errors import UserError
 
 def arguments(*words):
     small = ("--device", "cpu", "--boxes", "20", "--repeats", "1", "--embedded", "5")
-    return make_parser().parse_args(["crops", *small, *words])
+    return make_benchmark_parser().parse_args(["crops", *small, *words])
 
 
 def test_crops_are_measured_beside_both_baselines(teacher_folder):

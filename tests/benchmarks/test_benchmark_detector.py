@@ -1,7 +1,7 @@
 """The benchmarks of the detector, at sizes that take seconds, compare like with like. No test asserts a time."""
 
 import pytest
-from benchmark import make_parser
+from benchmark import make_benchmark_parser
 from benchmarks import inference, objectives, train_step, vocabulary
 
 from tests.conftest import REPOSITORY
@@ -12,7 +12,7 @@ def rows_of(module, *arguments):
     verb = module.__name__.split(".")[-1].replace("_", "-")
     config = REPOSITORY / "configs" / "Glyphs" / "vild.yaml"
     always = [verb, "--config-file", config, "--repeats", 1, "--device", "cpu"]
-    rows = list(module.run(make_parser().parse_args([str(a) for a in [*always, *arguments]])))
+    rows = list(module.run(make_benchmark_parser().parse_args([str(a) for a in [*always, *arguments]])))
     for row in rows:
         assert row["ratio"] == pytest.approx(row["baseline_s"] / row["ours_s"]) and row["ours_s"] > 0
     return rows
