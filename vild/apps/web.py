@@ -1,7 +1,7 @@
-"""What the web page does: uploads to images, texts to words, detections to a drawing and a table.
+"""The functions behind the web page: uploads to images, texts to words, detections to a drawing and a table.
 
-Visitors are strangers: what they send is read within the limits below or refused in a sentence.
-``web_page.py`` builds the page around it.
+Visitors are untrusted: their input is read within the limits below, or rejected with a sentence. ``web_page.py`` builds
+the page.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from vild.inference.words import Words, parse_words
 from vild.utils.errors import UserError
 from vild.utils.images import TooManyPixels, open_image, to_array
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that Pillow hands to another program
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that Pillow passes to another program
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 50_000_000
-LONGEST_SIDE = 1600  # pixels; masks of a hundred things in a larger image would fill the memory
+LONGEST_SIDE = 1600  # pixels; a hundred masks of a larger image would fill the memory
 SHORTEST_SIDE = 8
-MOST_WORDS = 2_000  # spellings, "not these" among them
+MOST_WORDS = 2_000  # spellings, including those under "Not these"
 
-_drawing = threading.Lock()  # matplotlib draws for one thread at a time
+_drawing = threading.Lock()  # matplotlib is not thread-safe
 
 
 @dataclass(frozen=True)
 class Photo:
-    """An image as it is searched: uint8 RGB [H, W, 3], the longer side at most LONGEST_SIDE, and how many pixels of
-    the file one of its pixels is."""
+    """An image to search: RGB, uint8 [H, W, 3], the longer side at most LONGEST_SIDE, and the size of one of its pixels
+    in pixels of the file."""
 
     array: np.ndarray
     pixels: float
@@ -47,7 +47,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Findings:
-    """What one search found, masks as run lengths: what a session keeps, so that another threshold costs no search."""
+    """The result of a search, masks as RLE. A session keeps it, so that a new threshold needs no new search."""
 
     photo: Photo
     found: Detections
@@ -56,7 +56,7 @@ class Findings:
     detect_seconds: float
 
     def above(self, threshold: float) -> Detections:
-        """The detections of at least this score, with their masks."""
+        """Detections with at least this score, with their masks."""
         keep = (self.found.scores >= threshold).nonzero().flatten()
         some = self.found[keep]
         if self.masks is not None:
@@ -70,7 +70,7 @@ def read_photo(path: str | Path) -> Photo:
     """Read an uploaded file.
 
     Raises:
-        UserError: too many bytes or pixels, too narrow, or no whole image of FORMATS; the path is not named.
+        UserError: too many bytes or pixels, too narrow, or not a complete image of FORMATS. Does not reveal the path.
     """
     if Path(path).stat().st_size > MOST_BYTES:
         raise UserError(f"This file is larger than {MOST_BYTES >> 20} MB.")
@@ -103,10 +103,10 @@ def _check_size(width: int, height: int) -> None:
 
 
 def read_texts(words: str, negatives: str = "") -> tuple[Words, tuple[str, ...]]:
-    """What stands in the two boxes of the page: words by commas or lines, "|" between synonyms.
+    """Parse the two text boxes of the page: words separated by commas or lines, synonyms by "|".
 
     Raises:
-        UserError: no word, one twice, or more than MOST_WORDS.
+        UserError: no words, a duplicate, or more than MOST_WORDS.
     """
     lines, others = _entries(words), _entries(negatives)
     spellings = sum(line.count("|") + 1 for line in (*lines, *others))
@@ -119,16 +119,16 @@ def read_texts(words: str, negatives: str = "") -> tuple[Words, tuple[str, ...]]
 
 
 def _entries(text: str) -> list[str]:
-    # half of a surrogate pair, which JSON can carry, is no text; no name needs control characters
+    # drops lone surrogates, which JSON can carry, and control characters
     lines = ("".join(c if c.isprintable() else " " for c in line) for line in re.split(r"[,\r\n]", text))
     return [line.strip() for line in lines if line.strip()]
 
 
 def search(detector: OpenVocabularyDetector, photo: Photo, words: str, negatives: str = "") -> Findings:
-    """Everything the detector reports of these words.
+    """Detect these words.
 
     Raises:
-        UserError: words that cannot be looked for.
+        UserError: invalid words.
     """
     asked, unwanted = read_texts(words, negatives)
     start = time.perf_counter()
@@ -145,13 +145,13 @@ def search(detector: OpenVocabularyDetector, photo: Photo, words: str, negatives
 
 
 def sentence(error: UserError) -> str:
-    """What a UserError says, for the page."""
+    """The message of a UserError as a sentence."""
     text = str(error).removeprefix("vocabulary: ").removeprefix("negatives: ")
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def summary(findings: Findings, threshold: float) -> str:
-    """One line: how many, and the time it took."""
+    """One line: number of detections, and seconds."""
     scores = findings.found.scores
     shown = int((scores >= threshold).sum())
     if shown:
@@ -164,7 +164,7 @@ def summary(findings: Findings, threshold: float) -> str:
 
 
 def drawing(findings: Findings, threshold: float) -> Image.Image:
-    """The image with what was found in it, coloured by base and novel."""
+    """The image with the detections, coloured by base and novel."""
     some = findings.above(threshold)
     with _drawing:
         return draw(findings.photo.array, some, some.names, some.splits)
@@ -193,17 +193,17 @@ def _row(name: str, score: float, split: str, box: Sequence[int]) -> str:
 
 
 def mark(split: str) -> str:
-    """A word in the colour of its boxes."""
+    """The word "base" or "novel" in the colour of its boxes, as HTML."""
     return f'<span class="mark" style="--mark:{colour(split)}">{split}</span>' if split else ""
 
 
 def colour(split: str) -> str:
-    """CSS's, of :data:`vild.inference.drawing.COLOURS`."""
+    """The colour of a split (:data:`vild.inference.drawing.COLOURS`) in CSS."""
     return "rgb({})".format(", ".join(str(round(255 * part)) for part in COLOURS[split]))
 
 
 def first_words(detector: OpenVocabularyDetector, each: int = 8) -> str:
-    """Some of the names of training to begin with, novel ones first."""
+    """Some names of the training vocabulary as initial words, novel ones first."""
     by_mark = {"novel": [], "base": [], "": []}
     for name, split in zip(detector.trained.names, detector.trained.splits, strict=True):
         by_mark[split].append(name)

@@ -1,7 +1,7 @@
-"""Between strangers and gradio: the routes that the page needs, requests of bounded size, no address to fetch from.
+"""Request filter in front of gradio: only the routes that the page needs, bounded sizes, no URLs to fetch.
 
-gradio by itself downloads what a request names (``file=https://...``, or a file whose path is an address) and takes
-bodies of any length.
+gradio itself downloads URLs named in requests (``file=https://...``, or a file whose path is a URL) and accepts bodies
+of any length.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ CALLS = {
 }
 UPLOAD, JOIN, LIGHT = "/gradio_api/upload", "/gradio_api/queue/join", ("/gradio_api/cancel", "/gradio_api/reset")
 MOST_JSON = 1_000_000
-MOST_STORED = 1_000_000_000  # bytes of uploads and drawings, which are deleted by age
-AROUND = 10_000  # bytes of a form around its file
-POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # the browser asks nobody else for anything
+MOST_STORED = 1_000_000_000  # bytes of uploads and drawings, which expire by age
+AROUND = 10_000  # bytes that a form adds to its file
+POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # no requests to other hosts
 
 
 class RequestFilter:
     """ASGI middleware.
 
     Args:
-        app: what it stands before.
-        folder: where uploads and drawings lie, the only files that are given out.
-        most_bytes: of an upload.
+        app: the application to protect.
+        folder: the folder of uploads and drawings, the only files that are served.
+        most_bytes: maximum size of an upload.
     """
 
     def __init__(self, app, folder: Path, most_bytes: int):
@@ -55,7 +55,7 @@ class RequestFilter:
         return await self.app(scope, receive, with_policy)
 
     def _refusal(self, scope) -> tuple[int, str] | None:
-        """HTTP status and text; None where the request may pass."""
+        """HTTP status and text of a refusal; None for an allowed request."""
         method, path = scope["method"], scope["path"].rstrip("/") or "/"
         if method in ("GET", "HEAD"):
             file = scope["path"].startswith(f"/gradio_api/file={self.folder}/")
@@ -75,7 +75,7 @@ class RequestFilter:
 
 
 def stored(folder: Path) -> int:
-    """Bytes of the files below a folder, some of which may go meanwhile."""
+    """Total bytes of the files below a folder. Files may disappear meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -86,7 +86,7 @@ def stored(folder: Path) -> int:
 
 
 def _names_a_foreign_file(body: bytes, folder: Path) -> bool:
-    """Whether a call's JSON holds a file that gradio would fetch, or one that is no upload of a visitor's."""
+    """Whether the JSON of a call names a file that gradio would fetch, or one that is not an upload."""
     folder = folder.resolve()
     try:
         left = [json.loads(body)]
@@ -118,7 +118,7 @@ async def _body(receive) -> bytes:
 
 
 def _again(body: bytes, receive):
-    """``receive`` that gives the body once more, then goes on as before."""
+    """A ``receive`` that returns the body once more, then continues with the original."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again():

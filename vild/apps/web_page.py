@@ -1,4 +1,4 @@
-"""The web page, in gradio: everything it does is in ``vild/apps/web.py``."""
+"""The web page in gradio; its functions are in ``vild/apps/web.py``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError
 
 THRESHOLD = 0.5
-WAITING = 16  # calls; more are sent away
-SESSIONS = 64  # whose images are kept, up to 8 MB each
+WAITING = 16  # queued calls; more are rejected
+SESSIONS = 64  # with their images, up to 8 MB each
 STORED_SECONDS = 600
 
 INTRO = """<h1>Find anything</h1>
@@ -54,7 +54,7 @@ footer { display: none !important; }
 
 
 def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """The page; ``examples`` are the only files of this machine it ever shows."""
+    """Build the page. ``examples`` are the only files of this machine that it shows."""
     photos = [_example(path) for path in examples]
     intro = INTRO.format(base=web.mark("base"), novel=web.mark("novel"))
 
@@ -62,7 +62,7 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
         return f'<span class="wrong">{html.escape(web.sentence(error))}</span>'
 
     def upload(payload):
-        """A visitor's image; what comes is gradio's raw description of a file."""
+        """Read an uploaded image; ``payload`` is gradio's raw description of a file."""
         try:
             photo = web.read_photo(uploaded(payload))
         except UserError as error:
@@ -122,7 +122,7 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
             "concurrency_id": "search", "concurrency_limit": 1, "show_progress_on": [result], **private,
         }  # fmt: skip
         emptied = [image, photo, findings, *shown]
-        # raw: gradio's own reading of a broken file ends in its paths
+        # raw, because gradio's error for a broken file would reveal its path
         image.upload(upload, image, emptied, preprocess=False, **light)
         image.clear(lambda: (None, None, None, "", ""), None, emptied[1:], **light)
         gr.on([button.click, words.submit, negatives.submit], **search)
@@ -140,7 +140,7 @@ def _example(path: Path) -> web.Photo:
 
 
 def uploaded(payload: object) -> Path:
-    """The file of an upload, which must lie where gradio puts uploads."""
+    """The file of an upload. Raises UserError for a path outside gradio's upload folder."""
     path = payload.get("path") if isinstance(payload, dict) else None
     folder = Path(gr.utils.get_upload_folder()).resolve()
     if not isinstance(path, str) or "\0" in path or not (found := Path(path).resolve()).is_relative_to(folder):
@@ -151,10 +151,10 @@ def uploaded(payload: object) -> Path:
 
 
 def serve(detector: OpenVocabularyDetector, examples: Sequence[Path], host: str, port: int) -> None:
-    """Serve the page until interrupted; uploads and drawings lie in a temporary folder meanwhile.
+    """Serve the page until interrupted. Uploads and drawings are kept in a temporary folder.
 
     Raises:
-        UserError: the port is taken, the host is not this machine's, or an example is no image.
+        UserError: the port is in use, the host is not this machine's, or an example is not an image.
     """
     with tempfile.TemporaryDirectory(prefix="vild-web-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

@@ -1,4 +1,4 @@
-"""Gauges that explain a number: how good is the teacher, and how close has the student come to it?"""
+"""Diagnostics that explain a detector's AP: how accurate is the teacher, and how close is the student to it?"""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def _rgb(record: dict) -> Tensor:
 
 
 def by_group(values: list[tuple[int, float]], classes: Classes) -> dict[str, float | None]:
-    """Means of (class, value) pairs over base and novel and, where they are known, rare, common and frequent classes;
-    None for a group without a pair."""
+    """Means of (class, value) pairs over base and novel classes and, where frequencies are known, over rare, common
+    and frequent ones; None for a group without a pair."""
     groups = dict.fromkeys(("base", "novel"), classes.splits)
     if any(classes.frequencies):
         groups |= dict.fromkeys("rcf", classes.frequencies)
@@ -55,7 +55,7 @@ def embed_ground_truth(teacher: Teacher, name: str) -> dict[int, Tensor]:
 
 
 def teacher_accuracy(embeddings: dict[int, Tensor], vocabulary: Vocabulary, name: str) -> dict:
-    """Percent of ground-truth crops that the teacher names right, all names offered: {group: percent}."""
+    """The teacher's top-1 accuracy in percent on ground-truth crops, among all names: {group: percent}."""
     values = []
     for image_id, (_, classes) in ground_truth_boxes(name).items():
         best = (embeddings[image_id] @ vocabulary.embeddings.T).argmax(1).tolist()
@@ -92,12 +92,12 @@ def clip_on_crops(
     nms_threshold: float = 0.5,
     per_image: int = 100,
 ) -> tuple[dict, float]:
-    """The baseline that runs the teacher on every proposal (paper, section 3.2).
+    """Evaluate CLIP on cropped proposals, the baseline of the paper (section 3.2).
 
     A detection's score is the geometric mean of its softmax score and its proposal's score.
 
     Returns:
-        metrics as of an evaluator, and seconds an image.
+        metrics as of an evaluator, and seconds per image.
     """
     classes, writer = datasets.get_classes(name), ResultsWriter()
     text = vocabulary.embeddings.to(teacher.device)
@@ -120,9 +120,9 @@ def clip_on_crops(
 
 
 def detector_seconds(detector: OpenVocabularyDetector, name: str, images: int = 50) -> float:
-    """Seconds an image that the detector takes, reading included, over the first few of a data set."""
+    """Seconds per image of the detector, reading included, over the first images of a data set."""
     records = datasets.load_dicts(name)[:images]
-    detector(read_image(records[0]["file_name"], detector.cfg.INPUT.FORMAT))  # the first call is slower
+    detector(read_image(records[0]["file_name"], detector.cfg.INPUT.FORMAT))  # warm-up
     start = time.perf_counter()
     for record in records:
         detector(read_image(record["file_name"], detector.cfg.INPUT.FORMAT))
@@ -130,7 +130,7 @@ def detector_seconds(detector: OpenVocabularyDetector, name: str, images: int = 
 
 
 def proposal_recall(name: str, proposals: Proposals, per_image: int) -> dict[str, float]:
-    """AR@100, 300, 1000 and recall at IoU 0.5 of a proposal file, for base and novel."""
+    """AR@100, 300, 1000 and recall at IoU 0.5 of proposals, for base and novel."""
     evaluator = ProposalRecallEvaluator(name, per_image)
     for record in datasets.load_dicts(name):
         evaluator.add(record["image_id"], proposals.get(record["image_id"], (torch.zeros(0, 4),))[0])
