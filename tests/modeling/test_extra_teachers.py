@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper
-from vild.engine.sources import check_teaching, open_store
+from vild.engine.sources import open_store, parse_distillation
 from vild.modeling import build_model, fusion
 from vild.modeling.extra_teachers import ExtraTeachers
 from vild.modeling.objectives import RegionBatch
@@ -50,7 +50,7 @@ def second(store_folder, vocabulary, tmp_path_factory):
 def losses_of(cfg, seed=0):
     torch.manual_seed(seed)
     model = build_model(cfg).train()
-    mapper = ViLDMapper.from_config(cfg, open_store(cfg))
+    mapper = ViLDMapper.from_config(cfg, open_store(parse_distillation(cfg)))
     inputs = [mapper(r) for r in datasets.load_dicts("glyphs_train")[:2]]
     torch.manual_seed(1)
     with EventStorage():
@@ -164,9 +164,9 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
         ([{**second, "VOCABULARY": str(swapped)}], "of teacher"),
     ]:
         with pytest.raises(UserError, match=message):
-            open_store(make_cfg("vild", "MODEL.VILD.TEACHERS", str(teachers)))
+            open_store(parse_distillation(make_cfg("vild", "MODEL.VILD.TEACHERS", str(teachers))))
     with pytest.raises(UserError, match="read from stores, DISTILL_FROM is 'mixed'"):
-        check_teaching(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), "MODEL.VILD.DISTILL_FROM", "mixed"))
+        parse_distillation(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), "MODEL.VILD.DISTILL_FROM", "mixed"))
     over = ["MODEL.VILD.OBJECTIVES", "[{'NAME': 'soft_targets', 'OVER': 'background'}]"]
     with pytest.raises(UserError, match="OVER can only be 'base'"):
         build_model(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), *over))
@@ -190,7 +190,7 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
 def test_regions_of_all_teachers_move_together(make_cfg, second, store_folder):
     """A crop keeps the same rows of every teacher."""
     cfg = make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), "INPUT.CROP.ENABLED", True)
-    store = open_store(cfg)
+    store = open_store(parse_distillation(cfg))
     record = datasets.load_dicts("glyphs_train")[0]
     found: Instances = ViLDMapper.from_config(cfg, store)(record)["distill"]
     whole = store[record["image_id"]]

@@ -24,7 +24,7 @@ from pathlib import Path
 from experiments.glyphs import CONFIGS
 from vild.config import load_config
 from vild.engine.best import check_patience
-from vild.engine.sources import check_teaching, distils_from
+from vild.engine.sources import parse_distillation
 from vild.modeling import build_backbone
 from vild.utils.errors import UserError
 from vild.utils.untrusted import read_yaml
@@ -147,9 +147,9 @@ def _check_config(config: str, teachers: object, overrides: Mapping[str, object]
     try:
         pairs = {**overrides, **({} if teachers == 1 else {"MODEL.VILD.TEACHERS": [{"STORE": "", "VOCABULARY": ""}]})}
         cfg = load_config(str(CONFIGS / f"{config}.yaml"), [str(x) for pair in pairs.items() for x in pair])
-        check_teaching(cfg)
+        distillation = parse_distillation(cfg)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
-        if distils_from(cfg) == "nothing" and "MODEL.VILD.OBJECTIVES" in overrides:
+        if distillation.source == "nothing" and "MODEL.VILD.OBJECTIVES" in overrides:
             raise UserError("MODEL.VILD.OBJECTIVES has no effect on a detector without distillation")
         if cfg.MODEL.VILD.TIMM_BACKBONE:
             build_backbone(cfg)  # fails if timm does not have it

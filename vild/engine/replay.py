@@ -14,7 +14,7 @@ from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import load_config
 from vild.engine.dump import unpack
 from vild.engine.guards import seed_step
-from vild.engine.sources import open_live_teacher, open_store, set_helpers
+from vild.engine.sources import attach_sources, open_live_teacher, open_store, parse_distillation
 from vild.engine.trainer import Trainer
 from vild.utils.errors import Failure, UserError, one_line_errors
 from vild.utils.untrusted import parse_json, read_bytes, refused_as
@@ -37,8 +37,9 @@ def replay(folder: str | Path, *overrides: object) -> dict[str, Tensor]:
     cfg = load_config(str(folder / "config.yaml"), ["MODEL.VILD.VOCABULARY", weights, *overrides])
     model = Trainer.build_model(cfg)
     VildCheckpointer(model).load(weights, checkpointables=[])
-    live = cfg.MODEL.VILD.DISTILL_FROM != "store"
-    set_helpers(model, cfg, open_live_teacher(cfg, open_store(cfg)) if live else None)
+    distillation = parse_distillation(cfg)
+    live = open_live_teacher(distillation, open_store(distillation)) if distillation.uses_live_teacher else None
+    attach_sources(model, cfg, live)
     with refused_as(f"{folder / 'step.pth'}: is not a step's"):
         step = torch.load(folder / "step.pth", weights_only=True)
         inputs = [{key: unpack(value) for key, value in x.items()} for x in step["inputs"]]

@@ -1,7 +1,14 @@
-"""What a training distils from: the store, the live teacher, further teachers, the old student; found in the config,
-checked against one another, handed to the model."""
+"""What a training distils from: the store, the live teacher, extra teachers, the old student.
+
+First :func:`parse_distillation` turns a config into one checked object without opening a file, which is also how
+experiment grids check their rows. Then the ``open_`` functions open what that object names, and
+:func:`attach_sources` gives it to the model.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -10,9 +17,9 @@ from vild.data import datasets
 from vild.engine.live_targets import LiveTargets
 from vild.modeling import build_model
 from vild.modeling.extra_teachers import check_several, check_teachers
-from vild.modeling.objectives import names_with, parse_objectives
+from vild.modeling.objectives import Objective, names_with, parse_objectives
 from vild.modeling.roi_heads import VARIANTS
-from vild.modeling.schedule import parse_loss_weights
+from vild.modeling.schedule import Schedule, parse_loss_weights
 from vild.store.multi import SeveralStores
 from vild.store.store import EmbeddingStore
 from vild.teacher.teacher import build_teacher
@@ -21,14 +28,23 @@ from vild.utils.fingerprint import check_same_teacher, crop_of
 from vild.utils.weight_files import load_weights
 from vild.vocabulary.vocabulary import Vocabulary
 
+SOURCES = ("store", "teacher", "mixed")
+# Allowed values of numbers in MODEL.VILD: the check, and how the message continues after a value that fails it
+RANGES = {
+    "TEMPERATURE": (lambda x: x > 0, "not above 0"),
+    "DISTILL_WEIGHT": (lambda x: x >= 0, "below 0"),
+    "ENSEMBLE_WEIGHT": (lambda x: 0 <= x <= 1, "not within 0 and 1"),
+    "OLD_STUDENT.WEIGHT": (lambda x: x >= 0, "below 0"),
+}
+
 
 def is_proposal_network(cfg) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
 
 
 def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
-    """UserError unless the vocabulary holds exactly the data set's classes, in order; and, where the ``marks``
-    matter (training, the ensemble's fusion), marks the same ones as base."""
+    """UserError unless the vocabulary holds exactly the data set's classes in their order and, with ``marks`` (for
+    training and the ensemble's fusion), marks the same ones as base."""
     classes = datasets.get_classes(name)
     if vocabulary.names != classes.names:
         pairs = zip(vocabulary.names, classes.names, strict=False)
@@ -38,144 +54,179 @@ def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
         )
         raise UserError(
             f"data set '{name}' has {len(classes.names)} classes, the vocabulary {len(vocabulary)}; they first "
-            f"differ at number {n}: '{theirs}' and '{mine}' (tools/build_vocabulary.py --dataset {name})"
+            f"differ at number {n}: '{theirs}' and '{mine}' (tools/build_vocabulary.py --vocabulary {name})"
         )
     if marks and vocabulary.splits != classes.splits:
         raise UserError(f"data set '{name}': the vocabulary's base/novel marks differ from the split's")
 
 
-def distils_from(cfg) -> str:
-    """``MODEL.VILD.DISTILL_FROM``; "nothing" where nothing is distilled."""
-    source = cfg.MODEL.VILD.DISTILL_FROM
-    if source not in ("store", "teacher", "mixed"):
-        raise UserError(f"MODEL.VILD.DISTILL_FROM: '{source}' is not one of store, teacher, mixed")
-    return "nothing" if is_proposal_network(cfg) or cfg.MODEL.VILD.VARIANT == "text" else source
+@dataclass(frozen=True)
+class DistillationConfig:
+    """What the config of a training says about distillation (keys below ``MODEL.VILD``), checked.
+
+    Attributes:
+        variant: VARIANT; "" for a proposal network.
+        source: DISTILL_FROM, one of SOURCES; "nothing" for a proposal network and the variant "text".
+        objectives, loss_weights: OBJECTIVES and LOSS_WEIGHTS, parsed.
+        vocabulary, store, old_student: files and folders; "" for none.
+        teacher: (name, pretrained) for :func:`~vild.teacher.teacher.build_teacher`.
+        extra_teachers: TEACHERS, each {STORE, VOCABULARY, WEIGHT}.
+        regions_per_image, min_visible: DISTILL_PER_IMAGE and MIN_VISIBLE, for :class:`LiveTargets`.
+        image_format: of the detector's input (``INPUT.FORMAT``).
+        device: of the detector, and of a live teacher.
+    """
+
+    variant: str
+    source: str
+    objectives: tuple[Objective, ...]
+    loss_weights: Mapping[str, Schedule]
+    vocabulary: str
+    store: str
+    old_student: str
+    teacher: tuple[str, str]
+    extra_teachers: tuple[dict, ...]
+    regions_per_image: int
+    min_visible: float
+    image_format: str
+    device: str
+
+    @property
+    def uses_store(self) -> bool:
+        return self.source in ("store", "mixed")
+
+    @property
+    def uses_live_teacher(self) -> bool:
+        return self.source in ("teacher", "mixed")
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether an objective looks at the teacher's feature maps, which only a live teacher has."""
+        return self.source != "nothing" and bool(names_with(self.objectives, "needs_maps"))
 
 
-# What a number of MODEL.VILD may be
-RANGES = {
-    "TEMPERATURE": (lambda x: x > 0, "not above 0"),
-    "DISTILL_WEIGHT": (lambda x: x >= 0, "below 0"),
-    "ENSEMBLE_WEIGHT": (lambda x: 0 <= x <= 1, "not within 0 and 1"),
-    "OLD_STUDENT.WEIGHT": (lambda x: x >= 0, "below 0"),
-}
+def parse_distillation(cfg) -> DistillationConfig:
+    """The distillation of a training's config. Opens no file.
+
+    Raises:
+        UserError: an unknown or contradictory value.
+    """
+    keys, detector = cfg.MODEL.VILD, not is_proposal_network(cfg)
+    if keys.DISTILL_FROM not in SOURCES:
+        raise UserError(f"MODEL.VILD.DISTILL_FROM: '{keys.DISTILL_FROM}' is not one of {', '.join(SOURCES)}")
+    if detector and keys.VARIANT not in VARIANTS:
+        raise UserError(f"MODEL.VILD.VARIANT: '{keys.VARIANT}' is not one of {', '.join(VARIANTS)}")
+    found = DistillationConfig(
+        variant=keys.VARIANT if detector else "",
+        source=keys.DISTILL_FROM if detector and keys.VARIANT != "text" else "nothing",
+        objectives=tuple(parse_objectives(keys.OBJECTIVES)) if detector else (),
+        loss_weights=parse_loss_weights(keys.LOSS_WEIGHTS) if detector else {},
+        vocabulary=keys.VOCABULARY,
+        store=keys.STORE,
+        old_student=keys.OLD_STUDENT.WEIGHTS,
+        teacher=(keys.TEACHER.NAME, keys.TEACHER.PRETRAINED),
+        extra_teachers=tuple(check_teachers(keys.TEACHERS)) if detector else (),
+        regions_per_image=keys.DISTILL_PER_IMAGE,
+        min_visible=keys.MIN_VISIBLE,
+        image_format=cfg.INPUT.FORMAT,
+        device=cfg.MODEL.DEVICE,
+    )
+    if detector:
+        values = {**keys, "OLD_STUDENT.WEIGHT": keys.OLD_STUDENT.WEIGHT}
+        for name, (fits, wrong) in RANGES.items():
+            if not fits(values[name]):
+                raise UserError(f"MODEL.VILD.{name}: {values[name]} is {wrong}")
+        _check_extra_teachers(found, keys.SEVERAL_TEACHERS)
+        _check_objectives(found)
+    return found
 
 
-def check_teaching(cfg) -> None:
-    """UserError for what a training's config says of objectives, weights and teachers and cannot mean. Opens no
-    file."""
-    if is_proposal_network(cfg):
-        return
-    vild = cfg.MODEL.VILD
-    if vild.VARIANT not in VARIANTS:
-        raise UserError(f"MODEL.VILD.VARIANT: '{vild.VARIANT}' is not one of {', '.join(VARIANTS)}")
-    values = {**vild, "OLD_STUDENT.WEIGHT": vild.OLD_STUDENT.WEIGHT}
-    for name, (fits, wrong) in RANGES.items():
-        if not fits(value := values[name]):
-            raise UserError(f"MODEL.VILD.{name}: {value} is {wrong}")
-    parse_loss_weights(vild.LOSS_WEIGHTS)
-    objectives, teachers = parse_objectives(vild.OBJECTIVES), check_teachers(vild.TEACHERS)
-    several = vild.SEVERAL_TEACHERS
-    if teachers and vild.VARIANT == "text":
+def _check_extra_teachers(found: DistillationConfig, rules) -> None:
+    """UserError unless variant, source and objectives go together with the extra teachers and ``SEVERAL_TEACHERS``."""
+    if found.extra_teachers and found.variant == "text":
         raise UserError("MODEL.VILD.TEACHERS: the variant 'text' distils from no teacher")
-    if teachers and vild.DISTILL_FROM != "store":
+    if found.extra_teachers and found.source != "store":
         raise UserError(
-            f"MODEL.VILD.TEACHERS: further teachers are read from stores, DISTILL_FROM is '{vild.DISTILL_FROM}'"
+            f"MODEL.VILD.TEACHERS: extra teachers are read from stores, but DISTILL_FROM is '{found.source}'"
         )
-    if not teachers and (several.BY, several.WEIGHTS) != ("projections", "fixed"):
-        raise UserError("MODEL.VILD.SEVERAL_TEACHERS is for further teachers, but MODEL.VILD.TEACHERS is empty")
-    check_several(teachers, objectives, several.BY, several.WEIGHTS)
-    if vild.VARIANT == "image" and any(o.parameters.get("over") == "background" for o in objectives):
-        raise UserError("MODEL.VILD.OBJECTIVES: OVER is 'background', but the variant 'image' learns no background")
-    distils_maps(cfg)
+    if not found.extra_teachers and (rules.BY, rules.WEIGHTS) != ("projections", "fixed"):
+        raise UserError("MODEL.VILD.SEVERAL_TEACHERS is for extra teachers, but MODEL.VILD.TEACHERS is empty")
+    check_several(found.extra_teachers, found.objectives, rules.BY, rules.WEIGHTS)
 
 
-def distils_maps(cfg) -> bool:
-    """Do the objectives look at the teacher's feature maps? UserError where they do and no live teacher has them, or
-    where no other trains an image head."""
-    source = distils_from(cfg)
-    if source == "nothing":
-        return False
-    objectives = parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
-    names = names_with(objectives, "needs_maps")
-    nowhere = names + names_with(objectives, "pairwise")
-    if len(nowhere) == len(objectives):
-        _check_image_head(cfg.MODEL.VILD, nowhere)
-    if names and source != "teacher":
+def _check_objectives(found: DistillationConfig) -> None:
+    """UserError unless the objectives can be computed from the source and train what the variant has."""
+    if found.variant == "image" and any(o.parameters.get("over") == "background" for o in found.objectives):
+        raise UserError("MODEL.VILD.OBJECTIVES: OVER is 'background', but the variant 'image' has no background class")
+    if found.source == "nothing":
+        return
+    of_images = names_with(found.objectives, "needs_maps")
+    # objectives that do not say where in the teacher's space a region lies
+    unplaced = of_images + names_with(found.objectives, "pairwise")
+    has_image_head = found.variant in ("image", "ensemble")
+    trained_by_old_student = found.variant == "image" and found.old_student  # it trains the only head
+    if len(unplaced) == len(found.objectives) and has_image_head and not trained_by_old_student:
         raise UserError(
-            f"MODEL.VILD.OBJECTIVES: '{names[0]}' needs the teacher's feature maps, which no store holds: "
-            f"set MODEL.VILD.DISTILL_FROM to 'teacher', not '{source}'"
+            f"MODEL.VILD.OBJECTIVES: the image head of the variant '{found.variant}' would learn nothing of the "
+            f"teacher's space from {unplaced}; add an objective of embeddings, {{'NAME': 'l1'}} for example"
         )
-    return bool(names)
-
-
-def _check_image_head(vild, names: list[str]) -> None:
-    """UserError for a variant with an image head that only ``names`` would train: objectives of maps, or of pairs,
-    which do not say where an embedding lies."""
-    remembers = vild.VARIANT == "image" and vild.OLD_STUDENT.WEIGHTS  # whose embeddings train its only head
-    if vild.VARIANT in ("image", "ensemble") and not remembers:
+    if of_images and found.source != "teacher":
         raise UserError(
-            f"MODEL.VILD.OBJECTIVES: the image head of the variant '{vild.VARIANT}' would learn nothing of the "
-            f"teacher's space from {names}; add one that says where an embedding lies, {{'NAME': 'l1'}} say"
+            f"MODEL.VILD.OBJECTIVES: '{of_images[0]}' needs the teacher's feature maps, which stores do not hold: "
+            f"set MODEL.VILD.DISTILL_FROM to 'teacher', not '{found.source}'"
         )
 
 
-def open_store(cfg) -> EmbeddingStore | None:
-    """The store of a training config, with those of further teachers, checked against their vocabularies; None where
-    none is read."""
-    source, others = distils_from(cfg), check_teachers(cfg.MODEL.VILD.TEACHERS)
-    if source in ("nothing", "teacher"):
+def open_store(distillation: DistillationConfig) -> EmbeddingStore | None:
+    """The store with those of extra teachers, checked against their vocabularies; None if the training reads none.
+
+    Raises:
+        UserError: there is none, or it is another teacher's than the vocabulary.
+    """
+    if not distillation.uses_store:
         return None
-    if not cfg.MODEL.VILD.STORE:
-        variant = cfg.MODEL.VILD.VARIANT
-        raise UserError(f"MODEL.VILD.STORE is empty, but the variant '{variant}' distils (DISTILL_FROM '{source}')")
-    store = SeveralStores(cfg.MODEL.VILD.STORE, [o["STORE"] for o in others])
-    files = [cfg.MODEL.VILD.VOCABULARY, *(o["VOCABULARY"] for o in others)]
+    if not distillation.store:
+        raise UserError(
+            f"MODEL.VILD.STORE is empty, but the variant '{distillation.variant}' distils "
+            f"(DISTILL_FROM '{distillation.source}')"
+        )
+    extra = distillation.extra_teachers
+    store = SeveralStores(distillation.store, [e["STORE"] for e in extra])
+    files = [distillation.vocabulary, *(e["VOCABULARY"] for e in extra)]
     for each, file in zip([store, *store.others], files, strict=True):
         each.check_teacher(Vocabulary.load(file).fingerprint, f"vocabulary {file}")
     return store
 
 
-def open_live_teacher(cfg, store: EmbeddingStore | None) -> LiveTargets | None:
-    """The teacher at work in training, checked against the vocabulary, cropping as the store's did where there is
-    one; None where no teacher is at work."""
-    if distils_from(cfg) in ("nothing", "store"):
+def open_live_teacher(distillation: DistillationConfig, store: EmbeddingStore | None) -> LiveTargets | None:
+    """The teacher that runs while the detector trains, with the crop mode of ``store`` (if any); None without one.
+
+    Raises:
+        UserError: there is no such teacher, or the vocabulary is another teacher's.
+    """
+    if not distillation.uses_live_teacher:
         return None
-    vild = cfg.MODEL.VILD
-    # the detector's first weights are the same wherever its targets come from
+    # the fork keeps the detector's initial weights independent of where its targets come from
     with torch.random.fork_rng(devices=[]):
         crop = crop_of(store.fingerprint) if store else "squash"
-        teacher = build_teacher(vild.TEACHER.NAME, vild.TEACHER.PRETRAINED, cfg.MODEL.DEVICE, crop)
-    maps = distils_maps(cfg)
-    check_same_teacher(
-        teacher.fingerprint,
-        "MODEL.VILD.TEACHER",
-        Vocabulary.load(vild.VOCABULARY).fingerprint,
-        f"vocabulary {vild.VOCABULARY}",
-    )
+        teacher = build_teacher(*distillation.teacher, distillation.device, crop)
+    file = distillation.vocabulary
+    fingerprint = Vocabulary.load(file).fingerprint
+    check_same_teacher(teacher.fingerprint, "MODEL.VILD.TEACHER", fingerprint, f"vocabulary {file}")
+    maps = distillation.needs_maps
     return LiveTargets(
         teacher.encode_regions_and_maps if maps else teacher.encode_regions,
-        image_format=cfg.INPUT.FORMAT,
-        per_image=vild.DISTILL_PER_IMAGE,
-        min_visible=vild.MIN_VISIBLE,
+        image_format=distillation.image_format,
+        per_image=distillation.regions_per_image,
+        min_visible=distillation.min_visible,
         map_channels=teacher.map_shape[0] if maps else 0,
     )
 
 
-def with_map_channels(cfg, live_teacher: LiveTargets | None):
-    """The config with ``MODEL.VILD.MAP_CHANNELS`` as the live teacher has them."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.VILD.MAP_CHANNELS = live_teacher.map_channels if live_teacher else 0
-    cfg.freeze()
-    return cfg
-
-
 def load_old_student(cfg) -> tuple[torch.nn.Module, dict]:
-    """The detector of ``MODEL.VILD.OLD_STUDENT.WEIGHTS``, of the config's own kind, and its network record.
+    """The detector of ``MODEL.VILD.OLD_STUDENT.WEIGHTS``, built by the config, and its network record.
 
     Raises:
-        UserError: it is of another teacher or another architecture.
+        UserError: it has another teacher or another architecture.
     """
     path = cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS
     old = cfg.clone()
@@ -188,19 +239,22 @@ def load_old_student(cfg) -> tuple[torch.nn.Module, dict]:
     with torch.random.fork_rng(devices=[]):
         model = build_model(old)
     weights = load_weights(path)["model"]
-    for key, value in model.state_dict().items():  # Detectron2 would say so in the log, and go on with random weights
+    for key, value in model.state_dict().items():  # Detectron2 would only log it and go on with random weights
         theirs = tuple(weights[key].shape) if key in weights else "missing"
         if theirs != tuple(value.shape):
             raise UserError(
-                f"MODEL.VILD.OLD_STUDENT.WEIGHTS {path}: it is no detector of the config's architecture: "
+                f"MODEL.VILD.OLD_STUDENT.WEIGHTS {path}: not a detector of the config's architecture: "
                 f"{key} is {theirs}, not {tuple(value.shape)}"
             )
     return model, VildCheckpointer(model).load_recorded(path)
 
 
-def set_helpers(model: torch.nn.Module, cfg, live_teacher: LiveTargets | None) -> list[dict]:
-    """Hand a detector (or what DistributedDataParallel made of it) the old student of its config and the live
-    teacher. The network records of what it learns from: the old student's, if there is one."""
+def attach_sources(model: torch.nn.Module, cfg, live_teacher: LiveTargets | None) -> list[dict]:
+    """Give a detector (or its DistributedDataParallel wrapper) the config's old student and the live teacher.
+
+    Returns:
+        the network records of what it then learns from: the old student's, if there is one.
+    """
     bare = getattr(model, "module", model)
     records = []
     if cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS:

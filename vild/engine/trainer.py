@@ -1,4 +1,4 @@
-"""From a config to a trained and evaluated detector, with Detectron2's trainer."""
+"""Training and evaluation from a config, with Detectron2's trainer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import logging
 import os
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.engine import DefaultTrainer, HookBase, default_setup, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import default_config
@@ -22,13 +25,12 @@ from vild.engine.guards import TrainingGuard, seed_step
 from vild.engine.launch import ddp_without_gpu
 from vild.engine.run_record import RUN_FILE, check_resumable, run_record
 from vild.engine.sources import (
+    attach_sources,
     check_classes,
-    check_teaching,
     is_proposal_network,
     open_live_teacher,
     open_store,
-    set_helpers,
-    with_map_channels,
+    parse_distillation,
 )
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
 from vild.modeling import register_parts
@@ -43,43 +45,59 @@ logger = logging.getLogger("vild")
 
 
 def setup(cfg, args) -> None:
-    """Logger, output folder and data sets for Detectron2's command-line arguments.
+    """Set up loggers, the output folder and data sets. ``args``: Detectron2's command-line arguments.
+
+    Environment and config go to ``log.txt`` and ``config.yaml`` in OUTPUT_DIR, not to the console.
 
     Raises:
-        UserError: a training shall go on with another model, or begin where another one lies; nothing is written then.
+        UserError: --resume with another model, or a new training in the folder of another one; nothing is written then.
     """
     if not args.eval_only:
         if args.resume:
             check_resumable(cfg, default_config())
         elif os.path.exists(last := os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
             raise UserError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR}: a training lies there ({last}): --resume goes on with it; "
-                "for a new one name another folder"
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR}: holds a training already ({last}); continue it with --resume, or "
+                "choose another folder for a new one"
             )
-        comm.synchronize()  # all have looked before one writes
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_no_user_errors)
-    default_setup(cfg, args)
+        comm.synchronize()  # every process checks before one writes
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexpected)
     if logger.level == logging.NOTSET:
-        from detectron2.utils.logger import setup_logger
-
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+    with _quiet_console():
+        default_setup(cfg, args)
     datasets.register_all()
 
 
-def _no_user_errors(record: logging.LogRecord) -> bool:
-    """Detectron2 logs every exception with its traceback; what is foreseen is told in one line instead (an OSError
-    that is not has its traceback at the end), and an early end is none."""
+@contextmanager
+def _quiet_console() -> Iterator[None]:
+    """Detectron2 logs hundreds of lines in the block: to log.txt, but only warnings to the console."""
+    console = [h for h in logging.getLogger("detectron2").handlers if getattr(h, "stream", None) is sys.stdout]
+    levels = [handler.level for handler in console]
+    for handler in console:
+        handler.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for handler, level in zip(console, levels, strict=True):
+            handler.setLevel(level)
+
+
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Filter for Detectron2's log of every exception with its traceback: ``one_line_errors`` reports the expected ones
+    in one line (and an unexpected OSError with its traceback); StopEarly is not an error."""
     return not (record.exc_info and isinstance(record.exc_info[1], UserError | Failure | OSError | StopEarly))
 
 
 class SeedEveryStep(HookBase):
-    """Seed torch by the iteration, so that a resumed run draws the same."""
+    """Seed torch with the iteration, so that a resumed run draws the same random numbers."""
 
     def __init__(self, seed: int):
         self.seed = seed
 
     def before_train(self):
-        iter(self.trainer._trainer._data_loader_iter)  # making the iterator draws a number: have it made by now
+        iter(self.trainer._trainer._data_loader_iter)  # creates the iterator, which draws a number
 
     def before_step(self):
         seed_step(self.seed, self.trainer.iter, comm.get_rank())
@@ -88,8 +106,8 @@ class SeedEveryStep(HookBase):
 class Trainer(DefaultTrainer):
     """Detectron2's trainer with vild's data, evaluators, optimizer and checkpoint.
 
-    ``--resume`` after a kill gives what an undisturbed run would have given: the data stream and every random
-    draw depend on (SEED, iteration) alone. (Not with ``DATALOADER.ASPECT_RATIO_GROUPING``, whose half-filled groups
+    ``--resume`` after a kill gives the same result as a run that was never stopped: the data stream and every random
+    number depend only on (SEED, iteration). (Not with ``DATALOADER.ASPECT_RATIO_GROUPING``, whose half-filled groups
     are lost with the process.)
     """
 
@@ -97,44 +115,48 @@ class Trainer(DefaultTrainer):
         if not is_proposal_network(cfg):
             for name in cfg.DATASETS.TRAIN:
                 check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
-        check_teaching(cfg)  # a mistake is told before stores are opened
+        distillation = parse_distillation(cfg)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
-        store = open_store(cfg)
-        record = training_record(cfg.DATASETS.TRAIN, store)  # now: the loader drops the parsed files
+        store = open_store(distillation)
+        record = training_record(cfg.DATASETS.TRAIN, store)  # before the data loader drops the parsed files
         run = run_record(cfg, cfg.DATASETS.TRAIN)
-        live_teacher = open_live_teacher(cfg, store)
+        live_teacher = open_live_teacher(distillation, store)
+        with_channels = cfg.clone()
+        with_channels.defrost()
+        with_channels.MODEL.VILD.MAP_CHANNELS = live_teacher.map_channels if live_teacher else 0
+        with_channels.freeze()
         with ddp_without_gpu(cfg.MODEL.DEVICE):
-            super().__init__(with_map_channels(cfg, live_teacher))
-        record["starts"] += set_helpers(self.model, cfg, live_teacher)
+            super().__init__(with_channels)
+        record["starts"] += attach_sources(self.model, cfg, live_teacher)
         self.checkpointer = VildCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record, beside={"run": run}
         )
-        for hook in self._hooks:  # Detectron2 has bound the hook to its own checkpointer
+        for hook in self._hooks:  # Detectron2's hook has its own checkpointer
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer
         self.register_hooks([SeedEveryStep(cfg.SEED)])
         if cfg.TEST.BEST_METRIC:
             best = KeepBest(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
             self.register_hooks([best])
-        self.whole = -1  # the last step of this process that was done, with its schedulers'
+        self.whole = -1  # the last step that this process completed, learning rate schedule included
         self.guard = TrainingGuard(self.cfg)
         self.register_hooks([self.guard])
 
     def train(self):
-        """As Detectron2's. A training that ends early leaves the best checkpoint as ``model_final.pth``, evaluated.
+        """As Detectron2's. After early stopping, the best checkpoint becomes ``model_final.pth`` and is evaluated.
 
-        Asked by SIGTERM or SIGINT to end, it writes a checkpoint after the step (in an evaluation, at once).
+        On SIGTERM or SIGINT it writes a checkpoint after the current step (during an evaluation, immediately).
 
         Raises:
-            Ended: such a signal came.
-            WorkerDied: a process of the data loader was killed. The step before is kept.
+            Ended: on such a signal.
+            WorkerDied: a process of the data loader was killed. There is a checkpoint of the last complete step.
         """
         with signals.deferred():
             try:
                 return self._train()
             except Ended as ended:
                 kept = self._keep()
-                if self.guard.agreed:  # the launcher ends the others when one has left
+                if self.guard.agreed:  # the launcher kills the other processes as soon as one has ended
                     comm.synchronize()
                 line = f"ended by {ended.signal.name}; {kept}" if comm.is_main_process() else ""
                 raise Ended(ended.signal, line) from None
@@ -142,43 +164,47 @@ class Trainer(DefaultTrainer):
                 raise WorkerDied(f"{error}; {self._keep()}") from None
 
     def _train(self):
-        every_step_is_done = self.start_iter == self.max_iter > 0
-        if every_step_is_done and not self.checkpointer.get_checkpoint_file().endswith("model_final.pth"):
-            # it was killed between the last step's checkpoint and this one
+        complete = self.start_iter == self.max_iter > 0
+        if complete and not self.checkpointer.get_checkpoint_file().endswith("model_final.pth"):
+            # the run was killed after the last step's checkpoint and before this one
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
         try:
             return super().train()
         except StopEarly as reason:
             logger.info("the training ends early: %s", reason)
             self.checkpointer.load(os.path.join(self.cfg.OUTPUT_DIR, f"{BEST}.pth"), checkpointables=[])
-            self.iter = self.whole = self.max_iter - 1  # nothing is left to be done, by --resume neither
+            self.iter = self.whole = self.max_iter - 1  # so that --resume has nothing left to do
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
             return self.test(self.cfg, self.model)
 
     def run_step(self):
         try:
             super().run_step()
-        except FloatingPointError as error:  # Detectron2's, of the RPN's boxes; those of losses the guard tells
+        except FloatingPointError as error:  # Detectron2's, for boxes of the RPN; the guard checks the losses
             raise self.guard.failure(str(error)) from error
 
     def after_step(self):
-        self.whole = self.iter  # the hooks that may end the training come after those that belong to the step
+        self.whole = self.iter  # hooks that may end the training come after those that belong to the step
         super().after_step()
 
     def after_train(self):
-        if sys.exc_info()[0] is not None:  # it has not come to its end: there is nothing to evaluate
+        if sys.exc_info()[0] is not None:  # the training failed: do not evaluate
             self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook | KeepBest)]
         super().after_train()
 
     def _keep(self) -> str:
-        """Write what the last whole step has left, and say so. (That of the very last step is written already.)"""
+        """Write a checkpoint of the last complete step, unless it was the very last, which has one.
+
+        Returns:
+            how to go on, for the user.
+        """
         if 0 <= self.whole < self.max_iter - 1:
             self.iter = self.whole
             with signals.uninterruptible():
                 self.checkpointer.save(f"model_{self.whole:07d}", iteration=self.whole)
         if not self.checkpointer.has_checkpoint():
-            return "no step was done"
-        return f"--resume goes on from {self.checkpointer.get_checkpoint_file()}"
+            return "no step was completed"
+        return f"--resume continues from {self.checkpointer.get_checkpoint_file()}"
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -188,8 +214,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg):
         register_parts(cfg)
-        model = super().build_model(cfg)
-        # channels last is the faster layout for convolutions on a CPU
+        with _quiet_console():  # a line for every layer
+            model = super().build_model(cfg)
+        # convolutions on a CPU are faster with channels last
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
 
     def build_writers(self):
@@ -198,7 +225,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg, start_iteration: int = 0):
-        return build_train_loader(cfg, open_store(cfg), start_iteration)
+        return build_train_loader(cfg, open_store(parse_distillation(cfg)), start_iteration)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -244,7 +271,7 @@ class Trainer(DefaultTrainer):
                 words = bare.vocabulary
                 teacher = describe(words.fingerprint)
                 logger.info("vocabulary: %d names, prompts '%s', teacher %s", len(words), words.prompts, teacher)
-            with signals.interruptible():  # nothing is lost
+            with signals.interruptible():  # an interrupted evaluation loses nothing
                 results = super().test(cfg, model, evaluators)
         finally:
             if trained is not None:
