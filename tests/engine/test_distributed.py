@@ -190,7 +190,7 @@ def test_two_processes_end_together_on_a_signal(command, tmp_path):  # noqa: F81
     last = (tmp_path / "last_checkpoint").read_text()
     assert last != "model_final.pth"
     lines = [line for line in told.splitlines() if line.startswith(("ended", "error"))]
-    assert lines == [f"ended by SIGTERM; --resume goes on from {tmp_path}/{last}"]
+    assert lines == [f"ended by SIGTERM; --resume continues from {tmp_path}/{last}"]
     torch.load(tmp_path / last, weights_only=True)
 
 

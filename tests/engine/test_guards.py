@@ -19,9 +19,10 @@ from torch import nn
 
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data.loader import WorkerDied
-from vild.engine import dump, guards
+from vild.engine import guards
 from vild.engine.dump import pack, unpack
 from vild.engine.guards import TrainingGuard, not_finite
+from vild.engine.replay import main as replay_main
 from vild.engine.replay import replay
 from vild.engine.trainer import Trainer
 from vild.utils.errors import Failure, UserError
@@ -113,7 +114,7 @@ def test_ranks_end_after_the_same_step(monkeypatch):
     guard = TrainingGuard(CfgNode())
     monkeypatch.setattr(guards.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(guards.comm, "all_gather", lambda mine: [mine, (signal.SIGTERM, False)])
-    monkeypatch.setattr(guards.signals, "asked", lambda: None)
+    monkeypatch.setattr(guards.signals, "pending", lambda: None)
     guard._losses = {"loss": torch.tensor(1.0)}
     guard.after_step()
     guard._exchange()
@@ -132,7 +133,7 @@ def test_structures_are_packed_as_plain_values():
 def test_a_folder_without_a_step_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vild.engine.replay", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
-        dump.main()
+        replay_main()
     line = f"error: {tmp_path} holds no step: step.json does not exist\n"
     assert caught.value.code == 2 and capsys.readouterr().err == line
 
@@ -150,7 +151,7 @@ def test_a_worker_that_was_killed_is_told_after_a_whole_step(make_cfg, world, tm
     assert line.startswith("DataLoader worker") and "when memory is short" in line and "\n" not in line
     assert 0 <= trainer.whole < 10
     kept = tmp_path / "output" / f"model_{trainer.whole:07d}.pth"
-    assert line.endswith(f"--resume goes on from {kept}")
+    assert line.endswith(f"--resume continues from {kept}")
     assert torch.load(kept, weights_only=True)["iteration"] == trainer.whole
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
 

@@ -69,7 +69,7 @@ def test_nothing_is_written_before_it_is_refused(began, make_cfg, tmp_path):
 
 def test_a_training_is_not_begun_anew_where_one_lies(began, tmp_path):
     files = {p.name for p in (tmp_path / "output").iterdir()}
-    with pytest.raises(UserError, match=r"a training lies there .*last_checkpoint\): --resume goes on"):
+    with pytest.raises(UserError, match=r"holds a training already .*last_checkpoint\); continue it with --resume"):
         setup(began, SimpleNamespace(resume=False, eval_only=False))
     assert {p.name for p in (tmp_path / "output").iterdir()} == files
 

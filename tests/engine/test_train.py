@@ -63,7 +63,7 @@ def test_resume_after_a_signal_equals_never_stopped(command, tmp_path, number):
         assert process.returncode == 128 + number, told
         last = (tmp_path / "killed" / "last_checkpoint").read_text()
         assert last in ("model_0000003.pth", "model_0000004.pth")  # of the step it was asked in, not of the period
-        assert told[-1] == f"ended by SIGTERM; --resume goes on from {tmp_path}/killed/{last}"
+        assert told[-1] == f"ended by SIGTERM; --resume continues from {tmp_path}/killed/{last}"
         assert not any("Traceback" in line for line in told)
     resumed = run(command(tmp_path / "killed", flags=("--num-gpus", "0", "--resume")))
     assert resumed.returncode == 0, resumed.stderr

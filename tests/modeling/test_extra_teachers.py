@@ -165,7 +165,7 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
     ]:
         with pytest.raises(UserError, match=message):
             open_store(parse_distillation(make_cfg("vild", "MODEL.VILD.TEACHERS", str(teachers))))
-    with pytest.raises(UserError, match="read from stores, DISTILL_FROM is 'mixed'"):
+    with pytest.raises(UserError, match="read from stores, but DISTILL_FROM is 'mixed'"):
         parse_distillation(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), "MODEL.VILD.DISTILL_FROM", "mixed"))
     over = ["MODEL.VILD.OBJECTIVES", "[{'NAME': 'soft_targets', 'OVER': 'background'}]"]
     with pytest.raises(UserError, match="OVER can only be 'base'"):
