@@ -171,7 +171,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_keeps_the_step(make_cfg, world, t
     for resume, last in ((False, "model_0000001.pth"), (True, "model_final.pth")):
         trainer = Trainer(make_cfg("text", *settings, "OUTPUT_DIR", str(tmp_path)))
         trainer.resume_or_load(resume)
-        with pytest.raises(Ended, match=rf"^ended by SIGINT; --resume goes on from {tmp_path}/{last}$"):
+        with pytest.raises(Ended, match=rf"^ended by SIGINT; --resume continues from {tmp_path}/{last}$"):
             trainer.train()
         assert (tmp_path / "last_checkpoint").read_text() == last
         assert trainer.start_iter == (2 if resume else 0)
