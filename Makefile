@@ -14,7 +14,7 @@ quickstart: install        ## the whole method on the built-in world, with a rep
 	$(BIN)/python tools/quickstart.py --output-dir output/quickstart
 
 test: install              ## the test suite, in WORKERS processes of about a GB each
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: lint                ## the loop of editing: lint and the fast tests, about a minute
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"

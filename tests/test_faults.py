@@ -220,7 +220,7 @@ def test_a_folder_that_vanishes_during_a_write(tmp_path):
 
 def test_labels_that_vanish(tmp_path):
     folder = tmp_path / "folder"
-    error = pytest.raises(UserError, match=r"labels\.json\.partial has gone while it was being written")
+    error = pytest.raises(UserError, match=r"labels\.json\.partial disappeared while it was being written")
     with error, PartialLabels(folder / "labels.json", {}) as labels:
         labels.add("a.jpg", detections(3))
         folder.rename(tmp_path / "elsewhere")

@@ -235,7 +235,7 @@ def test_a_users_set_may_lack_names_of_a_split(root, tool, capsys):
     assert "lacks neg_category_ids or frequencies: evaluated by the coco protocol" in out
     assert datasets.get_classes("mine").names == ("person", "airplane")
     assert tool("add_dataset.py", *arguments[2:], "--name", "lvis_v1_val") == 2
-    assert "'lvis_v1_val' is one of vild's own data sets" in capsys.readouterr().err
+    assert "'lvis_v1_val' is a built-in data set" in capsys.readouterr().err
 
 
 def test_a_users_list_is_checked(root):

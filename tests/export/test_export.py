@@ -29,10 +29,10 @@ BLOCKED = ("torch", "torchvision", "detectron2", "vild", "safetensors", "pycocot
 
 
 def bare_runner(*arguments):
-    """Run tools/run_onnx.py in a process in which the ``BLOCKED`` packages cannot be imported."""
-    script = str(REPOSITORY / "tools" / "run_onnx.py")
+    """Run tools/run_onnx.py, by default with threshold 0, where the ``BLOCKED`` packages cannot be imported."""
+    argv = [str(REPOSITORY / "tools" / "run_onnx.py"), "--threshold", "0", *map(str, arguments)]
     code = (
-        f"import runpy, sys; sys.modules.update(dict.fromkeys({BLOCKED})); sys.argv = {[script, *map(str, arguments)]};"
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({BLOCKED})); sys.argv = {argv};"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
