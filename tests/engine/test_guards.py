@@ -134,7 +134,7 @@ def test_a_folder_without_a_step_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vild.engine.replay", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
         replay_main()
-    line = f"error: {tmp_path} holds no step: step.json does not exist\n"
+    line = f"error: {tmp_path} contains no step: step.json does not exist\n"
     assert caught.value.code == 2 and capsys.readouterr().err == line
 
 

@@ -1,4 +1,7 @@
-"""The best checkpoint on a chosen metric, and the end of a training that no longer gets better."""
+"""Keep the best checkpoint by a chosen metric, and stop early when it no longer improves.
+
+Detectron2's BestCheckpointer keeps no history, so that a resumed run would decide differently from one never stopped.
+"""
 
 from __future__ import annotations
 
@@ -14,37 +17,37 @@ from vild.utils.errors import UserError
 from vild.utils.files import write_json
 from vild.utils.untrusted import parse_json, read_bytes, refused_as
 
-HISTORY = "best.json"  # in the output folder, see History
+HISTORY = "best.json"  # in the output folder; see History
 BEST = "model_best"
 
 
 class StopEarly(Exception):
-    """Raised inside a training that has not become better for as long as it was given."""
+    """Raised in a training whose metric has not improved for TEST.PATIENCE evaluations."""
 
 
 def evaluations_since_best(values: Sequence[float]) -> int:
-    """How many evaluations came after the (first) best one; NaN is worse than anything."""
+    """Number of evaluations after the (first) best one. NaN ranks below everything."""
     ranked = [-math.inf if math.isnan(v) else v for v in values]
     return len(ranked) - 1 - ranked.index(max(ranked))
 
 
 def check_patience(metric: str, patience: int) -> None:
-    """UserError for TEST.PATIENCE below 0, or without a TEST.BEST_METRIC to become better."""
+    """UserError if TEST.PATIENCE is below 0, or set without TEST.BEST_METRIC."""
     if patience < 0:
         raise UserError(f"TEST.PATIENCE: {patience} is below 0")
     if patience and not metric:
-        raise UserError(f"TEST.PATIENCE is {patience}, but TEST.BEST_METRIC is empty: nothing says what is better")
+        raise UserError(f"TEST.PATIENCE is {patience}, but TEST.BEST_METRIC is empty: there is no metric to improve")
 
 
 @dataclass
 class History:
-    """What was seen so far, which lies in a file beside the checkpoints.
+    """The evaluations so far, kept in a file beside the checkpoints.
 
     Args:
-        metric: of the evaluations' results; higher is better.
+        metric: key of the evaluation results; higher is better.
         history: (iteration, value) of every evaluation.
-        ended: the iteration after which patience ran out. It is written with the evaluation that decides it, so that a
-            run killed before its ``model_final.pth`` does not go on, and one that has ended does not begin again.
+        ended: the iteration after which patience ran out. Written together with the evaluation that decided it, so that
+            a run killed before its ``model_final.pth`` does not train on, and a finished one does not start again.
     """
 
     metric: str
@@ -53,10 +56,10 @@ class History:
 
     @classmethod
     def load(cls, path: Path, metric: str, before: int) -> History:
-        """What the file says of the iterations below ``before``; nothing where there are none.
+        """The file's entries for iterations below ``before``; empty if there are none.
 
         Raises:
-            UserError: it is of another metric, or no such file.
+            UserError: the file is for another metric, or not a history.
         """
         if not before or not path.exists():
             return cls(metric)
@@ -74,14 +77,14 @@ class History:
 
 
 class KeepBest(HookBase):
-    """Saves ``model_best.pth`` whenever an evaluation is better than all before it.
+    """Save ``model_best.pth`` whenever an evaluation is better than all earlier ones.
 
-    What was seen so far lies in a file, so that a resumed run decides as one that was never stopped.
+    The history is kept in a file, so that a resumed run decides as one that was never stopped.
 
     Args:
-        metric: of the evaluation's results, "bbox/AP50_novel" say; higher is better.
-        patience: evaluations without a better one after which the training ends (0: it never does). The last one ends
-            nothing: a training that has come to its end keeps its last weights as ``model_final.pth``.
+        metric: key of the evaluation results, such as "bbox/AP50_novel"; higher is better.
+        patience: stop after this many evaluations without improvement (0: never). The evaluation at the end of the
+            training does not count: the last weights stay ``model_final.pth``.
         period: iterations between evaluations.
     """
 
@@ -94,11 +97,11 @@ class KeepBest(HookBase):
 
     def before_train(self):
         start = self.trainer.start_iter
-        self.seen = comm.all_gather(History.load(self.path, self.metric, start))[0]  # all decide by the main process's
+        self.seen = comm.all_gather(History.load(self.path, self.metric, start))[0]  # the main process's counts
         if self.seen.ended is not None:
             raise StopEarly(f"it had ended after iteration {self.seen.ended}, says {self.path}")
         if start and start % self.period == 0 and start < self.trainer.max_iter and not self._knows(start - 1):
-            # it was stopped between a checkpoint and the end of the evaluation that follows it
+            # the run was stopped between a checkpoint and the end of the evaluation after it
             next(h for h in self.trainer._hooks if isinstance(h, hooks.EvalHook))._do_eval()
             self._evaluated(start - 1)
 
@@ -109,7 +112,7 @@ class KeepBest(HookBase):
 
     def after_train(self):
         end = self.trainer.max_iter
-        # a run that was stopped in its last evaluation is resumed at its end, and evaluated there
+        # a run stopped in its last evaluation is resumed at its end, where it is evaluated again
         if max(1, self.trainer.start_iter) <= end <= self.trainer.iter + 1 and not self._knows(end - 1):
             self._evaluated(end - 1)
 
@@ -117,7 +120,7 @@ class KeepBest(HookBase):
         return iteration in dict(self.seen.history)
 
     def _evaluated(self, iteration: int) -> None:
-        """Called by all ranks after an evaluation, whose results the main process has."""
+        """Record an evaluation. Called by all ranks; only the main process has the results."""
         stop = False
         if comm.is_main_process():
             latest = self.trainer.storage.latest()
@@ -129,7 +132,7 @@ class KeepBest(HookBase):
                 raise UserError(f"TEST.BEST_METRIC: '{self.metric}' is not one of {known}")
             self.seen.history.append((iteration, latest[self.metric][0]))
             since = evaluations_since_best([value for _, value in self.seen.history])
-            if since == 0:  # before the file, which says that it was done
+            if since == 0:  # the checkpoint comes before the file that mentions it
                 self._save(iteration)
             stop = 0 < self.patience <= since and iteration + 1 < self.trainer.max_iter
             self.seen.ended = iteration if stop else None
@@ -138,8 +141,8 @@ class KeepBest(HookBase):
             raise StopEarly(f"no better {self.metric} in {self.patience} evaluations")
 
     def _save(self, iteration: int) -> None:
-        """Before the first step and after the last one the trainer's own count, from which a resumed run goes on, is
-        one ahead."""
+        """Save with the given iteration: before the first and after the last step the trainer's own is one ahead, and a
+        resumed run would start from it."""
         ahead, self.trainer.iter = self.trainer.iter, iteration
         self.trainer.checkpointer.save(BEST, iteration=iteration)
         self.trainer.iter = ahead

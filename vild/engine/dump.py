@@ -1,9 +1,9 @@
-"""One training step in a folder, to be computed again: ``python -m vild.engine.replay FOLDER`` prints its losses.
+"""Dump a training step to a folder; ``python -m vild.engine.replay FOLDER`` computes it again and prints its losses.
 
-``weights.pth`` is a checkpoint of the weights before the step, with the vocabulary (running statistics of a BatchNorm
-in training have seen the step already), ``config.yaml`` the config, ``step.pth`` the inputs of one rank, iteration and
-rank, ``step.json`` what people want to know of it. The store is not needed, a live teacher is. With SyncBN, whose
-statistics are of all ranks, the losses are those of this rank's images alone.
+``weights.pth`` is a checkpoint with the weights before the step (the running statistics of BatchNorms in training
+already include it) and the vocabulary; ``config.yaml`` the config; ``step.pth`` one rank's inputs, iteration and rank;
+``step.json`` a summary for people. Replaying needs no store, but a live teacher. With SyncBN, whose statistics are over
+all ranks, the losses are those of this rank's images alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FIELDS = ("file_name", "image_id", "height", "width", "image", "window", "instan
 
 
 def pack(value):
-    """Detectron2's structures as plain values and tensors, which are loaded without running code."""
+    """Turn Detectron2's structures into plain values and tensors, which load without running code."""
     match value:
         case Instances():
             return {"Instances": list(value.image_size), "fields": {k: pack(v) for k, v in value.get_fields().items()}}
@@ -35,7 +35,7 @@ def pack(value):
 
 
 def unpack(value):
-    """What :func:`pack` was given."""
+    """The inverse of :func:`pack`."""
     match value:
         case {"Instances": size, "fields": fields}:
             return Instances(tuple(size), **{k: unpack(v) for k, v in fields.items()})

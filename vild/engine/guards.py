@@ -1,7 +1,6 @@
-"""What ends a training before its time: a signal, after the step; a loss that is not finite, before the weights change.
+"""Stop a training on a signal (after the current step) or on a loss that is not finite (before the weights change).
 
-Once a step all ranks tell one another what they have seen, so that they end together and nobody waits for a rank that
-has left.
+In every step all ranks exchange what they have seen, so that they stop together and none waits for another that left.
 """
 
 from __future__ import annotations
@@ -23,28 +22,28 @@ from vild.utils.signals import Ended
 
 def not_finite(losses: dict[str, Tensor]) -> dict[str, float]:
     """The losses that are NaN or infinite, by name."""
-    values = torch.stack([value.float() for value in losses.values()]).tolist()  # one wait for a GPU
+    values = torch.stack([value.float() for value in losses.values()]).tolist()  # one synchronisation
     return {name: value for name, value in zip(losses, values, strict=True) if not math.isfinite(value)}
 
 
 class _AfterBackward(HookBase):
-    """For the trainer inside Detectron2's trainer, which alone calls this."""
+    """A hook for the inner trainer of Detectron2's trainer, the only one that calls ``after_backward``."""
 
     def __init__(self, function: Callable[[], None]):
         self.after_backward = function
 
 
 class TrainingGuard(HookBase):
-    """To be registered last, as it ends the training after what belongs to the step.
+    """Register it last: it stops the training after all other hooks of the step.
 
-    Costs one exchange of a few bytes over gloo a step, as Detectron2 gathers the losses of all ranks; it waits for
-    nobody, as the gradients of all ranks have just been summed.
+    Costs one exchange of a few bytes over gloo per step, without waiting: the gradients of all ranks have just been
+    summed.
 
     Args:
-        cfg: of the training, for the dump.
+        cfg: the training's config, for the dump.
     """
 
-    agreed = False  # that all ranks end after this step
+    agreed = False  # whether all ranks stop after this step
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -74,7 +73,7 @@ class TrainingGuard(HookBase):
             self._losses = {name: value.detach() for name, value in losses.items()}
 
     def _exchange(self) -> None:
-        """Between the backward pass and the optimizer's step."""
+        """Exchange losses and signals, between the backward pass and the optimizer's step."""
         bad = not_finite(self._losses)
         everyone = comm.all_gather((signals.pending(), bool(bad)))
         self._number = next((number for number, _ in everyone if number is not None), None)
@@ -82,14 +81,14 @@ class TrainingGuard(HookBase):
             self._inputs, self._losses = [], {}
             return
         try:
-            if not bad:  # another rank tells
+            if not bad:  # another rank reports it
                 raise SystemExit(1)
             raise self.failure(", ".join(f"{name} is {value}" for name, value in bad.items()))
         finally:
-            comm.synchronize()  # the launcher ends all when one has left
+            comm.synchronize()  # the launcher ends all ranks when one leaves
 
     def failure(self, what: str) -> Failure:
-        """Write the dump of the present step; the error that tells of it."""
+        """Dump the current step, and return the error to raise."""
         iteration, rank = self.trainer.iter, comm.get_rank()
         several = f"_rank{rank}" if comm.get_world_size() > 1 else ""
         folder = Path(self.cfg.OUTPUT_DIR) / f"nan_{iteration:07d}{several}"
@@ -100,7 +99,7 @@ class TrainingGuard(HookBase):
         )
 
     def after_step(self):
-        # alone, a signal is known as soon as it came; ranks go by what they told one another in this step
+        # a single process acts on its own signal at once; ranks act on what they exchanged in this step
         number = signals.pending() if comm.get_world_size() == 1 else self._number
         if number is not None:
             self.agreed = True

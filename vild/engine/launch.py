@@ -1,4 +1,4 @@
-"""Start a tool on every process: by Detectron2's launcher, or where torchrun or SLURM's srun has started them."""
+"""Run a tool on several processes: by Detectron2's launcher, or as started by torchrun or SLURM's srun."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vild.utils.untrusted import refused_as
 
 @dataclass(frozen=True)
 class ProcessPlace:
-    """This process among all: rank of ``world``, and local rank of the ``local_world`` on its machine."""
+    """A process of a distributed job: rank of ``world``, and local rank of the ``local_world`` on its machine."""
 
     rank: int
     world: int
@@ -38,9 +38,9 @@ class ProcessPlace:
 
 
 def find_process(environment: Mapping[str, str]) -> ProcessPlace | None:
-    """What torchrun or srun says about this process; None where neither has started it.
+    """This process's place by torchrun's or srun's environment variables; None if neither started it.
 
-    srun says how many tasks its step has (a batch script of one task is not a step of many), torchrun everything.
+    For srun the step's variables count, as the job's are also set in a batch script that is a single process.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -57,9 +57,12 @@ def find_process(environment: Mapping[str, str]) -> ProcessPlace | None:
 
 
 def launch(main: Callable, args) -> None:
-    """Run ``main(args)`` on every process. ``args`` is of Detectron2's ``default_argument_parser``; its --num-gpus,
-    --num-machines, --machine-rank and --dist-url count unless torchrun or srun has started the processes. Without a
-    GPU, --num-gpus is the number of processes."""
+    """Run ``main(args)`` on every process.
+
+    Args:
+        args: with Detectron2's num_gpus, num_machines, machine_rank and dist_url, which are ignored if torchrun or srun
+            started the processes. Without a GPU, num_gpus is the number of processes.
+    """
     here = _checked_place(args)
     if here is None:
         _launch_here(main, args)
@@ -84,7 +87,7 @@ def launch(main: Callable, args) -> None:
 
 @one_line_errors
 def _checked_place(args) -> ProcessPlace | None:
-    """:func:`find_process` of this process, where its GPU exists; the flags of a launch, where they fit each other."""
+    """This process's place; UserError if its GPU does not exist or the launch flags contradict each other."""
     with refused_as("torchrun or srun: the environment does not say which process this is"):
         here = find_process(os.environ)
     if here is None and args.num_gpus * args.num_machines > 1:
@@ -101,8 +104,8 @@ def _checked_place(args) -> ProcessPlace | None:
 
 @contextmanager
 def ddp_without_gpu(device: str) -> Iterator[None]:
-    """In the block Detectron2 wraps models for ``device`` "cpu" as they must be: it gives DistributedDataParallel the
-    number of a device, which is refused where there is none."""
+    """Let Detectron2 wrap models on a CPU in the block: it passes ``device_ids`` to DistributedDataParallel, which are
+    an error without a GPU."""
     original = defaults.create_ddp_model
     if device == "cpu":
         defaults.create_ddp_model = functools.partial(original, device_ids=None)
@@ -113,12 +116,12 @@ def ddp_without_gpu(device: str) -> Iterator[None]:
 
 
 def _on_rank(main: Callable, args, marker: Path) -> None:
-    """``main`` as one process of several: what goes wrong is told by the first of them."""
+    """Run ``main`` as one process of several; only the first that fails reports its error."""
     report_once(marker)
     try:
         main(args)
     except Exception:
-        # Where another process has died, this is a broken connection, and the launcher ends us meanwhile, in silence.
+        # If another process died, this is a broken connection, and the launcher ends us meanwhile.
         time.sleep(2)
         if first_to_report():
             print(f"process {comm.get_rank()} of {comm.get_world_size()}:", file=sys.stderr)
@@ -127,17 +130,16 @@ def _on_rank(main: Callable, args, marker: Path) -> None:
 
 
 def _launch_here(main: Callable, args) -> None:
-    """By Detectron2's launcher. Of several processes the first that ended badly has told why; its exit status is
-    ours."""
+    """Start the processes with Detectron2's launcher, and exit with the status of the first that failed."""
     settings = args.num_gpus, args.num_machines, args.machine_rank, args.dist_url
     if args.num_gpus * args.num_machines <= 1:
         engine.launch(main, *settings, (args,))
         return
-    # which of the others it ends then is nobody's news
+    # it would log which of the other processes it ends then
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
         with signals.forwarded_to_children(), tempfile.TemporaryDirectory() as folder:
-            engine.launch(_on_rank, *settings, (main, args, Path(folder) / "told"))
+            engine.launch(_on_rank, *settings, (main, args, Path(folder) / "reported"))
     except ProcessExitedException as error:
         if error.exit_code < 0:
             print(f"error: {error.msg}; when memory is short, the system kills with SIGKILL", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Distillation targets from the teacher at work, while the detector trains: no store needed."""
+"""Distillation targets computed by the teacher while the detector trains, without a store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vild.utils.errors import UserError
 
 
 class LiveTargets:
-    """Of an image's proposals the best, with the teacher's embeddings: what the mapper gives out of a store.
+    """The best proposals of an image with the teacher's embeddings, in the form in which the mapper reads a store.
 
     Args:
         encode: :meth:`~vild.teacher.teacher.Teacher.encode_regions` of the teacher; with ``map_channels``
@@ -54,7 +54,7 @@ class LiveTargets:
         boxes = boxes[: self.per_image]
         found = self._look(image, window, boxes)
         fields = dict(zip(("embeddings", "maps"), found, strict=True)) if self.map_channels else {"embeddings": found}
-        # clones, as autograd refuses tensors that were made in inference mode
+        # cloned, as autograd refuses tensors made in inference mode
         fields = {key: value.clone() for key, value in fields.items()}
         return Instances(proposals.image_size, proposal_boxes=Boxes(boxes), **fields)
 
@@ -68,6 +68,6 @@ class LiveTargets:
         visible = image[:, y0:y1, x0:x1]
         if self.image_format == "BGR":
             visible = visible.flip(0)
-        # the detector's mixed precision is not the teacher's, which here computes as it does for a store
+        # the detector's mixed precision must not apply to the teacher, which computes as it does for a store
         with torch.autocast(image.device.type, enabled=False):
             return self.encode(visible, boxes - boxes.new_tensor([x0, y0, x0, y0]))

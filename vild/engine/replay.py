@@ -32,7 +32,7 @@ def replay(folder: str | Path, *overrides: object) -> dict[str, Tensor]:
     """
     folder = Path(folder)
     if not (folder / "step.json").is_file():
-        raise UserError(f"{folder} holds no step: step.json does not exist")
+        raise UserError(f"{folder} contains no step: step.json does not exist")
     weights = str(folder / "weights.pth")
     cfg = load_config(str(folder / "config.yaml"), ["MODEL.VILD.VOCABULARY", weights, *overrides])
     model = Trainer.build_model(cfg)
@@ -56,9 +56,9 @@ def main() -> None:
         losses = replay(sys.argv[1], *sys.argv[2:])
     except FloatingPointError as error:  # Detectron2's, of the RPN's boxes: there are no losses then
         raise Failure(str(error)) from error
-    told = Path(sys.argv[1]) / "step.json"
-    with refused_as(f"{told}: is not a step's"):
-        before = dict(parse_json(read_bytes(told))["losses"])
+    path = Path(sys.argv[1]) / "step.json"
+    with refused_as(f"{path}: is not a step's"):
+        before = dict(parse_json(read_bytes(path))["losses"])
     for name, value in losses.items():
         print(f"{name}: {value.item()} (was {before.get(name)})")
 

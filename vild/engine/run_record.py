@@ -1,4 +1,4 @@
-"""What a run was made with: config, code, packages, data. Every checkpoint of a training carries its record, so that
+"""The record of a run: config, code version, packages, hashes of the data. Every checkpoint carries it, so that
 ``--resume`` with another model is refused; every evaluation writes one beside its metrics, for the report."""
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ RUN_FILE = "run.json"  # beside the metrics of an evaluation
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors",
             "pycocotools", "hotcoco")  # fmt: skip
 
-# A resumed training must be the one that began: what it computes with (MODEL), what it draws, what its optimizer keeps
+# Keys that a resumed training must not change: the model, random draws, the optimizer's state
 FIXED = ("MODEL.", "SEED", "INPUT.FORMAT", "SOLVER.OPTIMIZER")
-# of these, what may change: where files lie and on what machine, what no training step looks at. (Vocabularies and
-# teachers are compared by their content where they are read; the maps' channels the trainer asks the teacher.)
+# Of these, keys that may change: paths, the device, and what training does not use. (Vocabularies and teachers are
+# compared by content when they are read; the trainer asks the teacher for the channels of its maps.)
 FREE = (
     "MODEL.WEIGHTS",
     "MODEL.DEVICE",
@@ -43,7 +43,7 @@ FREE = (
 
 
 def run_record(cfg, data_sets: Collection[str]) -> dict:
-    """Plain values: the config as YAML, the code's version, packages, hashes of the annotation files."""
+    """The record, as plain values: the config as YAML, code version, packages, hashes of the annotation files."""
     return {
         "config": cfg.dump(),
         "code": code_version(),
@@ -55,7 +55,7 @@ def run_record(cfg, data_sets: Collection[str]) -> dict:
 
 
 def code_version() -> str:
-    """ "0.1.0, commit 7814c9c1d2e3" (and " with changes"), or the version alone where this is no clone."""
+    """ "0.1.0, commit 7814c9c1d2e3" (and " with changes"); the version alone outside of a clone."""
     try:
         commit, changes = (_git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "-uno"))
     except (OSError, subprocess.SubprocessError):
@@ -67,7 +67,7 @@ def _git(*arguments: str) -> str:
     folder = Path(vild.__file__).parent
     top = Path(subprocess.check_output(["git", "rev-parse", "--show-toplevel"], cwd=folder, text=True,
                                        stderr=subprocess.DEVNULL, timeout=10).strip())  # fmt: skip
-    if top != folder.parent:  # installed into somebody else's repository
+    if top != folder.parent:  # the package lies in another project's repository
         raise OSError("no clone")
     command = ["git", *arguments]
     return subprocess.check_output(command, cwd=top, text=True, stderr=subprocess.DEVNULL, timeout=10).strip()
@@ -89,8 +89,8 @@ def _hash(name: str) -> str:
 
 
 def differing(then: dict, now: dict, default: dict) -> list[tuple[str, object, object]]:
-    """(key, value then, value now) of each key that a resumed training may not change. A key that was not there then
-    had the default's effect; one that is not there now has none."""
+    """Yield (key, value then, value now) for each changed key that a resumed training must not change. A key that did
+    not exist then counts as its default; one that no longer exists is ignored."""
     then, now, default = (dict(_flat(tree)) for tree in (then, now, default))
     pairs = ((key, then.get(key, default.get(key)), value) for key, value in now.items())
     return [(key, a, b) for key, a, b in pairs if _is_fixed(key) and _plain(a) != _plain(b)]
@@ -109,15 +109,15 @@ def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _plain(value):
-    """YAML tells no tuple from a list; where files lie is free in the list of teachers too."""
+    """Make values comparable: tuples as lists, as YAML does, and extra teachers without their paths."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if k not in ("STORE", "VOCABULARY")}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def check_resumable(cfg, default: CfgNode) -> None:
-    """UserError if ``OUTPUT_DIR`` has a checkpoint of a training with another model, with what differs. (Checkpoints
-    without a record, of earlier versions, pass.)"""
+    """UserError, naming the differences, if the checkpoint in ``OUTPUT_DIR`` is of a training with another model.
+    (Checkpoints of earlier versions, without a record, pass.)"""
     folder = Path(cfg.OUTPUT_DIR)
     tag = folder / "last_checkpoint"
     path = folder / tag.read_text().strip() if tag.is_file() else None
@@ -131,8 +131,8 @@ def check_resumable(cfg, default: CfgNode) -> None:
         return
     found = differing(yaml.safe_load(record["config"]), yaml.safe_load(cfg.dump()), yaml.safe_load(default.dump()))
     if found:
-        told = "; ".join(f"{key} was {then!r}, is {now!r}" for key, then, now in found)
+        changes = "; ".join(f"{key} was {then!r}, is {now!r}" for key, then, now in found)
         raise UserError(
-            f"--resume: {path} is of a training with another config: {told}. To start a new one from its weights: "
+            f"--resume: {path} is of a training with another config: {changes}. To start a new one from its weights: "
             f"MODEL.WEIGHTS {path}, another OUTPUT_DIR, no --resume"
         )
