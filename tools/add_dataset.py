@@ -40,7 +40,10 @@ def main():
     classes = datasets.check_entry(args.name, entry)
     if missing := read_split(args.split, datasets.root()).absent(document["categories"]):
         print(f"warning: {len(missing)} names of split {args.split} are not in {args.json} ('{missing[0]}' ...)")
+    replaced = datasets.entries().get(args.name)
     path = datasets.add_entry(args.name, entry)
+    if replaced not in (None, entry):
+        print(f"warning: replaced the earlier '{args.name}': {replaced}")
     base, novel = (classes.splits.count(mark) for mark in ("base", "novel"))
     print(f"'{args.name}' registered in {path}: {base} base and {novel} novel names")
 

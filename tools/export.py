@@ -19,7 +19,7 @@ def main():
     parser = make_parser(__doc__)
     target = parser.add_mutually_exclusive_group(required=True)
     add_shared(target, "--output", "--output-dir")
-    add_model_flags(parser)
+    add_model_flags(parser)  # a folder as --weights would be exported already
     args = parser.parse_args()
     if args.output and args.output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--output {args.output}: give a name that ends in .onnx or .pt2, or --output-dir")

@@ -18,7 +18,8 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="OUTPUT_DIR of the run")
     parser.add_argument("--diagnostics", type=Path, metavar="FILE", help="output of tools/diagnostics.py for this run")
-    add_shared(parser, "--threshold", "--output-dir")
+    add_shared(parser, "--threshold")
+    add_shared(parser, "--output-dir", note="default: RUN/report")
     args = parser.parse_args()
 
     from vild.report.page import write_page

@@ -125,6 +125,8 @@ def find_config(name: str | Path) -> str:
     Raises:
         UserError: neither.
     """
+    if not str(name):
+        raise UserError("--config-file: give a config file, or the name of a built-in one")
     candidates = [Path(name), Path(str(files("vild") / "configs")) / name]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
@@ -142,13 +144,16 @@ def load_config(config_file: str | Path, overrides: Sequence[object] | None = No
     cfg = default_config()
     config_file = find_config(config_file)
     check_config(config_file)
+    where = f"config {config_file}"
     try:
-        with refused_as(f"config {config_file}"):
+        with refused_as(where):
             cfg.merge_from_file(config_file, allow_unsafe=False)
+        where = "overrides"
+        with refused_as(where):
             cfg.merge_from_list(list(overrides or []))
     except UserError as error:
         if unknown := re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error)):
-            raise UserError(f"config {config_file}: {_no_such_key(unknown[1])}") from None
+            raise UserError(f"{where}: {_no_such_key(unknown[1])}") from None
         raise
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"

@@ -21,6 +21,7 @@ from vild.evaluation.evaluator import (
     ground_truth_boxes,
     write_metrics,
 )
+from vild.evaluation.metrics import Metric
 
 
 def score(name, results, folder, iou_types=("bbox",)):
@@ -155,3 +156,9 @@ def test_a_proposal_finds_one_box_only():
 def test_metrics_file_is_flat(tmp_path):
     path = write_metrics(str(tmp_path), {"d": {"bbox": {"AP": 1.5, "AP50_novel": float("nan")}}})
     assert json.loads(Path(path).read_text()) == {"d/bbox/AP": 1.5, "d/bbox/AP50_novel": None}
+
+
+def test_a_metric_at_a_threshold_that_nobody_computes_is_refused():
+    for iou in (40, 62, 100):
+        with pytest.raises(ValueError, match=f"AP{iou}: the IoU thresholds are 50, 55 ... 95, not {iou}"):
+            Metric(f"AP{iou}", iou=iou)

@@ -37,6 +37,14 @@ def test_equals_pil_within_rounding(image, mode):
             assert difference.max() <= 2.001 and (difference > 1.001).mean() < 0.005
 
 
+def test_windows_cover_their_boxes():
+    """By hand: [low, high) whole pixels around [10.5, 20.25, 50.75, 80.5] at 1x and 1.5x, clipped to 120 x 160."""
+    box = torch.tensor([[10.5, 20.25, 50.75, 80.5]])
+    assert to_pixels(box, 120, 160).tolist() == [[10, 20, 51, 81]]
+    assert to_pixels(enlarge(box, 1.5), 120, 160).tolist() == [[0, 5, 61, 96]]
+    assert to_pixels(torch.tensor([[159.9, 119.9, 170, 130]]), 120, 160).tolist() == [[159, 119, 160, 120]]
+
+
 def test_batched_equals_one_by_one(image):
     together = crop_regions(image, BOXES, (24, 24), MEAN, STD)
     single = [crop_regions(image, box[None], (24, 24), MEAN, STD) for box in BOXES]

@@ -36,6 +36,10 @@ class Metric:
     area: str = "all"
     fixed: bool = False
 
+    def __post_init__(self):
+        if self.iou is not None and self.iou not in range(50, 100, 5):
+            raise ValueError(f"metric {self.key}: the IoU thresholds are 50, 55 ... 95, not {self.iou}")
+
 
 METRICS = (
     Metric("AP"),

@@ -80,7 +80,7 @@ def crop_batch(
         images: uint8 [3, H_i, W_i], RGB, on one device (any); the crops are made there.
         boxes: float [N_i, 4] of each.
         size, mean, interpolation: the teacher's (``mean`` in 0..1 colours the padding of "pad").
-        mode: one of MODES, see ``place``.
+        mode: one of MODES, see :func:`input_windows`.
 
     Returns:
         uint8 [sum of N_i, len(scales), 3, *size]

@@ -187,5 +187,5 @@ def _find_kind(name: str) -> type[Teacher]:
     if kind not in KINDS and find_spec(f"vild.teacher.{kind}"):
         import_module(f"vild.teacher.{kind}")
     if kind not in KINDS:
-        raise UserError(f"teacher '{name}': there is no kind of teacher '{kind}' (vild/teacher/{kind}.py)")
+        raise UserError(f"teacher '{name}': vild.teacher has no module '{kind}' with a kind of teacher")
     return KINDS[kind]

@@ -1,5 +1,5 @@
-"""Teacher fingerprints as stored in files: their form (given by :class:`vild.teacher.clip.Teacher`) and how to compare
-them."""
+"""Teacher fingerprints as stored in files: their form (see :class:`vild.teacher.teacher.Teacher`) and their
+comparison."""
 
 from __future__ import annotations
 
