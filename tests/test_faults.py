@@ -193,9 +193,19 @@ def test_a_replaced_file_stays_when_the_new_one_cannot_be_written(tmp_path):
     error = pytest.raises(UserError, match=r"x\.json cannot be written: No space left on device")
     with error, written_whole(tmp_path / "x.json") as aside:
         aside.write_text("[2")
-        with open("/dev/full", "w") as full:
-            full.write("more")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert content(tmp_path) == {"x.json": b"[\n 1\n]"}
+
+
+def test_a_device_or_pipe_is_written_to_and_not_replaced(tmp_path):
+    """``--output /dev/null`` by root would otherwise put a regular file in the place of the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, [1])
+    assert os.read(reader, 100) == b"[\n 1\n]" and pipe.is_fifo()
+    os.close(reader)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_store_that_vanishes_is_not_begun_anew_in_its_place(tmp_path):

@@ -34,9 +34,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """Write ``path`` atomically: yields the temporary name ``path.tmp`` to write to; creates the folder.
 
     At the end of the block the temporary file and then the folder's entry are synced, so neither a killed process nor
-    a power cut leaves a partial file at ``path``. Where ``path`` already has the same bytes, it is not touched. If the
-    block raises, the temporary file is removed and ``path`` is unchanged. A killed process leaves the temporary file
-    behind; the next write to ``path`` overwrites or removes it.
+    a power cut leaves a partial file at ``path``. Where ``path`` already has the same bytes, it is not touched; where
+    it is a device or a pipe, the bytes are written to it. If the block raises, the temporary file is removed and
+    ``path`` is unchanged. A killed process leaves the temporary file behind; the next write to ``path`` overwrites or
+    removes it.
 
     Raises:
         UserError: the file system refuses (:func:`cannot_write`).
@@ -50,6 +51,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             with open(temporary, "rb") as content:
                 same = _has_content(path, content)
             if same:
+                temporary.unlink()
+                return
+            if path.exists() and not path.is_file():  # a device or a pipe must not be replaced by a regular file
+                path.write_bytes(temporary.read_bytes())
                 temporary.unlink()
                 return
             _sync(temporary)
