@@ -51,15 +51,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def on_images(args) -> int:
-    from vild.apps.demo import annotate_images, image_targets, writing
+    from vild.apps.demo import annotate_images, image_targets
     from vild.apps.detector import make_detector
     from vild.apps.inputs import find_images
+    from vild.utils.files import cannot_write
 
     images = find_images(args.input, leave_out=args.output)
     one_file = len(args.input) == 1 and not Path(args.input[0]).is_dir()
     targets = image_targets(images, args.output, one_file)
-    with writing(args.output, targets[0].parent):
-        broken = annotate_images(make_detector(args), images, targets)
+    with cannot_write(args.output):
+        targets[0].parent.mkdir(parents=True, exist_ok=True)
+    broken = annotate_images(make_detector(args), images, targets)
     if broken and len(images) == 1:
         raise UserError(broken[0])
     if broken:
@@ -68,9 +70,13 @@ def on_images(args) -> int:
 
 
 def on_frames(args) -> int:
-    from vild.apps.demo import annotate_video, video_target, writing
     from vild.apps.detector import make_detector
-    from vild.apps.video import open_camera, open_video
+    from vild.utils.files import cannot_write
+
+    try:
+        from vild.apps.video import annotate_video, open_camera, open_video, video_target
+    except ModuleNotFoundError as error:
+        raise UserError(f"videos need the package {error.name}: pip install -e '.[video]'") from error
 
     if args.video_input:
         target, source = video_target(args.output, Path(args.video_input).stem), open_video(args.video_input)
@@ -79,7 +85,9 @@ def on_frames(args) -> int:
     else:
         stop = threading.Event()
         target, source = video_target(args.output, "webcam"), open_camera(args.webcam, stop)
-    with source as frames, writing(args.output, target.parent):
+    with source as frames:
+        with cannot_write(args.output):
+            target.parent.mkdir(parents=True, exist_ok=True)
         detector = make_detector(args)
         if args.video_input is None:  # from here on Ctrl-C ends the recording, and the file is complete
             signal.signal(signal.SIGINT, lambda *_: stop.set())

@@ -10,7 +10,7 @@ tools/run_onnx.py runs it without PyTorch. --output-dir writes a folder with con
 instead, which other tools take as --weights and OpenVocabularyDetector.from_folder loads.
 """
 
-from vild.utils.command_line import add_model_flags, add_shared, make_parser
+from vild.utils.command_line import add_model_or_folder_flags, add_shared, make_parser
 from vild.utils.errors import UserError, one_line_errors
 
 
@@ -19,18 +19,18 @@ def main():
     parser = make_parser(__doc__)
     target = parser.add_mutually_exclusive_group(required=True)
     add_shared(target, "--output", "--output-dir")
-    add_model_flags(parser)  # a folder as --weights would be exported already
+    add_model_or_folder_flags(parser)
+    add_shared(parser, "--opts")
     args = parser.parse_args()
     if args.output and args.output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--output {args.output}: give a name that ends in .onnx or .pt2, or --output-dir")
     if args.output:
         args.device = "cpu"  # graphs are traced there
 
-    from vild.config import config_from_flags
+    from vild.apps.detector import load_detector
     from vild.export.write import write_model
-    from vild.inference.predictor import OpenVocabularyDetector
 
-    detector = OpenVocabularyDetector(config_from_flags(args))
+    detector = load_detector(args)
     if args.output:
         write_model(detector, args.output)
     else:

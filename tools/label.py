@@ -29,7 +29,6 @@ def main(argv: list[str] | None = None) -> None:
 
     from tqdm import tqdm
 
-    from vild.apps.demo import writing
     from vild.apps.detector import make_detector
     from vild.apps.inputs import find_images
     from vild.apps.label import PartialLabels, check_name, plan_of
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     from vild.utils.lock import only_writer
 
     images = find_images([args.input])
-    with writing(args.output, args.output.parent), only_writer(args.output):
+    with only_writer(args.output):
         detector = make_detector(args)
         is_file = args.vocabulary is not None and Path(args.vocabulary).is_file()
         asked = {

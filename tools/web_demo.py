@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from vild.utils.command_line import add_shared, make_parser
+from vild.utils.command_line import add_model_or_folder_flags, add_shared, make_parser
 from vild.utils.errors import UserError, one_line_errors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -22,8 +22,8 @@ def main():
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines connect")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on")
     parser.add_argument("--examples", type=Path, metavar="FOLDER", help=f"offer its first {MOST_EXAMPLES} images")
-    add_shared(parser, "--config-file", note="not needed where --weights is a folder")
-    add_shared(parser, "--weights", "--device", "--opts")
+    add_model_or_folder_flags(parser)
+    add_shared(parser, "--opts")
     args = parser.parse_args()
 
     # before anything imports gradio or huggingface_hub

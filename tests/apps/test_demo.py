@@ -10,6 +10,7 @@ import threading
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -19,14 +20,12 @@ from pycocotools import mask as mask_api
 from tests.conftest import REPOSITORY
 from tests.utils.test_images import bad_images
 from vild.apps import video
-from vild.apps.demo import annotate_images, annotate_video, image_targets
+from vild.apps.demo import annotate_images, image_targets
 from vild.apps.inputs import ImageFile, find_images
-from vild.apps.video import Frames, VideoWriter, open_video
+from vild.apps.video import Frames, annotate_video, open_video, write_video
 from vild.inference.detections import Detections
 from vild.inference.drawing import draw
 from vild.utils.errors import UserError, one_line_errors
-
-av = pytest.importorskip("av")
 
 
 def load_tool(name: str):
@@ -243,7 +242,7 @@ def one_thread():
 
 def test_a_video_of_300_frames(demo, one_thread, tmp_path, monkeypatch):
     make_video(tmp_path / "in.mp4")
-    monkeypatch.setattr("vild.apps.demo.draw", cheap_draw)
+    monkeypatch.setattr("vild.apps.video.draw", cheap_draw)
     status, stdout, stderr = demo(
         "--video-input", tmp_path / "in.mp4", "--output", tmp_path / "out.mp4", "--confidence-threshold", 0.02,
         opts=["INPUT.MIN_SIZE_TEST", 32, "MODEL.RPN.POST_NMS_TOPK_TEST", 4, "MODEL.MASK_ON", False],  # a quick one
@@ -281,9 +280,8 @@ def test_frames_are_drawn_at_their_own_size(detector, tmp_path):
 
 
 def pass_through(source, target) -> list[np.ndarray]:
-    with open_video(source) as frames, VideoWriter(target, frames) as writer:
-        for ticks, image in frames.stream:
-            writer.add(ticks, image)
+    with open_video(source) as frames:
+        write_video(target, frames)
     with open_video(target) as frames:
         return [image for _, image in frames.stream]
 
@@ -354,6 +352,7 @@ def test_where_a_video_cannot_go(demo, tmp_path):
 
 def test_videos_need_a_package_that_is_named(demo, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.delitem(sys.modules, "vild.apps.video")
     line = error_of(demo("--video-input", tmp_path / "in.mp4", "--output", tmp_path / "out"))
     assert "pip install -e '.[video]'" in line
 

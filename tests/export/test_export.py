@@ -277,11 +277,14 @@ def test_run_lengths_are_cocos():
 def test_the_tool_writes_graphs(tool, trained, program, checkpoint_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ExportedDetector, "program", lambda _: program)
     monkeypatch.setattr("vild.export.write.to_onnx", lambda traced, _: b"graph" if traced is program else b"")
-    config, output = REPOSITORY / "configs/Glyphs/vild.yaml", tmp_path / "new" / "model.onnx"
-    overrides = ["--opts", "MODEL.WEIGHTS", checkpoint_file]
-    assert not tool("export.py", "--config-file", config, "--output", output, *overrides)
-    assert capsys.readouterr().out == f"{output}\n" and output.read_bytes() == b"graph"
-    assert json.loads(output.with_suffix(".json").read_text()) == manifest(trained)
+    trained.save(tmp_path / "folder", teacher=False)
+    config = REPOSITORY / "configs/Glyphs/vild.yaml"
+    models = ["--config-file", config, "--weights", checkpoint_file], ["--weights", tmp_path / "folder"]
+    for n, model in enumerate(models):
+        output = tmp_path / f"new {n}" / "model.onnx"
+        assert not tool("export.py", *model, "--output", output)
+        assert capsys.readouterr().out == f"{output}\n" and output.read_bytes() == b"graph"
+        assert json.loads(output.with_suffix(".json").read_text()) == manifest(trained)
 
 
 def test_a_folder_that_needs_nothing_else(tool, trained, checkpoint_file, teacher_folder, images, tmp_path):

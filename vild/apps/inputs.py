@@ -31,7 +31,7 @@ def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> 
     Raises:
         UserError: a missing file or folder, or a folder without images.
     """
-    found = []
+    found, leave_out = [], leave_out and leave_out.resolve()
     for given in map(Path, inputs):
         if not given.exists():
             raise UserError(f"--input {given}: does not exist")
@@ -49,10 +49,6 @@ def _images_below(folder: Path, leave_out: Path | None) -> list[Path]:
     found = []
     for where, folders, files in os.walk(folder):
         here = Path(where)
-        folders[:] = [f for f in folders if not f.startswith(".") and not (leave_out and _is_same(here / f, leave_out))]
+        folders[:] = [f for f in folders if not f.startswith(".") and (here / f).resolve() != leave_out]
         found += [here / f for f in files if not f.startswith(".") and f.lower().endswith(SUFFIXES)]
     return found
-
-
-def _is_same(a: Path, b: Path) -> bool:
-    return a.resolve() == b.resolve()

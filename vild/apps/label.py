@@ -8,8 +8,9 @@ ends in the same bytes as an undisturbed one.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,62 +60,52 @@ class PartialLabels:
         path: of the finished labels; the partial file is next to it.
         plan: plain values that the labels depend on.
 
-    Attributes:
-        done: names of the images that have a record.
-
     Raises:
         UserError: the partial file belongs to another plan, or the labels already exist.
     """
 
     def __init__(self, path: Path, plan: dict):
-        self.path, self.aside = path, path.with_name(path.name + ".partial")
-        self._at: dict[str, int] = {}  # offset of each record
-        self._broken: dict[str, str] = {}
-        if path.exists() and not self.aside.exists():
+        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self._offsets: dict[str, int] = {}  # of each image's record
+        if path.exists() and not self.partial.exists():
             raise UserError(f"--output {path}: already exists; remove it, or give another name")
-        with cannot_write(self.aside):
+        with cannot_write(self.partial):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.aside, "a+b")  # noqa: SIM115
+            self._file = open(self.partial, "a+b")  # noqa: SIM115
         self._resume(plan)
 
     def _resume(self, plan: dict) -> None:
         """Read the records of an earlier run, and truncate an unfinished last line."""
         self._file.seek(0)
-        end, header = 0, None
+        end = 0
         while (line := self._file.readline()).endswith(b"\n"):
             try:
                 record = json.loads(line)
             except ValueError:  # a power failure: not everything that was written reached the disk
                 break
-            if header is None:
-                header = record
-                self._check(header, plan)
+            if end:
+                self._offsets[record["file_name"]] = end
             else:
-                self._remember(record, end)
+                self._check(record, plan)
             end = self._file.tell()
         self._file.truncate(end)
-        if header is None:
+        if not end:
             self._append(plan)
 
     def _check(self, header: dict, plan: dict) -> None:
         for key in plan:
             if header.get(key) != plan[key]:
                 raise UserError(
-                    f"{self.aside}: started with another {key} ({_short(header.get(key))}, now "
+                    f"{self.partial}: started with another {key} ({_short(header.get(key))}, now "
                     f"{_short(plan[key])}); use the same, or remove the file"
                 )
 
-    def _remember(self, record: dict, at: int) -> None:
-        self._at[record["file_name"]] = at
-        if "broken" in record:
-            self._broken[record["file_name"]] = record["broken"]
-
     def _append(self, record: dict) -> int:
-        with cannot_write(self.aside):
-            at = self._file.seek(0, 2)
+        with cannot_write(self.partial):
+            offset = self._file.seek(0, 2)
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
-            return at
+            return offset
 
     def __enter__(self) -> PartialLabels:
         return self
@@ -125,25 +116,32 @@ class PartialLabels:
 
     @property
     def done(self) -> set[str]:
-        return set(self._at)
+        """Names of the images that have a record."""
+        return set(self._offsets)
 
     def add(self, file_name: str, found: Detections) -> None:
         """Add the detections of an image."""
         height, width = found.image_size
         record = {"file_name": file_name, "height": height, "width": width, "annotations": to_annotations(found)}
-        self._remember(record, self._append(record))
+        self._offsets[file_name] = self._append(record)
 
     def add_broken(self, file_name: str, reason: str) -> None:
         """Add an unreadable image."""
-        record = {"file_name": file_name, "broken": reason}
-        self._remember(record, self._append(record))
+        self._offsets[file_name] = self._append({"file_name": file_name, "broken": reason})
 
     def _read(self, file_name: str) -> dict:
-        self._file.seek(self._at[file_name])
+        self._file.seek(self._offsets[file_name])
         return json.loads(self._file.readline())
 
+    def _annotations(self, images: Sequence[dict]) -> Iterator[dict]:
+        ids = itertools.count(1)
+        for image in images:
+            for annotation in self._read(image["file_name"])["annotations"]:
+                yield {"id": next(ids), "image_id": image["id"], **annotation}
+
     def finish(self, file_names: Sequence[str], names: Sequence[str], info: dict) -> list[str]:
-        """Write the labels of these images, in this order, and remove the partial file. Holds one image in memory.
+        """Write the labels of these images, in this order, and remove the partial file. Holds the annotations of one
+        image in memory.
 
         Args:
             names: of the categories.
@@ -152,31 +150,28 @@ class PartialLabels:
         Returns:
             an error message for each unreadable image.
         """
-        if not self.aside.exists():
-            raise UserError(f"{self.aside} disappeared while it was being written")
-        broken = {n: self._broken[n] for n in file_names if n in self._broken}
-        whole = [n for n in file_names if n not in broken]
-        categories = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
-        info = {**info, "broken": [{"file_name": printable(n), "why": reason} for n, reason in broken.items()]}
-        with written_whole(self.path) as aside, open(aside, "w", encoding="utf-8") as file:
-            file.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(categories)},\n"images": [')
-            separator = "\n"
-            for image_id, name in enumerate(whole, 1):
-                record = self._read(name)
+        if not self.partial.exists():
+            raise UserError(f"{self.partial} disappeared while it was being written")
+        broken, images = [], []
+        for file_name in file_names:
+            record = self._read(file_name)
+            if "broken" in record:
+                broken.append({"file_name": printable(file_name), "why": record["broken"]})
+            else:
                 del record["annotations"]
-                file.write(separator + json.dumps({"id": image_id, **record}))
-                separator = ",\n"
-            file.write('\n],\n"annotations": [')
-            separator, annotation_id = "\n", 0
-            for image_id, name in enumerate(whole, 1):
-                for annotation in self._read(name)["annotations"]:
-                    annotation_id += 1
-                    file.write(separator + json.dumps({"id": annotation_id, "image_id": image_id, **annotation}))
-                    separator = ",\n"
-            file.write("\n]}\n")
+                images.append({"id": len(images) + 1, **record})
+        categories = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
+        with written_whole(self.path) as aside, open(aside, "w", encoding="utf-8") as file:
+            file.write(f'{{"info": {json.dumps({**info, "broken": broken})},\n"categories": {json.dumps(categories)}')
+            for key, records in (("images", images), ("annotations", self._annotations(images))):
+                file.write(f',\n"{key}": [')
+                for n, record in enumerate(records):
+                    file.write((",\n" if n else "\n") + json.dumps(record))
+                file.write("\n]")
+            file.write("}\n")
         self._file.close()
-        self.aside.unlink()
-        return list(broken.values())
+        self.partial.unlink()
+        return [record["why"] for record in broken]
 
 
 def plan_of(detector: OpenVocabularyDetector, folder: Path, asked: dict) -> dict:

@@ -1,20 +1,29 @@
-"""Read frames from a video file (PyAV, ``pip install -e '.[video]'``) or a camera (OpenCV), and write H.264 files."""
+"""Draw detections on videos, read from a file (PyAV, ``pip install -e '.[video]'``) or a camera (OpenCV)."""
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
+import av
 import cv2
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
+from vild.inference.drawing import draw
+from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError
+from vild.utils.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +55,8 @@ def open_video(path: str | Path) -> Iterator[Frames]:
     """Read a video file. Packets that cannot be decoded are skipped and counted in the log.
 
     Raises:
-        UserError: not a video, no video stream, no decoder for its codec, or PyAV is not installed.
+        UserError: not a video, no video stream, or no decoder for its codec.
     """
-    av = _import_av()
     if not Path(path).is_file():
         raise UserError(f"--video-input {path}: does not exist")
     try:
@@ -67,10 +75,10 @@ def open_video(path: str | Path) -> Iterator[Frames]:
         rate = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
         count = stream.frames or (round(container.duration / av.time_base * rate) if container.duration else None)
         bt709 = stream.codec_context.colorspace == BT709
-        yield Frames(_decode(av, container, stream, rate, path), stream.time_base, rate, count, bt709)
+        yield Frames(_decode(container, stream, rate, path), stream.time_base, rate, count, bt709)
 
 
-def _decode(av, container, stream, rate: Fraction, path: str | Path) -> Iterator[tuple[int, np.ndarray]]:
+def _decode(container, stream, rate: Fraction, path: str | Path) -> Iterator[tuple[int, np.ndarray]]:
     step, first, last, broken = max(1, round(1 / (rate * stream.time_base))), None, None, 0
     packets = container.demux(stream)
     while True:
@@ -121,55 +129,63 @@ def _capture(camera, image: np.ndarray, stop: threading.Event) -> Iterator[tuple
         good, image = camera.read()
 
 
-class VideoWriter:
-    """Write an H.264 video (yuv420p, .mp4) that players and browsers can play. A context manager.
+def write_video(path: str | Path, frames: Frames) -> int:
+    """Write an H.264 video (yuv420p, .mp4) that players and browsers can play.
 
     The first frame determines the size. yuv420p needs even sides: an odd one is padded by repeating the last pixel.
 
-    Args:
-        frames: the source of the frames, for tick, rate and colours.
+    Returns:
+        the number of frames.
     """
-
-    def __init__(self, path: str | Path, frames: Frames):
-        av = _import_av()
-        self._av, self._tick, self._bt709 = av, frames.tick, frames.bt709
-        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
-        self._stream = self._container.add_stream(
-            "libx264", rate=frames.rate, options={"crf": "20", "preset": "veryfast"}
-        )
-        self._stream.pix_fmt, self._stream.codec_context.time_base = "yuv420p", frames.tick
+    count = 0
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=frames.rate, options={"crf": "20", "preset": "veryfast"})
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", frames.tick
         if frames.bt709:
-            self._stream.codec_context.colorspace = BT709
-        self._begun = False
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def add(self, ticks: int, image: np.ndarray) -> None:
-        """Append a frame, RGB, uint8 [H, W, 3]."""
-        height, width = image.shape[:2]
-        if height % 2 or width % 2:
+            stream.codec_context.colorspace = BT709
+        for count, (ticks, image) in enumerate(frames.stream, 1):
+            height, width = image.shape[:2]
             image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        if not self._begun:
-            self._stream.height, self._stream.width = image.shape[:2]
-            self._begun = True
-        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        if self._bt709:
-            frame = frame.reformat(format="yuv420p", dst_colorspace=BT709)
-        frame.pts, frame.time_base = ticks, self._tick
-        self._container.mux(self._stream.encode(frame))
-
-    def __exit__(self, kind, *_) -> None:
-        try:
-            if kind is None and self._begun:
-                self._container.mux(self._stream.encode())
-        finally:
-            self._container.close()
+            if count == 1:
+                stream.height, stream.width = image.shape[:2]
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if frames.bt709:
+                frame = frame.reformat(format="yuv420p", dst_colorspace=BT709)
+            frame.pts, frame.time_base = ticks, frames.tick
+            container.mux(stream.encode(frame))
+        if count:
+            container.mux(stream.encode())
+    return count
 
 
-def _import_av():
-    try:
-        import av
-    except ImportError as error:
-        raise UserError("videos need the package av: pip install -e '.[video]'") from error
-    return av
+def video_target(output: Path, stem: str) -> Path:
+    """``output`` if it is an .mp4 name, else ``stem``.mp4 in the folder ``output``."""
+    if output.suffix.lower() == ".mp4" and not output.is_dir():
+        return output
+    if output.suffix and not output.is_dir():
+        raise UserError(f"--output {output}: videos are written as .mp4; give such a name, or a folder")
+    return output / f"{stem}.mp4"
+
+
+def annotate_video(detector: OpenVocabularyDetector, frames: Frames, target: Path, limit: int | None = None) -> int:
+    """Write the drawn video with the frames' size, rate and times and, next to it, ``NAME.jsonl`` with a line per
+    frame: its number, its time in seconds and ``Detections.to_dict``. Memory does not grow with the length.
+
+    Returns:
+        the number of frames, at most ``limit``.
+    """
+    total = frames.count if limit is None else min(limit, frames.count or limit)
+    stream = tqdm(islice(frames.stream, limit), desc="frames", unit="frame", total=total)
+    with (
+        written_whole(target) as video,
+        written_whole(target.with_suffix(".jsonl")) as records,
+        open(records, "w") as lines,
+    ):
+        return write_video(video, replace(frames, stream=_drawn(detector, replace(frames, stream=stream), lines)))
+
+
+def _drawn(detector: OpenVocabularyDetector, frames: Frames, lines: TextIO) -> Iterator[tuple[int, np.ndarray]]:
+    for number, (ticks, image) in enumerate(frames.stream):
+        found = detector(Image.fromarray(image))
+        lines.write(json.dumps({"frame": number, "seconds": float(ticks * frames.tick), **found.to_dict()}) + "\n")
+        yield ticks, np.asarray(draw(image, found, found.names, min_side=0))

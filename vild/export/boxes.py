@@ -1,11 +1,12 @@
-"""Detectron2's boxes, anchors, pooling and NMS as tensor operations that can be exported in one graph."""
+"""Detectron2's pooling and NMS as tensor operations that can be exported in one graph."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.poolers import ROIPooler
-from torch import Tensor, nn
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.structures import Boxes
+from torch import Tensor
 from torchvision.ops import batched_nms
 
 
@@ -26,28 +27,14 @@ def nms_by_class(boxes: Tensor, scores: Tensor, iou: float, threshold: float, li
     return torch.stack([classes, rows], 1)[keep]
 
 
-def clip(boxes: Tensor, height: int, width: int) -> Tensor:
-    """xyxy [R, 4] clipped to an image."""
-    return torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).flatten(1)
-
-
-def grid_anchors(generator: nn.Module, level: int, x: Tensor) -> Tensor:
-    """Detectron2's anchors [H * W * A, 4] of a feature map [1, F, H, W]."""
-    stride = generator.strides[level]
-    rows, columns = ((torch.arange(n) + generator.offset) * stride for n in x.shape[2:])
-    shifts = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), 2).flatten(0, 1).repeat(1, 2)
-    return (shifts[:, None] + list(generator.cell_anchors)[level]).flatten(0, 1)
-
-
 def pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor) -> Tensor:
     """Detectron2's pooling of one image's boxes [R, 4] from a pyramid to [R + 1, F, S, S]. The last row belongs to no
     box and keeps batches from being empty, which the exporter and ONNX runtimes do not always support."""
     rois = F.pad(boxes, (1, 0, 0, 1))  # the image's index, 0, before each
     if len(maps) == 1:
         return pooler.level_poolers[0](maps[0], rois)
-    side = (rois[:, 3:] - rois[:, 1:3]).prod(1).sqrt()
-    levels = (pooler.canonical_level + torch.log2(side / pooler.canonical_box_size + 1e-8)).floor()
-    levels = levels.clamp(pooler.min_level, pooler.max_level) - pooler.min_level
+    bounds = pooler.min_level, pooler.max_level
+    levels = assign_boxes_to_levels([Boxes(rois[:, 1:])], *bounds, pooler.canonical_box_size, pooler.canonical_level)
     pooled = maps[0].new_zeros(rois.shape[0], maps[0].shape[1], *pooler.output_size)
     for level, (x, align) in enumerate(zip(maps, pooler.level_poolers, strict=True)):
         here = (levels == level).nonzero()[:, 0]

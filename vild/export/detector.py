@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torchvision.ops import clip_boxes_to_image
 
-from vild.export.boxes import clip, grid_anchors, nms_by_class, pool
+from vild.export.boxes import nms_by_class, pool
 from vild.modeling import fusion
 from vild.modeling.rcnn import ViLDRCNN
 
@@ -81,7 +82,7 @@ class ExportedDetector(nn.Module):
         return boxes
 
     def _clip(self, boxes: Tensor, height: int, width: int) -> Tensor:
-        return clip(boxes, height, width)
+        return clip_boxes_to_image(boxes, (height, width))
 
     def _decoded(self, deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
         """Boxes [R, 4] from the deltas of the box head."""
@@ -95,8 +96,7 @@ class ExportedDetector(nn.Module):
         x = (image.permute(2, 0, 1).float() - self.model.pixel_mean) / self.model.pixel_std
         step = max(self.model.backbone.size_divisibility, 1)
         height, width = x.shape[1:]
-        right, below = (width + step - 1) // step * step - width, (height + step - 1) // step * step - height
-        return F.pad(x, (0, right, 0, below))[None]
+        return F.pad(x, (0, -width % step, 0, -height % step))[None]
 
     def _proposals(self, features: dict[str, Tensor], height: int, width: int) -> Tensor:
         """The RPN's boxes [R, 4] by descending objectness, at most RPN.POST_NMS_TOPK_TEST."""
@@ -104,12 +104,11 @@ class ExportedDetector(nn.Module):
         maps = [features[f] for f in rpn.in_features]
         logits, deltas = rpn.rpn_head(maps)
         boxes, scores, levels = [], [], []
-        for level, (x, logit, delta) in enumerate(zip(maps, logits, deltas, strict=True)):
-            anchors = grid_anchors(rpn.anchor_generator, level, x)
+        for level, (grid, logit, delta) in enumerate(zip(rpn.anchor_generator(maps), logits, deltas, strict=True)):
             score = logit[0].permute(1, 2, 0).flatten()
             delta = delta[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4)
             score, best = self._rank(score).topk(torch.sym_min(score.shape[0], rpn.pre_nms_topk[False]))
-            boxes.append(self._clip(rpn.box2box_transform.apply_deltas(delta[best], anchors[best]), height, width))
+            boxes.append(self._clip(rpn.box2box_transform.apply_deltas(delta[best], grid.tensor[best]), height, width))
             scores.append(score)
             levels.append(torch.full_like(best, level))
         box, score, level = torch.cat(boxes), torch.cat(scores), torch.cat(levels)

@@ -10,7 +10,6 @@ from torch.export import ExportedProgram
 from vild.export.detector import ALL, AXES, ExportedDetector
 from vild.export.released import ExportedReleased
 from vild.inference.predictor import OpenVocabularyDetector
-from vild.modeling.rcnn import ViLDRCNN
 from vild.modeling.released.rcnn import ReleasedRCNN
 from vild.utils.errors import UserError
 from vild.utils.files import write_json, written_whole
@@ -26,7 +25,9 @@ def write_model(detector: OpenVocabularyDetector, path: str | Path) -> None:
     Raises:
         UserError: the packages for writing ONNX files are not installed.
     """
-    path, wrapped = Path(path), wrap(detector.model)
+    path = Path(path)
+    kind = ExportedReleased if isinstance(detector.model, ReleasedRCNN) else ExportedDetector
+    wrapped = kind(detector.model)
     program = wrapped.program()
     with written_whole(path) as aside:
         if path.suffix == ".pt2":
@@ -60,13 +61,6 @@ def manifest(detector: OpenVocabularyDetector) -> dict:
             "size_divisibility": max(detector.model.backbone.size_divisibility, 1),
         },
     }
-
-
-def wrap(model: ViLDRCNN) -> ExportedDetector:
-    """The module to export for a model."""
-    if isinstance(model, ReleasedRCNN):
-        return ExportedReleased(model)
-    return ExportedDetector(model)
 
 
 def to_onnx(program: ExportedProgram, wrapped: ExportedDetector) -> bytes:

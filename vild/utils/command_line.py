@@ -16,7 +16,7 @@ NUM_WORKERS = min(16, os.cpu_count() or 1)
 # Each shared flag has one meaning, default and help text in all tools; a tool may add a note (see add_shared)
 SHARED = {
     "--config-file": {"metavar": "FILE", "help": 'a config file, or the name of a built-in one ("LVIS/vild.yaml")'},
-    "--weights": {"metavar": "PATH", "help": "trained weights: a checkpoint file, or a folder written by export.py"},
+    "--weights": {"metavar": "PATH", "help": "trained weights: a checkpoint file"},
     "--opts": {
         "nargs": argparse.REMAINDER,
         "default": [],
@@ -84,10 +84,16 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "--weights", "--device", "--opts")
 
 
+def add_model_or_folder_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, or which exported folder: ``vild.apps.detector.load_detector`` reads them, with ``--opts``."""
+    add_shared(parser, "--config-file", note="not needed where --weights is a folder")
+    add_shared(parser, "--weights", note="or a folder written by export.py")
+    add_shared(parser, "--device")
+
+
 def add_detector_flags(parser: argparse.ArgumentParser) -> None:
     """Which detector, and which words: ``vild.apps.detector.make_detector`` reads them, with ``--threshold``."""
-    add_shared(parser, "--config-file", note="not needed where --weights is a folder")
-    add_shared(parser, "--weights", "--device")
+    add_model_or_folder_flags(parser)
     add_shared(parser, "--vocabulary", note="default: the classes it was trained on")
     parser.add_argument("--negatives", metavar="WORDS", help="words that compete for each region but are not reported")
     parser.add_argument(
