@@ -7,15 +7,16 @@ the page.
 from __future__ import annotations
 
 import html
+import itertools
 import re
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 from pycocotools import mask as mask_api
 
@@ -75,31 +76,25 @@ def read_photo(path: str | Path) -> Photo:
     if Path(path).stat().st_size > MOST_BYTES:
         raise UserError(f"This file is larger than {MOST_BYTES >> 20} MB.")
     try:
-        with open_image(path, FORMATS) as image:
+        with open_image(path, FORMATS, MOST_PIXELS) as image:
             width, height = image.size
-            _check_size(width, height)
+            shrink = min(1.0, LONGEST_SIDE / max(width, height))
+            if min(width, height) * shrink < SHORTEST_SIDE:
+                raise UserError(f"This image is too small or too narrow: {width:,} x {height:,} pixels.")
             array = to_array(image, "RGB")
     except UserError:
         raise
-    except (Image.DecompressionBombError, TooManyPixels) as error:
+    except TooManyPixels as error:
+        raise UserError(f"This image has {error}.") from error
+    except Image.DecompressionBombError as error:
         raise UserError(f"This image has more than {MOST_PIXELS // 10**6} million pixels.") from error
     except Exception as error:  # a broken file can fail anywhere in the decoders
         raise UserError("This file is not an image that can be read, or only a part of one.") from error
-    shrink = LONGEST_SIDE / max(width, height)
-    if shrink >= 1:
+    if shrink == 1:
         return Photo(array, 1.0)
     image = Image.fromarray(array)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), reducing_gap=3.0)
     return Photo(np.asarray(image), 1 / shrink)
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise UserError(
-            f"This image has {width:,} x {height:,} pixels, more than {MOST_PIXELS // 10**6} million altogether."
-        )
-    if min(width, height) * min(1.0, LONGEST_SIDE / max(width, height)) < SHORTEST_SIDE:
-        raise UserError(f"This image is too small or too narrow: {width:,} x {height:,} pixels.")
 
 
 def read_texts(words: str, negatives: str = "") -> tuple[Words, tuple[str, ...]]:
@@ -134,8 +129,7 @@ def search(detector: OpenVocabularyDetector, photo: Photo, words: str, negatives
     start = time.perf_counter()
     chosen = detector.with_vocabulary(asked.names, synonyms=asked.synonyms, negatives=unwanted)
     encoded = time.perf_counter()
-    bgr = chosen.cfg.INPUT.FORMAT == "BGR"
-    found = chosen(np.ascontiguousarray(photo.array[:, :, ::-1]) if bgr else photo.array)
+    found = chosen(Image.fromarray(photo.array))
     detected = time.perf_counter()
     masks = None
     if found.has("pred_masks"):
@@ -174,37 +168,27 @@ def table(findings: Findings, threshold: float) -> str:
     """The detections as an HTML table: name, score, base or novel, box in pixels of the file."""
     some = findings.above(threshold)
     boxes = (some.pred_boxes.tensor * findings.photo.pixels).round().int().tolist()
+    splits = [some.splits[c] for c in some.pred_classes.tolist()]
     rows = [
-        _row(name, score, some.splits[c], box)
-        for name, score, c, box in zip(
-            some.labels(), some.scores.tolist(), some.pred_classes.tolist(), boxes, strict=True
-        )
+        f"<tr><td>{html.escape(name)}</td><td>{score:.2f} {_bar(score, split)}</td><td>{mark(split)}</td>"
+        f'<td class="box">{", ".join(map(str, box))}</td></tr>'
+        for name, score, split, box in zip(some.labels(), some.scores.tolist(), splits, boxes, strict=True)
     ]
     heads = "".join(f"<th>{head}</th>" for head in ("name", "score", "", "box (x1, y1, x2, y2)"))
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
 
 
-def _row(name: str, score: float, split: str, box: Sequence[int]) -> str:
-    bar = f'<span class="bar"><i style="width:{100 * score:.0f}%;background:{colour(split)}"></i></span>'
-    return (
-        f"<tr><td>{html.escape(name)}</td><td>{score:.2f} {bar}</td><td>{mark(split)}</td>"
-        f'<td class="box">{", ".join(map(str, box))}</td></tr>'
-    )
+def _bar(score: float, split: str) -> str:
+    return f'<span class="bar"><i style="width:{100 * score:.0f}%;background:{to_hex(COLOURS[split])}"></i></span>'
 
 
 def mark(split: str) -> str:
     """The word "base" or "novel" in the colour of its boxes, as HTML."""
-    return f'<span class="mark" style="--mark:{colour(split)}">{split}</span>' if split else ""
-
-
-def colour(split: str) -> str:
-    """The colour of a split (:data:`vild.inference.drawing.COLOURS`) in CSS."""
-    return "rgb({})".format(", ".join(str(round(255 * part)) for part in COLOURS[split]))
+    return f'<span class="mark" style="--mark:{to_hex(COLOURS[split])}">{split}</span>' if split else ""
 
 
 def first_words(detector: OpenVocabularyDetector, each: int = 8) -> str:
     """Some names of the training vocabulary as initial words, novel ones first."""
-    by_mark = {"novel": [], "base": [], "": []}
-    for name, split in zip(detector.trained.names, detector.trained.splits, strict=True):
-        by_mark[split].append(name)
-    return ", ".join(name for names in by_mark.values() for name in names[:each])
+    trained = list(zip(detector.trained.names, detector.trained.splits, strict=True))
+    some = ([name for name, s in trained if s == split][:each] for split in ("novel", "base", ""))
+    return ", ".join(itertools.chain(*some))

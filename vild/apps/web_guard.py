@@ -87,25 +87,19 @@ def stored(folder: Path) -> int:
 
 def _names_a_foreign_file(body: bytes, folder: Path) -> bool:
     """Whether the JSON of a call names a file that gradio would fetch, or one that is not an upload."""
-    folder = folder.resolve()
+    paths = []
     try:
-        left = [json.loads(body)]
+        json.loads(body, object_hook=lambda record: paths.append(record.get("path")) or record)
     except (ValueError, RecursionError):
         return True
-    while left:
-        value = left.pop()
-        if isinstance(value, dict):
-            path = value.get("path")
-            if path is not None and not (isinstance(path, str) and _lies_in(folder, path)):
-                return True
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
-    return False
+    return not all(path is None or is_upload(path, folder) for path in paths)
 
 
-def _lies_in(folder: Path, path: str) -> bool:
-    return "://" not in path and "\0" not in path and Path(path).resolve().is_relative_to(folder)
+def is_upload(path: object, folder: str | Path) -> bool:
+    """Whether this is the path of something in the folder of uploads; links are followed."""
+    if not isinstance(path, str) or "://" in path or "\0" in path:
+        return False
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 async def _body(receive) -> bytes:

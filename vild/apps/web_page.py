@@ -12,7 +12,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from vild.apps import web
-from vild.apps.web_guard import RequestFilter
+from vild.apps.web_guard import RequestFilter, is_upload
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError
 
@@ -70,8 +70,6 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
         return gr.skip(), photo, None, None, "", ""
 
     def pick(index):
-        if not (isinstance(index, int) and 0 <= index < len(photos)):
-            return None, None, None, None, "", "There is no such example."
         return photos[index].array, photos[index], None, None, "", ""
 
     def find(photo, words, negatives, threshold):
@@ -85,7 +83,7 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
 
     def show(findings, threshold):
         if findings is None:
-            return gr.skip(), gr.skip(), gr.skip()
+            return gr.skip()
         summary = html.escape(web.summary(findings, threshold))
         return web.drawing(findings, threshold), web.table(findings, threshold), summary
 
@@ -142,12 +140,11 @@ def _example(path: Path) -> web.Photo:
 def uploaded(payload: object) -> Path:
     """The file of an upload. Raises UserError for a path outside gradio's upload folder."""
     path = payload.get("path") if isinstance(payload, dict) else None
-    folder = Path(gr.utils.get_upload_folder()).resolve()
-    if not isinstance(path, str) or "\0" in path or not (found := Path(path).resolve()).is_relative_to(folder):
+    if not is_upload(path, gr.utils.get_upload_folder()):
         raise UserError("This is not an uploaded image.")
-    if not found.is_file():
+    if not Path(path).is_file():
         raise UserError("This image is no longer here: upload it again.")
-    return found
+    return Path(path)
 
 
 def serve(detector: OpenVocabularyDetector, examples: Sequence[Path], host: str, port: int) -> None:
