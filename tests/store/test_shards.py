@@ -85,7 +85,7 @@ def test_a_file_truncated_anywhere_is_a_one_line_error(tmp_path):
             EmbeddingStore(tmp_path)
         assert "\n" not in str(caught.value)
     path.write_bytes(whole + b"\0")
-    with pytest.raises(UserError, match=f"{len(whole) + 1} bytes, expected {len(whole)}"):
+    with pytest.raises(UserError, match="is broken .*not fully covered"):
         EmbeddingStore(tmp_path)
 
 

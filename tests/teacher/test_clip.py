@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from vild.glyphs.teacher import MODEL_CFG, build_model
-from vild.teacher import clip
 from vild.teacher.clip import ClipTeacher, save_local
-from vild.teacher.crops import crop_regions
+from vild.teacher.crops import normalise
 from vild.teacher.teacher import build_teacher
 from vild.utils.errors import UserError
 from vild.utils.fingerprint import check_same_teacher, same_regions, same_teacher
@@ -129,7 +128,7 @@ def test_maps_come_beside_the_very_same_embeddings(monkeypatch, tower):
     assert torch.equal(embeddings, teacher.encode_regions(image, boxes))
     assert teacher.map_shape == shape and maps.shape == (3, *shape) and maps.dtype == torch.float32
     # of each box's own 1x crop
-    crop = crop_regions(image, boxes[1:2], teacher.size, teacher.mean, teacher.std, scales=(1.0,))[0]
+    crop = normalise(teacher.cut([image], [boxes[1:2]])[:, 0], teacher.mean, teacher.std)
     torch.testing.assert_close(maps[1:2], teacher.encode_image_and_maps(crop)[1], atol=1e-4, rtol=1e-4)
     embeddings, maps = teacher.encode_regions_and_maps(image, boxes[:0])
     assert embeddings.shape == (0, 16) and maps.shape == (0, *shape)
@@ -203,9 +202,10 @@ def test_a_copied_folder_has_whole_files_and_its_config_last(tmp_path, monkeypat
         assert len([*place.rglob("*")]) == 4
 
 
-def test_an_error_that_says_nothing_has_a_name():
-    def create():
+def test_an_error_that_says_nothing_has_a_name(teacher_folder, monkeypatch):
+    def create(*_, **__):
         raise MemoryError
 
+    monkeypatch.setattr(open_clip, "create_model", create)
     with pytest.raises(UserError, match="its weights cannot be loaded: MemoryError"):
-        clip._or_user_error("x", create)
+        build_teacher(f"local-dir:{teacher_folder}")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vild.teacher.crops import MODES, crop_batch, crop_regions, enlarge, fuse_scales, normalise, to_pixels
+from vild.teacher.crops import MODES, crop_batch, enlarge, fuse_scales, normalise, to_pixels
 from vild.utils.errors import UserError
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -17,6 +17,11 @@ def image():
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
     return torch.from_numpy(np.asarray(coarse.resize((160, 120), Image.Resampling.BICUBIC)).copy()).permute(2, 0, 1)
+
+
+def crop_regions(image, boxes, size, mean, std, interpolation="bicubic", **settings):
+    """One image's crops as the teacher's input: float32 [N, S, 3, *size]."""
+    return normalise(crop_batch([image], [boxes], size, mean, interpolation, **settings), mean, std)
 
 
 def pil_crop(pixels, window, size, mode):

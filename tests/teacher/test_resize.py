@@ -105,6 +105,14 @@ def test_groups_and_threads_change_nothing(images, monkeypatch):
         assert torch.equal(resize_matmul(images, jobs, (32, 32), "bicubic", FILL), exact)
 
 
+def test_a_single_row_of_padding_is_filled(images):
+    """It comes after the image, so that the output begins at 0."""
+    job = ResizeJob(0, 0, 0, 32, 31, *input_windows(31, 32, (32, 32), "pad"))
+    assert (job.height, job.top, job.left) == (31, 0, 0)
+    for function in (resize_matmul, resize_windows):
+        assert function(images, [job], (32, 32), "bicubic", FILL)[0, :, 31, 7].tolist() == list(FILL)
+
+
 def test_flipping_the_image_flips_the_crops(images):
     size, width = (32, 32), images[1].shape[2]
     cases = [(0, window) for n, window in windows(images, 40) if n == 1]

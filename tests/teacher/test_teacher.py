@@ -59,3 +59,10 @@ def test_what_it_does_not_implement_is_reported(tmp_path):
 def test_a_name_imports_nothing_but_teachers(name):
     with pytest.raises(UserError, match=f"teacher '{name}': "):
         build_teacher(name)
+
+
+def test_an_unknown_kind_lists_the_kinds_there_are():
+    with pytest.raises(
+        UserError, match=r"no kind of teacher 'hugh' \(there are: .*, local-dir:FOLDER, .*, hue:\.\.\.\)"
+    ):
+        build_teacher("hugh:7")

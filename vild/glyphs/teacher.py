@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vild.glyphs import drawing
 from vild.teacher.clip import save_local
-from vild.teacher.crops import crop_regions
+from vild.teacher.crops import crop_batch, normalise
 from vild.vocabulary.prompts import PROMPT_SETS, fill
 
 logger = logging.getLogger(__name__)
@@ -61,14 +61,15 @@ def _jitter(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _crops(images: list, rng: np.random.Generator) -> Tensor:
     """Jittered, randomly mirrored crops [N, 3, S, S] of (image, index, box) triples, cut as proposals are."""
-    size = (MODEL_CFG["vision_cfg"]["image_size"],) * 2
+    size, mean = (MODEL_CFG["vision_cfg"]["image_size"],) * 2, PREPROCESS_CFG["mean"]
     parts = []
     for image, _, box in images:
         tensor = torch.from_numpy(image).permute(2, 0, 1)
         boxes = torch.from_numpy(_jitter(np.array(box), rng))[None]
-        crop = crop_regions(tensor, boxes, size, PREPROCESS_CFG["mean"], PREPROCESS_CFG["std"], scales=(1.0,))
-        parts.append(crop[0, 0].flip(-1) if rng.random() < 0.5 else crop[0, 0])
-    return torch.stack(parts).contiguous(memory_format=torch.channels_last)
+        crop = crop_batch([tensor], [boxes], size, mean, scales=(1.0,))[0, 0]
+        parts.append(crop.flip(-1) if rng.random() < 0.5 else crop)
+    crops = normalise(torch.stack(parts), mean, PREPROCESS_CFG["std"])
+    return crops.contiguous(memory_format=torch.channels_last)
 
 
 def train(

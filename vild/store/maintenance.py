@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vild.store.manifest import hash_ids, read_manifest, unfinished, write_manifest
-from vild.store.shards import Head, MappedShard, broken, check_sum, minimum_size, read_head
+from vild.store.shards import Head, broken, check_sum, map_rows, minimum_size, read_head, select
 from vild.utils.errors import UserError
 from vild.utils.files import sha256
 from vild.utils.fingerprint import describe
@@ -30,8 +30,8 @@ def summarise(folder: Path) -> str:
     manifest = read_manifest(folder)
     plan, paths = manifest["plan"], shard_paths(folder, manifest)
     heads = [read_head(path, plan["dtype"]) for path in paths]
-    counts = np.concatenate([np.zeros(0, np.int64), *(np.diff(head.offsets) for head in heads)])
-    regions, size = int(counts.sum()), sum(head.size for head in heads)
+    counts = np.concatenate([np.zeros(0, np.int64), *(head.counts for head in heads)])
+    regions, size = int(counts.sum()), sum(path.stat().st_size for path in paths)
     minimum = minimum_size(regions, plan["fingerprint"].get("width", 0), plan["dtype"])
     share = f", {100 * (size / minimum - 1):.2f} % over its embeddings alone" if minimum else ""
     done = "complete" if manifest["complete"] else f"unfinished, {len(counts):,} of {plan['images']:,} images"
@@ -91,10 +91,9 @@ def verify(folder: Path) -> Iterator[tuple[Path | None, str]]:
 
 def check_rows(head: Head) -> str | None:
     """The first invalid number of a shard, with its image_id; None if all are valid."""
-    shard, total = MappedShard(head), int(head.offsets[-1])
+    mapped, total = map_rows(head), int(head.offsets[-1])
     for start in range(0, total, ROWS):
-        stop = min(start + ROWS, total)
-        boxes, rows, scales, scores = shard.rows(start, stop)
+        boxes, rows, scales, scores = select(mapped, start, start + ROWS)
         lengths = torch.linalg.vector_norm(rows.float(), dim=1) * (1 if scales is None else scales)
         for what, good in (
             ("a non-finite box", boxes.isfinite().all(1)),
@@ -138,5 +137,5 @@ def coverage(folder: Path, image_ids: Sequence[int]) -> tuple[list[int], int]:
     counts: dict[int, int] = {}
     for path in shard_paths(folder, manifest):
         head = read_head(path, manifest["plan"]["dtype"])
-        counts |= zip(head.image_ids.tolist(), np.diff(head.offsets).tolist(), strict=True)
+        counts |= zip(head.image_ids.tolist(), head.counts.tolist(), strict=True)
     return sorted(set(image_ids) - counts.keys()), sum(counts.get(i) == 0 for i in image_ids)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from vild.store.manifest import hash_ids, read_manifest, write_manifest
-from vild.store.shards import broken
+from vild.store.shards import check_sum
 from vild.store.store import EmbeddingStore
 from vild.utils.errors import UserError
-from vild.utils.files import cannot_write
+from vild.utils.files import cannot_write, sha256
 from vild.utils.fingerprint import describe, same_regions
 
 # The keys of a plan in which parts may differ: which images and which proposals. All others define the embeddings.
@@ -34,9 +34,8 @@ def merge(folders: Sequence[Path], output: Path) -> dict:
     if output.exists():
         raise UserError(f"store {output}: the folder exists; merge into a new one")
     parts = [EmbeddingStore(folder) for folder in folders]
-    for n, part in enumerate(parts):
-        for other in parts[:n]:
-            check_mergeable(other, part)
+    for a, b in combinations(parts, 2):
+        check_mergeable(a, b)
     plans, manifests = [part.plan for part in parts], [read_manifest(folder) for folder in folders]
     plan = {key: value for key, value in plans[0].items() if key not in PER_PART}
     for key in sorted({key for p in plans for key in p} & PER_PART):
@@ -55,8 +54,11 @@ def merge(folders: Sequence[Path], output: Path) -> dict:
             for folder, manifest in zip(folders, manifests, strict=True):
                 for shard in manifest["shards"]:
                     name = f"shard-{len(shards):05d}.safetensors"
-                    if _copy(folder / shard["file"], partial / name) != shard["sha256"]:
-                        raise broken(folder / shard["file"], "its checksum is not the manifest's")
+                    with open(folder / shard["file"], "rb") as file, open(partial / name, "wb") as copy:
+                        shutil.copyfileobj(file, copy)
+                        copy.flush()
+                        os.fsync(copy.fileno())
+                    check_sum(folder / shard["file"], sha256(partial / name), shard["sha256"])
                     shards.append({**shard, "file": name})
             whole |= {"regions": sum(shard["regions"] for shard in shards), "shards": shards}
             if unreadable := [i for manifest in manifests for i in manifest.get("unreadable", [])]:
@@ -80,15 +82,3 @@ def check_mergeable(a: EmbeddingStore, b: EmbeddingStore) -> None:
             raise UserError(f"store {a.folder} has {key} = {values}: they cannot be merged")
     if len(both := np.intersect1d(a.image_ids, b.image_ids)):
         raise UserError(f"store {a.folder} and store {b.folder} both have image_id {both[0]}: they cannot be merged")
-
-
-def _copy(source: Path, target: Path) -> str:
-    """Copy a file and sync it; returns the SHA-256 of the bytes copied."""
-    digest = hashlib.sha256()
-    with open(source, "rb", buffering=0) as file, open(target, "wb") as out:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            out.write(piece)
-        out.flush()
-        os.fsync(out.fileno())
-    return digest.hexdigest()

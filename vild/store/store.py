@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vild.store.manifest import MANIFEST, hash_ids, read_manifest, unfinished, write_manifest
-from vild.store.shards import Head, MappedShard, check_sum, pack, read_head, unpack
+from vild.store.shards import Head, Rows, check_sum, map_rows, pack, read_head, select, unpack
 from vild.utils.errors import UserError
 from vild.utils.files import cannot_write, sha256, write_tensors
 from vild.utils.fingerprint import check_same_teacher, describe, same_regions
@@ -139,25 +139,20 @@ class StoreWriter:
         Raises:
             UserError: a shard's checksum is not the one that the manifest listed.
         """
-        paths = [self.shard_path(index) for index in range(len(self.chunks))]
-        heads = [read_head(path, self.plan["dtype"]) for path in paths]
-        counts = [int(head.offsets[-1]) for head in heads]
-        empty = [i for head in heads for i in head.image_ids[np.diff(head.offsets) == 0].tolist()]
-        unreadable = [i for i in empty if (counts_planned or {}).get(i)]
+        heads = [read_head(self.shard_path(index), self.plan["dtype"]) for index in range(len(self.chunks))]
         with ThreadPoolExecutor() as pool:
-            sums = list(pool.map(sha256, paths))
-        for path, found in zip(paths, sums, strict=True):
-            check_sum(path, found, self._sums.get(path.name))
-        shards = [
-            {"file": path.name, "regions": count, "sha256": checksum}
-            for path, count, checksum in zip(paths, counts, sums, strict=True)
-        ]
+            sums = list(pool.map(sha256, [head.path for head in heads]))
+        shards = []
+        for head, checksum in zip(heads, sums, strict=True):
+            check_sum(head.path, checksum, self._sums.get(head.path.name))
+            shards.append({"file": head.path.name, "regions": int(head.offsets[-1]), "sha256": checksum})
+        manifest = {"plan": self.plan, "provenance": self.provenance, "complete": True}
+        manifest |= {"regions": sum(shard["regions"] for shard in shards), "shards": shards}
+        empty = [i for head in heads for i in head.image_ids[head.counts == 0].tolist()]
+        if unreadable := [i for i in empty if (counts_planned or {}).get(i)]:
+            manifest["unreadable"] = unreadable
         if self.complete:
             manifest = read_manifest(self.folder)
-        else:
-            manifest = {"plan": self.plan, "provenance": self.provenance}
-            manifest |= {"complete": True, "regions": sum(counts), "shards": shards}
-            manifest |= {"unreadable": unreadable} if unreadable else {}
         write_manifest(self.folder, manifest)
         return manifest
 
@@ -181,22 +176,21 @@ class EmbeddingStore:
         self.provenance: dict | None = manifest.get("provenance")  # None in stores of earlier versions
         self.fingerprint: dict = self.plan["fingerprint"]
         self._heads = [self._read_head(shard) for shard in manifest["shards"]]
-        # arrays sorted by id rather than a dict, which LVIS's 100,170 images would copy into every worker
-        empty = np.zeros(0, np.int64)
-        ids = np.concatenate([empty, *(h.image_ids for h in self._heads)])
-        order = ids.argsort(kind="stable")
-        self.image_ids = ids[order]  # int64 [I], increasing
-        self._shards = np.repeat(np.arange(len(self._heads)), [len(h.image_ids) for h in self._heads])[order]
-        self._starts = np.concatenate([empty, *(h.offsets[:-1] for h in self._heads)])[order]
-        self._stops = np.concatenate([empty, *(h.offsets[1:] for h in self._heads)])[order]
-        self._maps: dict[int, MappedShard] = {}
+        # int64 [I] each, by increasing id; not a dict, which LVIS's 100,170 images would copy into every worker
+        parts = [np.zeros((4, 0), np.int64)]
+        for n, head in enumerate(self._heads):
+            shards = np.full_like(head.image_ids, n)
+            parts.append(np.stack([head.image_ids, shards, head.offsets[:-1], head.offsets[1:]]))
+        table = np.concatenate(parts, 1)
+        self.image_ids, self._shards, self._starts, self._stops = table.take(table[0].argsort(kind="stable"), 1)
+        self._maps: dict[int, Rows] = {}
 
     def _read_head(self, shard: dict) -> Head:
         where, path = f"store {self.folder}: {shard['file']}", self.folder / shard["file"]
         if not path.is_file():
             raise UserError(f"{where} is listed in {MANIFEST} but missing")
         head, width = read_head(path, self.plan["dtype"]), self.fingerprint.get("width")
-        if width not in (None, head.places["embeddings"][1][1]):
+        if width not in (None, head.width):
             raise UserError(f"{where}: its embeddings do not have the teacher's width, {width}")
         if head.offsets[-1] != shard["regions"]:
             raise UserError(f"{where} has {head.offsets[-1]} regions, {MANIFEST} says {shard['regions']}")
@@ -214,24 +208,27 @@ class EmbeddingStore:
         boxes, embeddings, scales, scores = self._views(image_id)
         return StoredRegions(boxes.clone(), unpack(embeddings, scales), scores.clone())
 
-    def read(self, image_id: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def read(self, image_id: int) -> Rows:
         """An image's stored rows: boxes, embeddings float16 or int8 [N, D], scales [N] (None for float16), scores."""
         return tuple(None if t is None else t.clone() for t in self._views(image_id))
 
-    def _views(self, image_id: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def _views(self, image_id: int) -> Rows:
         """:meth:`read` without copying. (Sending a view to another process would send the whole file.)"""
         row = self._find(image_id)
         if row is None:
             raise UserError(f"store {self.folder}: image_id {image_id} is not in it; it was built for another data set")
-        return self._map(int(self._shards[row])).rows(int(self._starts[row]), int(self._stops[row]))
+        index = int(self._shards[row])
+        if index not in self._maps:
+            if len(self._maps) >= MAPPED_SHARDS:
+                self._maps.clear()
+            self._maps[index] = map_rows(self._heads[index])
+        return select(self._maps[index], int(self._starts[row]), int(self._stops[row]))
 
     def boxes(self) -> Iterator[tuple[int, Tensor]]:
         """Every image's id and boxes [N, 4], without reading the embeddings."""
         for head in self._heads:
-            boxes = MappedShard(head).tensors["boxes"].clone()
-            bounds = head.offsets.tolist()
-            for image_id, start, stop in zip(head.image_ids.tolist(), bounds[:-1], bounds[1:], strict=True):
-                yield image_id, boxes[start:stop]
+            boxes = map_rows(head)[0].clone()
+            yield from zip(head.image_ids.tolist(), boxes.split(head.counts.tolist()), strict=True)
 
     def ids_in_file_order(self) -> list[int]:
         """All image ids, in the order of the shards."""
@@ -240,14 +237,6 @@ class EmbeddingStore:
     def _find(self, image_id: int) -> int | None:
         row = int(self.image_ids.searchsorted(image_id))
         return row if row < len(self.image_ids) and self.image_ids[row] == image_id else None
-
-    def _map(self, index: int) -> MappedShard:
-        found = self._maps.get(index)
-        if found is None:
-            if len(self._maps) >= MAPPED_SHARDS:
-                self._maps.clear()
-            found = self._maps[index] = MappedShard(self._heads[index])
-        return found
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_maps": {}}

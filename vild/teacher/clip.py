@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vild.teacher.context import encode_in_context
-from vild.teacher.crops import input_windows
 from vild.teacher.teacher import Teacher
 from vild.utils.errors import UserError, first_line
 from vild.utils.files import write_json, write_tensors, written_whole
@@ -40,8 +39,7 @@ class ClipTeacher(Teacher, kind="clip"):
             fp32.
 
     Raises:
-        UserError: unknown name, tag or mode, weights that cannot be loaded, or a QuickGELU mismatch (open_clip only
-            warns).
+        UserError: unknown name or tag, weights that cannot be loaded, or a QuickGELU mismatch (open_clip only warns).
     """
 
     def __init__(
@@ -53,7 +51,6 @@ class ClipTeacher(Teacher, kind="clip"):
         precision: str = "fp32",
         compile: bool = False,
     ):
-        input_windows(1, 1, (1, 1), crop)  # an unknown mode is reported before weights are loaded
         self.model = _create(name, pretrained).to(device).eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer(name)
         self.precision = precision
@@ -79,7 +76,7 @@ class ClipTeacher(Teacher, kind="clip"):
         if len(images) == 0:
             return torch.zeros((0, self.width), device=self.device)
         with self._autocast():
-            features = self._encode_image(self._laid_out(images))
+            features = self._encode_image(self._channels_last(images))
         return F.normalize(features.float(), dim=1)
 
     @torch.inference_mode()
@@ -89,14 +86,14 @@ class ClipTeacher(Teacher, kind="clip"):
         norm = getattr(self.model.visual, "attn_pool", None) is None  # CoCa's last norm comes after its pooling
         with self._autocast():
             found = self.model.forward_intermediates(
-                self._laid_out(images), image_indices=1, normalize=False, normalize_intermediates=norm
+                self._channels_last(images), image_indices=1, normalize=False, normalize_intermediates=norm
             )
         return F.normalize(found["image_features"].float(), dim=1), found["image_intermediates"][-1].float()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
 
-    def _laid_out(self, images: Tensor) -> Tensor:
+    def _channels_last(self, images: Tensor) -> Tensor:
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -113,9 +110,8 @@ class ClipTeacher(Teacher, kind="clip"):
         return torch.cat(parts)
 
     def save(self, folder: Path) -> None:
-        """See :meth:`Teacher.save`. Each file appears whole, and the config last."""
-        if self.name.startswith(open_clip.factory.LOCAL_DIR_PREFIX):
-            source = Path(self.name.removeprefix(open_clip.factory.LOCAL_DIR_PREFIX))
+        """See :meth:`Teacher.save`. Files are written atomically, the config last."""
+        if source := _local_folder(self.name):
             files = [f.relative_to(source) for f in source.rglob("*") if f.is_file()]
             for file in sorted(files, key=lambda f: (f.name == CONFIG, f)):
                 with written_whole(folder / file) as aside:
@@ -124,37 +120,30 @@ class ClipTeacher(Teacher, kind="clip"):
             save_local(self.model, open_clip.get_model_config(self.name), folder)
 
 
+def _local_folder(name: str) -> Path | None:
+    prefix = open_clip.factory.LOCAL_DIR_PREFIX
+    return Path(name.removeprefix(prefix)) if name.startswith(prefix) else None
+
+
 def _create(name: str, pretrained: str) -> nn.Module:
     """``open_clip.create_model``, with UserErrors."""
-    if name.startswith(open_clip.factory.LOCAL_DIR_PREFIX):
-        folder = Path(name.removeprefix(open_clip.factory.LOCAL_DIR_PREFIX))
-        if not (folder / CONFIG).is_file():
-            raise UserError(f"teacher '{name}': {folder / CONFIG} does not exist")
-        _refuse_code(name)
-        return _or_user_error(name, lambda: open_clip.create_model(name, require_pretrained=True))
-    if name.startswith("hf-hub:"):
+    folder, hub = _local_folder(name), name.startswith("hf-hub:")
+    if folder and not (folder / CONFIG).is_file():
+        raise UserError(f"teacher '{name}': {folder / CONFIG} does not exist")
+    if folder or hub:
         _refuse_code(name)
     elif open_clip.get_model_config(name) is None:
         raise UserError(f"teacher '{name}': open_clip has no model of this name (open_clip.list_models())")
-    if pretrained == RANDOM:
+    if pretrained == RANDOM and not folder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return open_clip.create_model(name, pretrained=None)
-    if not name.startswith("hf-hub:"):
-        tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
-        if not tag and not Path(pretrained).is_file():
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-            raise UserError(f"teacher '{name}': '{pretrained}' is neither a file nor one of its tags ({tags})")
-        wants_quick_gelu = (tag or {}).get("quick_gelu", False)
-        if tag and wants_quick_gelu != open_clip.get_model_config(name).get("quick_gelu", False):
-            raise UserError(
-                f"teacher '{name}': the weights '{pretrained}' were trained "
-                f"{'with' if wants_quick_gelu else 'without'} QuickGELU; "
-                f"use '{name}-quickgelu' or other weights"
-            )
-    return _or_user_error(
-        name, lambda: open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
-    )
+    if not folder and not hub:
+        _check_weights(name, pretrained)
+    try:
+        return open_clip.create_model(name, None if folder else pretrained or None, require_pretrained=True)
+    except Exception as error:  # a broken file can fail anywhere in the loaders
+        raise UserError(f"teacher '{name}': its weights cannot be loaded: {first_line(error)}") from error
 
 
 def _refuse_code(name: str) -> None:
@@ -165,11 +154,18 @@ def _refuse_code(name: str) -> None:
         raise UserError(f"teacher '{name}': its open_clip_config.json sets trust_remote_code, which would run its code")
 
 
-def _or_user_error(name: str, create: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return create()
-    except Exception as error:  # a broken file can fail anywhere in the loaders
-        raise UserError(f"teacher '{name}': its weights cannot be loaded: {first_line(error)}") from error
+def _check_weights(name: str, pretrained: str) -> None:
+    """UserError unless ``pretrained`` is a file, or a tag of this model that was trained with its activation."""
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
+    if not tag and not Path(pretrained).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise UserError(f"teacher '{name}': '{pretrained}' is neither a file nor one of its tags ({tags})")
+    quick_gelu = (tag or {}).get("quick_gelu", False)
+    if tag and quick_gelu != open_clip.get_model_config(name).get("quick_gelu", False):
+        raise UserError(
+            f"teacher '{name}': the weights '{pretrained}' were trained {'with' if quick_gelu else 'without'} "
+            f"QuickGELU; use '{name}-quickgelu' or other weights"
+        )
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -182,7 +178,7 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def save_local(model: nn.Module, model_cfg: dict, folder: Path) -> None:
-    """Write a model as open_clip's ``local-dir:`` folder. The config comes last: a folder that has it is complete."""
+    """Write a model as open_clip's ``local-dir:`` folder, the config last: a folder that has it is complete."""
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     write_tensors(folder / "open_clip_model.safetensors", state)
     preprocess = open_clip.get_model_preprocess_cfg(model)

@@ -11,7 +11,7 @@ from vild.utils.errors import UserError
 
 
 class _InContext(nn.Module):
-    """A token embedding with the embeddings of tokens 1 to L, after the start token, exchanged for a context."""
+    """A token embedding in which the context replaces the embeddings of tokens 1 to L, after the start token."""
 
     def __init__(self, embedding: nn.Module, context: Tensor):
         super().__init__()
@@ -24,11 +24,10 @@ class _InContext(nn.Module):
 
 
 def encode_in_context(model: nn.Module, tokens: Tensor, context: Tensor) -> Tensor:
-    """Text features [T, D], not normalised, of int64 tokens [T, S] whose tokens 1 to L stand for ``context`` [L, W].
+    """Text features [T, D], not normalised, of int64 tokens [T, S], with ``context`` [L, W] in place of tokens 1 to L.
 
-    It is the model's own ``encode_text``, on a copy that shares every weight but the token embedding: the model is
-    not touched, other threads may use it, and masks and pooling are open_clip's, whichever text tower it is.
-    Differentiable in the context.
+    Calls ``encode_text`` on a shallow copy of the model with another token embedding: masks and pooling are open_clip's
+    for every text tower, and other threads may use the model meanwhile. Differentiable in the context.
     """
     shared = _shallow(model)
     tower = shared
@@ -45,9 +44,14 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 
 def token_embedding(model: nn.Module) -> nn.Embedding:
-    """Of open_clip's text towers: ``CLIP`` has its own on the model, ``CustomTextCLIP`` and ``CoCa`` in ``text``."""
-    embedding = getattr(getattr(model, "text", model), "token_embedding", None)
+    """The token embedding of an open_clip model: in ``text`` of ``CustomTextCLIP`` and ``CoCa``, else of the model.
+
+    Raises:
+        UserError: another library's text tower.
+    """
+    tower = getattr(model, "text", model)
+    embedding = getattr(tower, "token_embedding", None)
     if not isinstance(embedding, nn.Embedding):
-        tower = type(getattr(model, "text", model)).__name__
-        raise UserError(f"prompts cannot be learned for this teacher: its text tower, {tower}, is not open_clip's own")
+        name = type(tower).__name__
+        raise UserError(f"prompts cannot be learned for this teacher: its text tower, {name}, is not open_clip's own")
     return embedding

@@ -1,20 +1,19 @@
 """From images and boxes to the teacher's input. Pure tensor functions.
 
-The paper's crops (section 3.3): a proposal at 1x and the same centre at 1.5x, cut from the original image,
-clipped at its border, resized to the teacher's input size, normalised. Boxes are xyxy in absolute float pixels of
-their image. A crop is what ``PIL.Image.crop(window).resize(...)`` gives (vild/teacher/resize.py).
+The paper's crops (section 3.3): each proposal at 1x and at 1.5x around the same centre, cut from the original image,
+clipped to it, resized to the teacher's input size, normalised. Boxes are xyxy in absolute float pixels of their image.
+Crops equal ``PIL.Image.crop(window).resize(...)`` (vild/teacher/resize.py says how exactly).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vild.teacher.resize import ResizeJob, for_each, resize_windows
+from vild.teacher.resize import ResizeJob, resize_windows
 from vild.utils.errors import UserError
 
 SCALES = (1.0, 1.5)
@@ -22,7 +21,7 @@ MODES = ("squash", "center", "pad")
 
 
 def enlarge(boxes: Tensor, scale: float) -> Tensor:
-    """Boxes [N, 4] of the same centres, ``scale`` times as wide and high."""
+    """Boxes [N, 4] with the same centres, ``scale`` times as wide and high."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]) / 2 * scale
     return torch.cat([centre - half, centre + half], dim=1)
@@ -38,13 +37,13 @@ def to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def input_windows(height: int, width: int, size: tuple[int, int], mode: str) -> tuple[int, int, int, int]:
-    """What a window of that height and width is resized to, and where the canvas begins in it (negative: padding).
+    """What a window of this height and width is resized to, and where the crop begins in that (negative: padding).
 
-    "squash": to the canvas itself, aspect ratio lost. The paper's, and the default: the whole box is seen, and
-    nothing but the box.
-    "center": the shorter edge to the canvas, then its centre: open_clip's own preprocessing, what CLIP saw in
-    training. Objects keep their shape, but the ends of a long box are cut off.
-    "pad": the longer edge to the canvas, centred on the teacher's mean colour (zero after normalising). Shape and
+    "squash": to the crop's size; the aspect ratio is lost. The paper's, and the default: the crop shows the whole box
+    and nothing else.
+    "center": the shorter edge to the crop's size, then the centre, as in open_clip's preprocessing and CLIP's training.
+    Objects keep their shape, but the ends of a long box are cut off.
+    "pad": the longer edge to the crop's size, centred on the teacher's mean colour (zero after normalising). Shape and
     ends are kept, at fewer pixels and with bars that CLIP has rarely seen.
 
     Returns:
@@ -74,11 +73,11 @@ def crop_batch(
     scales: Sequence[float] = SCALES,
     mode: str = "squash",
 ) -> Tensor:
-    """The crops of every box of several images at every scale, in the order of the images and their boxes.
+    """Crops of all boxes of several images at every scale, in the order of images and boxes.
 
     Args:
-        images: uint8 [3, H_i, W_i], RGB, on one device (any); the crops are made there.
-        boxes: float [N_i, 4] of each.
+        images: uint8 RGB [3, H_i, W_i], all on the device where the crops are to be.
+        boxes: float [N_i, 4] of each image.
         size, mean, interpolation: the teacher's (``mean`` in 0..1 colours the padding of "pad").
         mode: one of MODES, see :func:`input_windows`.
 
@@ -98,32 +97,7 @@ def crop_batch(
 def normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 [..., 3, h, w] to the teacher's float32 input of the same shape, on the crops' device."""
     mean, std = (torch.tensor(v, dtype=torch.float32, device=crops.device).view(3, 1, 1) * 255 for v in (mean, std))
-    if crops.device.type != "cpu":
-        return torch.sub(crops, mean).div_(std)
-    out = torch.empty(crops.shape)
-    source, target = (x.reshape(-1, *crops.shape[-3:]).numpy() for x in (crops, out))  # target is out's memory
-    mean, std = mean.numpy(), std.numpy()
-
-    def work(n: int) -> None:  # a crop at a time stays in the cache between the two
-        np.subtract(source[n], mean, out=target[n])
-        np.divide(target[n], std, out=target[n])
-
-    for_each(work, range(len(source)))
-    return out
-
-
-def crop_regions(
-    image: Tensor,
-    boxes: Tensor,
-    size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    interpolation: str = "bicubic",
-    scales: Sequence[float] = SCALES,
-    mode: str = "squash",
-) -> Tensor:
-    """One image's crops as the teacher's input: float32 [N, len(scales), 3, *size], normalised."""
-    return normalise(crop_batch([image], [boxes], size, mean, interpolation, scales, mode), mean, std)
+    return crops.float().sub_(mean).div_(std)
 
 
 def fuse_scales(embeddings: Tensor) -> Tensor:

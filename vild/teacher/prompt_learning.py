@@ -1,7 +1,7 @@
-"""Prompts that learn: vectors in place of a prompt's words, trained on regions of base objects.
+"""Prompt learning: context vectors in place of a prompt's words, trained on regions of base objects.
 
-Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (CoOp, IJCV 2022), with the unified context before
-the name; background regions as in Du et al., "Learning to Prompt for Open-Vocabulary Object Detection with
+Sources: Zhou et al., "Learning to Prompt for Vision-Language Models" (CoOp, IJCV 2022), with a unified context before
+the name; for background regions, Du et al., "Learning to Prompt for Open-Vocabulary Object Detection with
 Vision-Language Model" (DetPro, CVPR 2022).
 """
 
@@ -28,10 +28,10 @@ FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.3  # with a base object: at least, at mo
 
 
 def starting_prompts(teacher: Teacher, words: str) -> LearnedPrompts:
-    """Where learning starts: the context [L, W] is the token embeddings of words, such as "a photo of a".
+    """The prompts before learning: the context [L, W] has the token embeddings of words such as "a photo of a".
 
     Raises:
-        UserError: no words, or a text tower or tokenizer that is not CLIP's.
+        UserError: no words, or a teacher without CLIP's text tower and tokenizer.
     """
     if not isinstance(teacher, ClipTeacher):
         raise UserError(f"prompts cannot be learned for teacher '{teacher.name}': it is not a model of open_clip")
@@ -47,8 +47,8 @@ def starting_prompts(teacher: Teacher, words: str) -> LearnedPrompts:
 
 
 def match(boxes: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
-    """The label int64 [N] of each box [N, 4]: that of the base object [G, 4] it covers best, BACKGROUND for a box away
-    from all of them, LEFT_OUT in between. All xyxy."""
+    """Labels int64 [N] of boxes [N, 4] xyxy: that of the base object of highest IoU (``truth`` [G, 4]), BACKGROUND away
+    from all of them, LEFT_OUT in between."""
     if len(truth) == 0:
         return torch.full((len(boxes),), BACKGROUND)
     iou, nearest = box_iou(boxes, truth).max(1)
@@ -57,8 +57,8 @@ def match(boxes: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
 
 
 def context_loss(logits: Tensor, labels: Tensor, background: float = 0.0) -> Tensor:
-    """Scalar, from logits [R, C] and labels int64 [R]: the mean cross-entropy of named regions (CoOp) plus
-    ``background`` times that of BACKGROUND ones against 1/C each: they shall be equally unlike all names (DetPro)."""
+    """Scalar, from logits [R, C] and labels int64 [R]: the mean cross-entropy of labelled regions (CoOp), plus
+    ``background`` times that of BACKGROUND regions against the uniform distribution (DetPro)."""
     log_p, named = logits.log_softmax(1), labels >= 0
     away = -log_p[labels == BACKGROUND].mean(1)
     parts = [(1.0, -log_p[named].gather(1, labels[named, None])), (background, away)]
@@ -78,32 +78,32 @@ def learn(
     background: float = 0.0,
     seed: int = 0,
 ) -> LearnedPrompts:
-    """Train a context on regions, at the temperature the teacher was trained with; the teacher is as it was. AdamW,
-    cosine schedule; deterministic on a CPU.
+    """Train a context on regions, at the teacher's temperature and with its weights frozen. AdamW, cosine schedule;
+    deterministic on a CPU.
 
     Args:
-        embeddings: the teacher's, of N regions, unit float [N, D].
+        embeddings: the teacher's region embeddings, unit float [N, D].
         labels: int64 [N], indices into ``names`` or BACKGROUND.
         names: of the base classes.
-        words: where the context starts: as many vectors as they have tokens, at first their embeddings.
-        batch: regions a step, drawn anew.
-        background: weight of the BACKGROUND regions in the loss; 0 leaves them out.
+        words: initial context, one vector per token.
+        batch: regions per step, drawn with replacement.
+        background: loss weight of the BACKGROUND regions; 0 leaves them out.
 
     Returns:
-        the prompts; their record says names, steps, seed, and percent of named regions that get their name before and
+        the prompts; their record has names, steps, seed, and the accuracy on labelled regions in percent before and
         after.
 
     Raises:
-        UserError: no region with a name, words too long, or a teacher for which it cannot be done.
+        UserError: no labelled region, words too long, or a teacher of which :func:`starting_prompts` cannot be made.
     """
     if not (labels >= 0).any():
         raise UserError("prompts: there is no region of a base object to learn from")
     start = starting_prompts(teacher, words)
     context = nn.Parameter(start.context.to(teacher.device, copy=True))
     prompts = [text for name in names for text in fill(start.templates, name)]
-    longest = max(prompts, key=lambda text: len(teacher.tokenizer.encode(text)))
-    room = teacher.model.context_length - 2  # without the start and the end
-    if (length := len(teacher.tokenizer.encode(longest))) > room:
+    length, longest = max((len(teacher.tokenizer.encode(text)), text) for text in prompts)
+    room = teacher.model.context_length - 2  # without the start and end tokens
+    if length > room:
         raise UserError(f"words: '{longest}' has {length} tokens, the teacher reads {room}")
     tokens = teacher.tokenizer(prompts).to(teacher.device)
     embeddings, labels = embeddings.to(teacher.device, torch.float32, copy=True), labels.to(teacher.device)

@@ -1,19 +1,21 @@
-"""The teacher pass: from image files and boxes to region embeddings, the encoder kept busy.
+"""The teacher pass: from image files and boxes to region embeddings.
 
-Images are read and decoded by worker processes, travel to the device as bytes, are cropped there, and crops of
-several images fill each batch of the encoder. What a region's embedding is does not depend on how many processes
-work or where a killed run began again: batches are filled within one shard of the store, from its first image.
+Worker processes read and decode images, which travel to the device as bytes and are cropped there. Crops of several
+images fill each batch of the encoder. Batches are filled within one shard of the store, from its first image, so that
+an embedding does not depend on the number of processes or on where a killed run resumed.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vild.store.store import StoredRegions, StoreWriter
 from vild.teacher.crops import SCALES, fuse_scales, normalise
@@ -24,19 +26,16 @@ from vild.utils.images import read_image
 logger = logging.getLogger(__name__)
 
 
-class ImageFiles(Dataset):
-    """Decoded images, uint8 [3, H, W], RGB. ``files``: image_id to path; ``image_ids``: which, in what order;
-    ``skip``: what is wrong with one that cannot be read comes in its place, as a line."""
+@dataclass(frozen=True)
+class _ImageFiles:
+    """Decoded images by image_id, uint8 RGB [3, H, W]; with ``skip``, the error message of an unreadable one."""
 
-    def __init__(self, files: dict[int, str], image_ids: Sequence[int], skip: bool = False):
-        self.files, self.image_ids, self.skip = files, image_ids, skip
+    files: dict[int, str]
+    skip: bool
 
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, image_id: int) -> Tensor | str:
         try:
-            image = read_image(self.files[self.image_ids[index]], "RGB")
+            image = read_image(self.files[image_id], "RGB")
         except BadImage as error:
             if not self.skip:
                 raise
@@ -47,22 +46,30 @@ class ImageFiles(Dataset):
 def load_images(
     files: dict[int, str], image_ids: Sequence[int], workers: int, pin: bool, skip: bool = False
 ) -> DataLoader:
-    """Images one by one, read ahead by worker processes; pinned where they go to a GPU."""
-    return DataLoader(ImageFiles(files, image_ids, skip), batch_size=None, num_workers=workers, pin_memory=pin)
+    """Images one by one in the order of ``image_ids``, read ahead by worker processes.
+
+    Args:
+        files: image_id to path.
+        pin: into pinned memory, for a GPU.
+        skip: yield the error message of an unreadable image instead of raising BadImage.
+    """
+    images = _ImageFiles(files, skip)
+    return DataLoader(images, batch_size=None, sampler=image_ids, num_workers=workers, pin_memory=pin)
 
 
 class Encoder:
-    """The teacher's image tower in batches of at most ``batch`` crops; runs out of memory gracefully."""
+    """The teacher's image tower in batches of at most ``batch`` crops, halved for good when GPU memory runs out."""
 
     def __init__(self, teacher: Teacher, batch: int):
         self.teacher, self.batch = teacher, batch
 
     def __call__(self, crops: Tensor) -> Tensor:
-        """uint8 [N, 3, h, w] to unit float32 [N, D]; halves the batch for good when memory runs out."""
+        """uint8 [N, 3, h, w] to unit float32 [N, D]."""
+        teacher = self.teacher
         while True:
             try:
-                parts = [self._encode(part) for part in crops.split(self.batch)]
-                return torch.cat(parts) if len(parts) != 1 else parts[0]
+                parts = crops.split(self.batch)
+                return torch.cat([teacher.encode_image(normalise(p, teacher.mean, teacher.std)) for p in parts])
             except torch.cuda.OutOfMemoryError:
                 if self.batch == 1:
                     raise
@@ -70,35 +77,26 @@ class Encoder:
                 torch.cuda.empty_cache()
                 logger.warning("the GPU's memory does not hold the batch; going on with %d crops", self.batch)
 
-    def _encode(self, crops: Tensor) -> Tensor:
-        return self.teacher.encode_image(normalise(crops, self.teacher.mean, self.teacher.std))
-
 
 def encode_images(encoder: Encoder, images: Iterable[Tensor | str], boxes: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Distillation targets, an image at a time, of crops that fill batches across images.
+    """Distillation targets of one image after the other, from batches that are filled across images.
 
     Args:
-        images: uint8 [3, H, W], RGB, anywhere; or a line that says why there is none, which gives no embeddings.
-        boxes: for each, float [N, 4] xyxy in its pixels.
+        images: uint8 RGB [3, H, W] on any device; or the error message of an unreadable one, which gives no embeddings.
+        boxes: of each image, float [N, 4] xyxy in its pixels.
 
     Yields:
-        for each, unit float32 [N, D] on the teacher's device.
+        for each image, unit float32 [N, D] on the teacher's device.
     """
     teacher = encoder.teacher
     per_batch = max(1, encoder.batch // len(SCALES))  # regions
-    counts: list[int] = []  # of images whose embeddings are not handed out yet
-    waiting: list[Tensor] = []  # crops [n, S, 3, h, w] not encoded yet
+    counts: list[int] = []  # of images whose embeddings are not complete yet
+    crops = torch.zeros((0, len(SCALES), 3, *teacher.size), dtype=torch.uint8, device=teacher.device)
     ready = torch.zeros((0, teacher.width), device=teacher.device)
 
-    def encode(everything: bool) -> Tensor:
-        crops = torch.cat(waiting) if waiting else torch.zeros((0, len(SCALES), 3, *teacher.size), dtype=torch.uint8)
-        whole = len(crops) if everything else len(crops) // per_batch * per_batch
-        waiting[:] = [crops[whole:]] if whole < len(crops) else []
-        parts = [ready]
-        for part in crops[:whole].split(per_batch) if whole else ():
-            embeddings = encoder(part.flatten(0, 1))
-            parts.append(fuse_scales(embeddings.view(len(part), len(SCALES), -1)))
-        return torch.cat(parts)
+    def encode(crops: Tensor) -> Tensor:
+        parts = [encoder(part.flatten(0, 1)) for part in crops.split(per_batch)]
+        return torch.cat([ready, fuse_scales(torch.cat(parts).unflatten(0, (-1, len(SCALES))))])
 
     for image, box in zip(images, boxes, strict=True):
         if isinstance(image, str):
@@ -107,26 +105,23 @@ def encode_images(encoder: Encoder, images: Iterable[Tensor | str], boxes: Itera
         counts.append(len(box))
         if len(box):
             image = image.to(teacher.device, non_blocking=True)
-            waiting.append(teacher.cut([image], [box.to(teacher.device)]))
-        if sum(map(len, waiting)) >= per_batch:
-            ready = encode(everything=False)
+            crops = torch.cat([crops, teacher.cut([image], [box.to(teacher.device)])])
+        if whole := len(crops) // per_batch * per_batch:
+            ready, crops = encode(crops[:whole]), crops[whole:]
             while counts and counts[0] <= len(ready):
                 yield ready[: counts[0]]
                 ready = ready[counts.pop(0) :]
-    ready = encode(everything=True)
-    for count in counts:
-        yield ready[:count]
-        ready = ready[count:]
+    yield from encode(crops).split(counts)
 
 
 def write_shards(
     writer: StoreWriter,
     shards: Sequence[tuple[int, Sequence[int]]],
     encoder: Encoder,
-    images: Iterable[Tensor],
+    images: Iterable[Tensor | str],
     regions: dict[int, tuple[Tensor, Tensor]],
 ) -> Iterator[int]:
-    """Encode and write shards, one written (by a thread) while the next is encoded.
+    """Encode and write shards; a thread writes one while the next is encoded.
 
     Args:
         shards: (index, image ids), as ``writer.missing()`` gives them.
@@ -136,24 +131,21 @@ def write_shards(
     Yields:
         1 for every image that is encoded.
     """
-    stream = iter(images)
-    written: Future | None = None
+    images, writing = iter(images), None
     with ThreadPoolExecutor(1) as thread:
         for index, ids in shards:
-            found: dict[int, Tensor] = {}
-            some = (next(stream) for _ in ids)
-            for image_id, embeddings in zip(
-                ids, encode_images(encoder, some, [regions[i][0] for i in ids]), strict=True
-            ):
-                found[image_id] = embeddings
+            encoded: list[Tensor] = []
+            for embeddings in encode_images(encoder, islice(images, len(ids)), [regions[i][0] for i in ids]):
+                encoded.append(embeddings)
                 yield 1
-            rows = torch.cat(list(found.values())).cpu().split([len(e) for e in found.values()])
-            whole = {  # all of an image's rows, or none where it cannot be read
-                i: StoredRegions(regions[i][0][: len(e)], e, regions[i][1][: len(e)])
-                for i, e in zip(ids, rows, strict=True)
-            }
-            if written is not None:
-                written.result()
-            written = thread.submit(writer.write_shard, index, whole.__getitem__)
-        if written is not None:
-            written.result()
+            rows = torch.cat(encoded).cpu().split([len(e) for e in encoded])
+            found = {}
+            for i, embeddings in zip(ids, rows, strict=True):
+                boxes, scores = regions[i]
+                n = len(embeddings)  # 0 for an unreadable image
+                found[i] = StoredRegions(boxes[:n], embeddings, scores[:n])
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(writer.write_shard, index, found.__getitem__)
+        if writing is not None:
+            writing.result()

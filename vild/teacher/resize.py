@@ -2,19 +2,21 @@
 
 Pillow's antialiased resize is two one-dimensional passes with integer weights (22 bits after the point); each pass
 rounds half up and clips to 0..255. Since Pillow 13 the columns' pass goes first where the height shrinks by more
-than twice as many pixels as the width, else the rows' pass (before: always the rows'). The order shows, because the
-values between the passes are rounded and clipped: a fixed one is off by up to 18 grey levels on single pixels.
+than twice as many pixels as the width, else the rows' pass (before: always the rows'). The order matters, because the
+values between the passes are rounded and clipped: a fixed order is off by up to 18 grey levels on single pixels.
 
-``resize_matmul`` is exact on any device: per window two small matrices, windows of like size multiplied together.
-``resize_windows`` takes it on an accelerator. On a CPU, torch's own uint8 kernel is many times as fast, one pass
-after the other; its weights have about 15 bits, so one value in some hundreds is a level off, two at the very most.
+``resize_matmul`` is exact on any device: two small matrices per window, in batches of windows of similar size.
+``resize_windows`` uses it on an accelerator. On a CPU, torch's own uint8 kernel is many times as fast, one pass
+after the other; its weights have about 15 bits, so one value in some hundreds is off by one level, two at most.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -25,12 +27,12 @@ from torch import Tensor
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
 BITS = 22  # of Pillow's weights, after the point
 LOW_BITS = 12  # see weights
-GROUP_BYTES = 2**28  # what one group of windows may take while it is resized
+GROUP_BYTES = 2**28  # memory for resizing one group of windows
 
 
 class ResizeJob(NamedTuple):
-    """``image``'s window, resized to height x width, of which the canvas shows what begins at top, left (negative:
-    that many rows or columns of the canvas come before it and are filled)."""
+    """A window of ``images[image]``, what it is resized to, and where the output begins in that (negative: with so many
+    rows or columns of padding)."""
 
     image: int
     x0: int
@@ -44,7 +46,7 @@ class ResizeJob(NamedTuple):
 
     @property
     def columns_first(self) -> bool:
-        """Does Pillow resize along the columns (the height) before the rows?"""
+        """Whether Pillow resizes along the columns (the height) before the rows."""
         shrinks = self.y1 - self.y0 - self.height
         return shrinks > 0 and shrinks > 2 * (self.x1 - self.x0 - self.width)
 
@@ -56,58 +58,34 @@ def resize_windows(
     if images and images[0].device.type != "cpu":
         return resize_matmul(images, jobs, size, interpolation, fill)
     out = torch.empty((len(jobs), 3, *size), dtype=torch.uint8)
-    # Of a very long window only a small part may be shown: there the exact way costs less.
+    # where the output shows only a small part of a long window, the exact way costs less
     wasteful = [n for n, job in enumerate(jobs) if job.height * job.width > 16 * size[0] * size[1]]
     if wasteful:
         out[wasteful] = resize_matmul(images, [jobs[n] for n in wasteful], size, interpolation, fill)
     rest = sorted(set(range(len(jobs))) - set(wasteful))
-    channels_last = [p.permute(1, 2, 0).contiguous().permute(2, 0, 1) for p in images]  # the fast layout
+    channels_last = [image.permute(1, 2, 0).contiguous().permute(2, 0, 1) for image in images]  # the fast layout
+    resize = partial(F.interpolate, mode=interpolation, align_corners=False, antialias=True)
     canvas = out.numpy()  # numpy copies in the calling thread: torch would start threads of its own in each
 
-    def work(n: int) -> None:
-        job = jobs[n]
-        crop = _resize_uint8(channels_last[job.image][:, job.y0 : job.y1, job.x0 : job.x1], job, interpolation)
-        if tuple(crop.shape[1:]) == tuple(size):
-            canvas[n] = crop.numpy()
-        else:
-            canvas[n] = np.reshape(fill, (3, 1, 1))
-            (to_y, from_y), (to_x, from_x) = (
-                _overlap(start, part, whole)
-                for start, part, whole in zip((job.top, job.left), crop.shape[1:], size, strict=True)
-            )
-            canvas[n][:, to_y, to_x] = crop[:, from_y, from_x].numpy()
-
-    for_each(work, rest)
-    return out
-
-
-def for_each(work: Callable[[int], None], numbers: Sequence[int]) -> None:
-    """Call a function that frees the interpreter's lock for every number, on as many threads as torch may take.
-
-    One thread a crop, not torch's threads within one: these wait for each other after every operation, which on a
-    machine that is not idle costs many times the operation itself.
-    """
-    threads = min(torch.get_num_threads(), len(numbers))
-    if threads < 2:
+    def work(numbers: Sequence[int]) -> None:
         for n in numbers:
-            work(n)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda k: [work(n) for n in numbers[k : k + 8]], range(0, len(numbers), 8)))
+            job = jobs[n]
+            crop = channels_last[job.image][None, :, job.y0 : job.y1, job.x0 : job.x1]
+            if job.columns_first:  # torch's kernel takes the rows first and skips an axis that keeps its length
+                crop = resize(crop, (job.height, crop.shape[3]))
+            crop = resize(crop, (job.height, job.width))[0].numpy()
+            if crop.shape[1:] != tuple(size):
+                canvas[n] = np.reshape(fill, (3, 1, 1))
+            source = crop[:, max(job.top, 0) :, max(job.left, 0) :]
+            target = canvas[n, :, max(-job.top, 0) :, max(-job.left, 0) :]
+            h, w = np.minimum(source.shape[1:], target.shape[1:])
+            target[:, :h, :w] = source[:, :h, :w]
 
-
-def _resize_uint8(crop: Tensor, job: ResizeJob, interpolation: str) -> Tensor:
-    crop = crop[None]
-    passes = [(job.height, crop.shape[3])] * job.columns_first + [(job.height, job.width)]
-    for size in passes:  # torch's kernel takes the rows first and leaves out an axis that keeps its length
-        crop = F.interpolate(crop, size, mode=interpolation, align_corners=False, antialias=True)
-    return crop[0]
-
-
-def _overlap(start: int, part: int, whole: int) -> tuple[slice, slice]:
-    """Where a part of that length lies on the canvas, and which of its pixels these are."""
-    low, high = max(-start, 0), min(part - start, whole)
-    return slice(low, high), slice(low + start, high + start)
+    # One thread per crop, not torch's threads within one: these wait for each other after every operation, which on a
+    # machine that is not idle costs many times the operation itself.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(work, (rest[k : k + 8] for k in range(0, len(rest), 8))))
+    return out
 
 
 def resize_matmul(
@@ -118,33 +96,34 @@ def resize_matmul(
     out = torch.empty((len(jobs), 3, *size), dtype=torch.uint8, device=device)
     if not jobs:
         return out
-    flat = torch.cat([p.reshape(-1) for p in images])
-    first, heights, widths = [0], [p.shape[1] for p in images], [p.shape[2] for p in images]
-    for height, width in zip(heights, widths, strict=True):
-        first.append(first[-1] + 3 * height * width)
-    shape = torch.tensor([(first[j.image], heights[j.image], widths[j.image]) for j in jobs])
+    flat = torch.cat([image.reshape(-1) for image in images])
+    first = [0, *accumulate(image.numel() for image in images)]
+    colour = torch.tensor(fill, dtype=torch.uint8, device=device).view(3, 1, 1)
     groups = list(_groups(jobs, size))
     order = torch.tensor([n for _, members in groups for n in members])
-    table = torch.cat([shape, torch.tensor(jobs)[:, 1:]], 1)[order]
+    channels = torch.tensor([(first[job.image], images[job.image][0].numel()) for job in jobs])[order]
+    axes = torch.tensor([_axes(job, images[job.image].shape[2]) for job in jobs])[order]
     # All numbers go to the device at once, and no shape is asked back from it: it never has to wait within a call.
-    on_device, to = table.to(device), order.to(device)
-    colour = torch.tensor(fill, dtype=torch.uint8, device=device).view(3, 1, 1)
-    padded, start = any(j.top < 0 or j.left < 0 for j in jobs), 0
+    order, channels, on_device = order.to(device), channels.to(device), axes.to(device)
+    start = 0
     for columns_first, members in groups:
         group = slice(start, start := start + len(members))
-        sides = [
-            (int(n.max()), count_taps(n, m, interpolation))
-            for n, m in ((table[group, 6] - table[group, 4], table[group, 7]),
-                         (table[group, 5] - table[group, 3], table[group, 8]))
-        ]  # fmt: skip
-        out[to[group]] = _resize_group(
-            flat, on_device[group], columns_first, sides, size, interpolation, colour if padded else None
+        (p, p_weights, p_inside), (q, q_weights, q_inside) = (
+            _prepare(on_device[group, axis], axes[group, axis], side, interpolation)
+            for axis, side in enumerate(reversed(size) if columns_first else size)
         )
+        channel = channels[group, :1] + torch.arange(3, device=device) * channels[group, 1:]
+        pixels = flat[channel[:, :, None, None] + p[:, None, :, None] + q[:, None, None, :]].float()
+        with torch.autocast(device.type, enabled=False):
+            between = _round(*(torch.einsum("bcpq,boq->bcpo", pixels, part) for part in q_weights))
+            crops = _round(*(torch.einsum("bcpo,brp->bcro", between, part) for part in p_weights)).to(torch.uint8)
+        crops = torch.where(p_inside[:, None, :, None] & q_inside[:, None, None, :], crops, colour)
+        out[order[group]] = crops.transpose(2, 3) if columns_first else crops
     return out
 
 
 def _groups(jobs: Sequence[ResizeJob], size: tuple[int, int]) -> Iterator[tuple[bool, list[int]]]:
-    """Windows that go through one pair of products: of one order, of like size, within GROUP_BYTES."""
+    """Windows to resize together: of one order of the passes, of similar size, within GROUP_BYTES."""
     like = defaultdict(list)
     for n, job in enumerate(jobs):
         h, w = (max(64, 1 << (x - 1).bit_length()) for x in (job.y1 - job.y0, job.x1 - job.x0))
@@ -157,52 +136,33 @@ def _groups(jobs: Sequence[ResizeJob], size: tuple[int, int]) -> Iterator[tuple[
         yield from ((columns_first, members[k : k + step]) for k in range(0, len(members), step))
 
 
-def _resize_group(
-    flat: Tensor,
-    jobs: Tensor,
-    columns_first: bool,
-    sides: Sequence[tuple[int, int]],
-    size: tuple[int, int],
-    interpolation: str,
-    colour: Tensor | None,
-) -> Tensor:
-    """``flat``: the images' bytes; jobs [B, 11]: offset of the image, its height and width, then ResizeJob's numbers;
-    ``sides``: of the windows' heights and widths the greatest, and how many taps they take."""
-    offset, image_h, image_w, x0, y0, x1, y1, height, width, top, left = jobs.unbind(1)
-    y = (y0, y1 - y0, image_w, height, top, size[0], *sides[0])
-    x = (x0, x1 - x0, torch.ones_like(x0), width, left, size[1], *sides[1])
-    # q is the axis that is resized first; it lies last
-    (p0, p, p_step, *p_out, p_pad, p_taps), (q0, q, q_step, *q_out, q_pad, q_taps) = (x, y) if columns_first else (y, x)
-    index = [
-        (start[:, None] + torch.minimum(torch.arange(pad, device=flat.device), n[:, None] - 1)) * step[:, None]
-        for start, n, step, pad in ((p0, p, p_step, p_pad), (q0, q, q_step, q_pad))
-    ]
-    plane = offset[:, None] + torch.arange(3, device=flat.device) * (image_h * image_w)[:, None]
-    pixels = flat[plane[:, :, None, None] + index[0][:, None, :, None] + index[1][:, None, None, :]].float()
-    q_weights = weights(q, *q_out, q_pad, q_taps, interpolation)
-    p_weights = weights(p, *p_out, p_pad, p_taps, interpolation)
-    with torch.autocast(flat.device.type, enabled=False):
-        between = _round(*(torch.einsum("bcpq,boq->bcpo", pixels, part) for part in q_weights))
-        out = _round(*(torch.einsum("bcpo,brp->bcro", between, part) for part in p_weights)).to(torch.uint8)
-    if columns_first:
-        out = out.transpose(2, 3)
-    if colour is not None:
-        (y_in, x_in) = (
-            ((i := torch.arange(n, device=flat.device) + start[:, None]) >= 0) & (i < length[:, None])
-            for start, length, n in ((top, height, size[0]), (left, width, size[1]))
-        )
-        out = torch.where(y_in[:, None, :, None] & x_in[:, None, None, :], out, colour)
-    return out
+def _axes(job: ResizeJob, image_width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Both axes of a window, the one that is resized first comes last: index of its first pixel, step between pixels,
+    number of pixels, number after resizing, where the output begins."""
+    y = (job.y0 * image_width, image_width, job.y1 - job.y0, job.height, job.top)
+    x = (job.x0, 1, job.x1 - job.x0, job.width, job.left)
+    return (x, y) if job.columns_first else (y, x)
+
+
+def _prepare(axis: Tensor, on_cpu: Tensor, size: int, interpolation: str) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """Of one axis of B windows ([B, 5], see ``_axes``; also on the CPU): indices of the pixels [B, P], the matrices of
+    ``weights``, and which of the output's pixels are not padding, bool [B, size]."""
+    start, step, n, m, begin = axis.unbind(1)
+    pad, count = int(on_cpu[:, 2].max()), count_taps(on_cpu[:, 2], on_cpu[:, 3], interpolation)
+    index = torch.minimum(torch.arange(pad, device=axis.device), n[:, None] - 1)
+    row = begin[:, None] + torch.arange(size, device=axis.device)
+    inside = (row >= 0) & (row < m[:, None])
+    return start[:, None] + index * step[:, None], weights(n, m, begin, size, pad, count, interpolation), inside
 
 
 def _round(high: Tensor, low: Tensor) -> Tensor:
-    """Weighted sums in two parts to whole grey levels 0..255 (float32): half up, as Pillow."""
+    """Weighted sums in two parts (see ``weights``) to whole grey levels 0..255, float32: half up, as Pillow."""
     low = low.add_(2.0 ** (BITS - 1)).mul_(2.0**-LOW_BITS).floor_()
     return low.add_(high).mul_(2.0 ** (LOW_BITS - BITS)).floor_().clamp_(0, 255)
 
 
 def count_taps(n: Tensor, m: Tensor, interpolation: str) -> int:
-    """The most pixels that enter one, when n [B] are resized to m [B]."""
+    """How many pixels at most enter one, when n [B] are resized to m [B]."""
     return 2 * int((SUPPORT[interpolation] * (n / m).clamp(min=1)).max().ceil()) + 1
 
 

@@ -1,4 +1,4 @@
-"""What vild needs of a teacher, and the one place that builds one: :func:`build_teacher`."""
+"""The :class:`Teacher` protocol, and :func:`build_teacher`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 
 import torch
 from torch import Tensor
 
-from vild.teacher.crops import crop_batch, fuse_scales, input_windows, normalise
+from vild.teacher.crops import SCALES, crop_batch, fuse_scales, input_windows, normalise
 from vild.utils.errors import UserError
+from vild.utils.untrusted import refused_as
 from vild.vocabulary.prompts import LearnedPrompts
 
 KINDS: dict[str, type[Teacher]] = {}
@@ -26,24 +27,24 @@ class Teacher(ABC):
     To add a kind of teacher, write ``vild/teacher/<kind>.py`` with a subclass ``class ...(Teacher, kind="<kind>")``;
     the name ``<kind>:ANYTHING`` then works wherever a teacher is named. The subclass implements
 
-    * ``__init__``, with the arguments of :func:`build_teacher` (``name`` still begins with ``<kind>:``), which passes
-      what this class's constructor takes;
+    * ``__init__``, with the arguments of :func:`build_teacher` (``name`` includes ``<kind>:``), which calls this
+      class's constructor;
     * :meth:`encode_image` and :meth:`encode_text`;
-    * :meth:`encode_image_and_maps`, only where the objectives of feature maps shall work;
-    * :meth:`save`, only where exported detectors shall carry the teacher.
+    * :meth:`encode_image_and_maps`, only for the objectives on feature maps;
+    * :meth:`save`, only for exported detectors that carry the teacher.
 
     CONTRIBUTING.md has an example. ``clip.py`` is the kind without a prefix.
 
     Args:
         name, pretrained, device, crop: as :func:`build_teacher` got them.
-        weights: identifies the weights: the same text for the same weights, wherever they lie.
-        width: D, of the embeddings.
+        weights: identifies the weights: the same text for the same weights, wherever they are stored.
+        width: D of the embeddings.
         size: (height, width) of the image input.
-        mean, std: RGB, by which the input in 0..1 is normalised.
+        mean, std: RGB, normalise the input in 0..1.
         interpolation: "bicubic" or "bilinear", for crops.
 
     Raises:
-        UserError: an unknown crop mode or interpolation.
+        UserError: another interpolation.
     """
 
     def __init_subclass__(cls, kind: str = "", **kwargs):
@@ -65,13 +66,12 @@ class Teacher(ABC):
         std: Sequence[float],
         interpolation: str = "bicubic",
     ):
-        input_windows(1, 1, (1, 1), crop)
         if interpolation not in ("bicubic", "bilinear"):
             raise UserError(f"teacher '{name}': interpolation '{interpolation}' is not supported")
         self.name, self.pretrained, self.device, self.crop = name, pretrained, torch.device(device), crop
         self.width, self.size, self.mean, self.std = width, tuple(size), tuple(mean), tuple(std)
         self.interpolation = interpolation
-        # Stores, vocabularies and checkpoints carry it; vild/utils/fingerprint.py compares
+        # saved in stores, vocabularies and checkpoints; compared by vild/utils/fingerprint.py
         self.fingerprint = {
             "name": name,
             "pretrained": pretrained,
@@ -93,14 +93,14 @@ class Teacher(ABC):
     @abstractmethod
     def encode_text(self, texts: Sequence[str], *, prompts: LearnedPrompts | None = None) -> Tensor:
         """T texts to unit float32 [T, D]. ``prompts``: learned context (CoOp) in place of each text's first words;
-        UserError where they were learned for another teacher, or this one knows no such context."""
+        UserError if it was learned for another teacher, or is not supported by this one."""
 
     def encode_image_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`encode_image` for N > 0, and the image tower's last feature map, float32 [N, T, h, w]."""
         raise UserError(f"teacher '{self.name}': its image tower gives no feature map")
 
     def save(self, folder: Path) -> None:
-        """Write the model as open_clip's ``local-dir:`` folder: the same teacher, by its fingerprint."""
+        """Write the model as open_clip's ``local-dir:`` folder, a teacher with the same fingerprint."""
         raise UserError(f"teacher '{self.name}': cannot be saved beside a detector")
 
     @cached_property
@@ -108,16 +108,11 @@ class Teacher(ABC):
         """(T, h, w) of the image tower's last feature map.
 
         Raises:
-            UserError: the tower has none, or gives another embedding beside it than :meth:`encode_image`.
+            UserError: the tower has none, or returns another embedding with it than :meth:`encode_image`.
         """
         probe = torch.linspace(-1, 1, 3 * self.size[0] * self.size[1]).view(1, 3, *self.size)
-        try:
+        with refused_as(f"teacher '{self.name}': its image tower gives no feature map"):
             embedding, maps = self.encode_image_and_maps(probe)
-        except UserError:
-            raise
-        except Exception as error:  # each tower fails in its own way
-            reason = " ".join(str(error).split())
-            raise UserError(f"teacher '{self.name}': its image tower gives no feature map ({reason})") from error
         if maps.dim() != 4 or not torch.allclose(embedding, self.encode_image(probe), atol=1e-3):
             raise UserError(f"teacher '{self.name}': its image tower gives no feature map beside its embedding")
         return tuple(maps.shape[1:])
@@ -127,7 +122,7 @@ class Teacher(ABC):
         return crop_batch(images, boxes, self.size, self.mean, self.interpolation, mode=self.crop)
 
     def encode_regions(self, image: Tensor, boxes: Tensor) -> Tensor:
-        """The distillation target of each box: 1x and 1.5x crops, fused (paper, section 3.3).
+        """Distillation target of each box: its 1x and 1.5x crops, fused (paper, section 3.3).
 
         Args:
             image: uint8 RGB [3, H, W].
@@ -136,11 +131,7 @@ class Teacher(ABC):
         Returns:
             unit float32 [N, D]
         """
-        if len(boxes) == 0:
-            return torch.zeros((0, self.width), device=self.device)
-        crops = self.cut([image], [boxes])
-        embeddings = self.encode_image(normalise(crops.flatten(0, 1), self.mean, self.std))
-        return fuse_scales(embeddings.view(*crops.shape[:2], -1))
+        return self._fuse(self.encode_image(self._input(image, boxes)))
 
     def encode_regions_and_maps(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`encode_regions`, to the last bit, and the feature map of each box's 1x crop, [N, T, h, w].
@@ -150,9 +141,14 @@ class Teacher(ABC):
         """
         if len(boxes) == 0:
             return self.encode_regions(image, boxes), torch.zeros((0, *self.map_shape), device=self.device)
-        crops = self.cut([image], [boxes])
-        embeddings, maps = self.encode_image_and_maps(normalise(crops.flatten(0, 1), self.mean, self.std))
-        return fuse_scales(embeddings.view(*crops.shape[:2], -1)), maps[:: crops.shape[1]]
+        embeddings, maps = self.encode_image_and_maps(self._input(image, boxes))
+        return self._fuse(embeddings), maps[:: len(SCALES)]
+
+    def _input(self, image: Tensor, boxes: Tensor) -> Tensor:
+        return normalise(self.cut([image], [boxes]).flatten(0, 1), self.mean, self.std)
+
+    def _fuse(self, embeddings: Tensor) -> Tensor:
+        return fuse_scales(embeddings.unflatten(0, (-1, len(SCALES))))
 
 
 def build_teacher(
@@ -163,20 +159,21 @@ def build_teacher(
     precision: str = "fp32",
     compile: bool = False,
 ) -> Teacher:
-    """The teacher of a name, loaded and frozen.
+    """Load a teacher by name, frozen.
 
     Args:
         name: an open_clip model name, ``local-dir:FOLDER``, ``hf-hub:REPOSITORY`` (``clip.py``), or ``KIND:ANYTHING``
-            for another module of vild.teacher.
+            for another kind of teacher (a module of vild.teacher).
         pretrained: open_clip's tag or a file of weights, or "random"; other kinds may ignore it.
-        device: where the model lives.
+        device: of the model.
         crop: how a region becomes its input, one of crops.MODES (see ``crops.input_windows``).
         precision: of the image tower's arithmetic (autocast), one of clip.PRECISIONS.
-        compile: compile the image tower (minutes at the start; pays over millions of crops on a GPU).
+        compile: compile the image tower: takes minutes, pays off over millions of crops on a GPU.
 
     Raises:
-        UserError: there is no such teacher, or its weights cannot be loaded.
+        UserError: unknown name or crop mode, or weights that cannot be loaded.
     """
+    input_windows(1, 1, (1, 1), crop)  # an unknown mode is reported before weights are loaded
     return _find_kind(name)(name, pretrained, device, crop, precision, compile)
 
 
@@ -184,8 +181,11 @@ def _find_kind(name: str) -> type[Teacher]:
     """The class for a name. A name can come from an untrusted config: only modules of this package are imported."""
     kind, colon, _ = name.partition(":")
     kind = kind if colon and re.fullmatch("[a-z0-9_]+", kind) else "clip"
-    if kind not in KINDS and find_spec(f"vild.teacher.{kind}"):
-        import_module(f"vild.teacher.{kind}")
+    modules = sorted((m.name for m in iter_modules([str(Path(__file__).parent)])), key=lambda module: module != kind)
+    while kind not in KINDS and modules:
+        import_module(f"vild.teacher.{modules.pop(0)}")
     if kind not in KINDS:
-        raise UserError(f"teacher '{name}': vild.teacher has no module '{kind}' with a kind of teacher")
+        others = [f"{known}:..." for known in sorted(KINDS.keys() - {"clip"})]
+        kinds = ", ".join(["a model name of open_clip", "local-dir:FOLDER", "hf-hub:REPOSITORY", *others])
+        raise UserError(f"teacher '{name}': there is no kind of teacher '{kind}' (there are: {kinds})")
     return KINDS[kind]

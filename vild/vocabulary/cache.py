@@ -9,8 +9,8 @@ import hashlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from vild.vocabulary.prompts import clean_name
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 500  # names per query; SQLite limits the number of parameters
 IN_MEMORY = 100_000  # embeddings: 200 MB at width 512; then the oldest are dropped
 
 
@@ -49,11 +48,9 @@ class TextCache:
         keys = [clean_name(spelling) for spelling in spellings]
         with self._lock:
             found = {key: self._memory[prompts, key] for key in keys if (prompts, key) in self._memory}
-        missing = list(dict.fromkeys(key for key in keys if key not in found))
-        if missing:
+        if missing := list(dict.fromkeys(key for key in keys if key not in found)):
             new = self._read(prompts, missing)
-            unknown = [key for key in missing if key not in new]
-            if unknown:
+            if unknown := [key for key in missing if key not in new]:
                 rows = dict(zip(unknown, embed(unknown).float().cpu(), strict=True))
                 self._write(prompts, rows)
                 new |= rows
@@ -65,27 +62,22 @@ class TextCache:
         return torch.stack([found[key] for key in keys])
 
     def _read(self, prompts: str, keys: list[str]) -> dict[str, Tensor]:
-        found = {}
-        try:
+        found, query = {}, "SELECT embedding FROM texts WHERE prompts = ? AND name = ?"
+        with self._disabled_on_error():
             if self.path is None or not self.path.is_file():
                 return {}
             with closing(sqlite3.connect(self.path, timeout=10)) as file:
-                for start in range(0, len(keys), AT_ONCE):
-                    some = keys[start : start + AT_ONCE]
-                    marks = ", ".join("?" * len(some))
-                    query = f"SELECT name, embedding FROM texts WHERE prompts = ? AND name IN ({marks})"
-                    for name, blob in file.execute(query, (prompts, *some)):
+                for key in keys:
+                    for (blob,) in file.execute(query, (prompts, key)):
                         row = torch.from_numpy(np.frombuffer(blob, "<f4").astype(np.float32))
                         if len(row) == self.width:
-                            found[name] = row
-        except (sqlite3.Error, OSError, ValueError) as error:
-            self._give_up(error)
+                            found[key] = row
         return found
 
     def _write(self, prompts: str, rows: dict[str, Tensor]) -> None:
-        try:
-            if self.path is None:
-                return
+        if self.path is None:
+            return
+        with self._disabled_on_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=10)) as file, file:
                 file.execute(
@@ -94,9 +86,11 @@ class TextCache:
                 )
                 values = ((prompts, name, row.numpy().astype("<f4").tobytes()) for name, row in rows.items())
                 file.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", values)
-        except (sqlite3.Error, OSError, ValueError) as error:  # a name that is not valid Unicode
-            self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
-        logger.warning("text embedding cache %s is not used: %s", self.path, error)
-        self.path = None
+    @contextmanager
+    def _disabled_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a name that is not valid Unicode
+            logger.warning("text embedding cache %s is not used: %s", self.path, error)
+            self.path = None

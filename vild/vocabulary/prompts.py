@@ -16,9 +16,9 @@ from vild.utils.files import write_tensors
 from vild.utils.untrusted import open_tensors, parse_json, refused_as
 
 _ADJECTIVES_OF_PHOTO = (
-    "good", "bad", "bright", "dark", "low resolution", "cropped", "close-up", "jpeg corrupted", "blurry",
-    "pixelated", "black and white",
-)  # fmt: skip
+    *("good", "bad", "bright", "dark", "low resolution", "cropped"),
+    *("close-up", "jpeg corrupted", "blurry", "pixelated", "black and white"),
+)
 _ADJECTIVES_OF_THING = ("nice", "cool", "weird", "small", "large", "clean", "dirty", "hard to see")
 _MATERIALS = ("plastic", "toy", "plushie", "cartoon")
 
