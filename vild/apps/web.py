@@ -6,7 +6,6 @@ the page.
 
 from __future__ import annotations
 
-import html
 import itertools
 import re
 import threading
@@ -164,22 +163,14 @@ def drawing(findings: Findings, threshold: float) -> Image.Image:
         return draw(findings.photo.array, some, some.names, some.splits)
 
 
-def table(findings: Findings, threshold: float) -> str:
-    """The detections as an HTML table: name, score, base or novel, box in pixels of the file."""
+def table(findings: Findings, threshold: float) -> list[list[str]]:
+    """Rows of the detections: name, score, base or novel (HTML), box in pixels of the file."""
     some = findings.above(threshold)
+    marks = [mark(some.splits[c]) for c in some.pred_classes.tolist()]
     boxes = (some.pred_boxes.tensor * findings.photo.pixels).round().int().tolist()
-    splits = [some.splits[c] for c in some.pred_classes.tolist()]
-    rows = [
-        f"<tr><td>{html.escape(name)}</td><td>{score:.2f} {_bar(score, split)}</td><td>{mark(split)}</td>"
-        f'<td class="box">{", ".join(map(str, box))}</td></tr>'
-        for name, score, split, box in zip(some.labels(), some.scores.tolist(), splits, boxes, strict=True)
-    ]
-    heads = "".join(f"<th>{head}</th>" for head in ("name", "score", "", "box (x1, y1, x2, y2)"))
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
-
-
-def _bar(score: float, split: str) -> str:
-    return f'<span class="bar"><i style="width:{100 * score:.0f}%;background:{to_hex(COLOURS[split])}"></i></span>'
+    boxes = [", ".join(map(str, box)) for box in boxes]
+    scores = [f"{score:.2f}" for score in some.scores.tolist()]
+    return [list(row) for row in zip(some.labels(), scores, marks, boxes, strict=True)]
 
 
 def mark(split: str) -> str:

@@ -29,8 +29,8 @@ CSS = """
 footer { display: none !important; }
 #intro h1 { font-size: 1.8rem; font-weight: 700; margin: 0 0 .2rem; }
 #intro p { margin: 0; line-height: 1.7; color: var(--body-text-color-subdued); }
-#intro, #note, #rows { padding: 0; }
-#note .html-container, #rows .html-container { padding: 0 .2rem; }
+#intro, #note { padding: 0; }
+#note .html-container { padding: 0 .2rem; }
 #note { min-height: 1.5rem; color: var(--body-text-color-subdued); }
 #note .wrong { color: #dc2626; font-weight: 700; }
 .mark { display: inline-block; padding: 0 .6em; border-radius: 1em; font-size: .85em; line-height: 1.5;
@@ -39,17 +39,6 @@ footer { display: none !important; }
 #examples .gallery { gap: .4rem; }
 #examples .gallery-item, #examples .gallery-item .container { width: 3.6rem; height: 3.6rem; }
 #examples .gallery-item img { width: 100%; height: 100%; object-fit: cover; }
-#rows .prose { max-height: 26rem; overflow-y: auto; }
-#rows table { width: 100%; margin: 0; border: 0; border-collapse: collapse; font-size: .95rem; }
-#rows tr { border: 0; }
-#rows th { font-weight: 700; color: var(--body-text-color-subdued); }
-#rows th, #rows td { text-align: left; padding: .3rem .6rem; border: 0;
-  border-bottom: 1px solid var(--border-color-primary); }
-#rows .box { font-variant-numeric: tabular-nums; white-space: nowrap; }
-#rows .bar { display: inline-block; vertical-align: middle; width: 6rem; height: .45rem; margin-left: .5rem;
-  border-radius: 1rem; background: var(--border-color-primary); overflow: hidden; }
-#rows .bar i { display: block; height: 100%; }
-@media (max-width: 640px) { #rows .bar { display: none; } }
 """
 
 
@@ -66,11 +55,11 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
         try:
             photo = web.read_photo(uploaded(payload))
         except UserError as error:
-            return None, None, None, None, "", wrong(error)
-        return gr.skip(), photo, None, None, "", ""
+            return None, None, None, None, [], wrong(error)
+        return gr.skip(), photo, None, None, [], ""
 
     def pick(index):
-        return photos[index].array, photos[index], None, None, "", ""
+        return photos[index].array, photos[index], None, None, [], ""
 
     def find(photo, words, negatives, threshold):
         try:
@@ -78,7 +67,7 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
                 raise UserError("Upload an image, or pick an example.")
             findings = web.search(detector, photo, words, negatives)
         except UserError as error:
-            return None, None, "", wrong(error)
+            return None, None, [], wrong(error)
         return findings, *show(findings, threshold)
 
     def show(findings, threshold):
@@ -110,7 +99,9 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
                                   elem_id="result", format="jpeg")  # fmt: skip
                 threshold = gr.Slider(0, 1, THRESHOLD, step=0.01, label="Score threshold", elem_id="threshold")
                 note = gr.HTML(elem_id="note")
-                rows = gr.HTML(elem_id="rows")
+                rows = gr.Dataframe(headers=["name", "score", "split", "box (x1, y1, x2, y2)"], interactive=False,
+                                    datatype=["str", "str", "html", "str"], column_count=4, max_height=420,
+                                    buttons=["copy"], show_label=False, elem_id="rows")  # fmt: skip
 
         shown = [result, rows, note]
         private = {"api_visibility": "private"}
@@ -122,7 +113,7 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
         emptied = [image, photo, findings, *shown]
         # raw, because gradio's error for a broken file would reveal its path
         image.upload(upload, image, emptied, preprocess=False, **light)
-        image.clear(lambda: (None, None, None, "", ""), None, emptied[1:], **light)
+        image.clear(lambda: (None, None, None, [], ""), None, emptied[1:], **light)
         gr.on([button.click, words.submit, negatives.submit], **search)
         threshold.change(show, [findings, threshold], shown, trigger_mode="always_last", **light)
         if samples is not None:
