@@ -1,11 +1,11 @@
 """The built-in world ("Glyphs"): images of pictographs, so that everything runs on a fresh machine.
 
-``glyphs.json`` is the whole data set: name, synonyms, frequency and code points in the DejaVu Sans font that
-matplotlib ships. Frequent and common names are base, rare ones novel. A *scene* composes objects with colour,
-texture, outline, rotation, scale, overlap and clutter. A *captioned image* holds one object and is what the
-teacher learns from, as CLIP saw captions of everything and boxes of nothing.
+``glyphs.json`` defines the classes: name, synonyms, LVIS frequency, and code points in the DejaVu Sans font that
+matplotlib ships. Frequent and common classes are base, rare ones novel. A *scene* has several objects that vary in
+colour, texture, rotation and scale, with occlusion and clutter. A *captioned image* has one object; the teacher is
+trained on these, as CLIP was trained on captions of everything, without boxes.
 
-Pure functions of a seed: no Detectron2, no torch.
+Pure functions of a seed, without Detectron2 and torch.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 SCENE_SIZE = 128
 CAPTIONED_SIZE = 80
 FILLS = ("flat", "flat", "gradient", "stripes")
-VAL_ONLY_FILLS = ("dots", "rings")  # drawing styles that no training scene has
-SAMPLING_WEIGHT = {"f": 3.0, "c": 2.0, "r": 2.0}  # rare means never annotated here, not seldom drawn
+VAL_ONLY_FILLS = ("dots", "rings")  # no training scene has these
+SAMPLING_WEIGHT = {"f": 3.0, "c": 2.0, "r": 2.0}  # rare: never annotated, not seldom drawn
 
 
 @dataclass(frozen=True)
 class Glyph:
-    """One row of the table. ``frequency`` is LVIS's: f(requent), c(ommon) or r(are)."""
+    """A class. ``frequency`` as in LVIS: f(requent), c(ommon) or r(are)."""
 
     name: str
     synonyms: tuple[str, ...]
@@ -38,23 +38,22 @@ class Glyph:
 
 @functools.cache
 def table() -> tuple[Glyph, ...]:
-    """The names of the world, in category-id order (ids start at 1)."""
+    """All classes, in the order of their category ids (from 1)."""
     rows = json.loads((Path(__file__).parent / "glyphs.json").read_text())
     return tuple(Glyph(r["name"], tuple(r["synonyms"]), r["frequency"], tuple(r["code_points"])) for r in rows)
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An object in a scene: index into ``table()`` and its visible silhouette, bool [H, W]."""
+    """An object in a scene: index into ``table()`` and visible mask, bool [H, W]."""
 
     index: int
     mask: np.ndarray
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """xyxy in absolute pixels around the visible silhouette."""
-        ys, xs = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)
+        """xyxy in absolute pixels around the visible mask."""
+        return tuple(map(float, Image.fromarray(self.mask).getbbox()))
 
 
 # --- drawing one object -----------------------------------------------------------------------------------
@@ -62,7 +61,7 @@ class Placed:
 
 @functools.cache
 def _silhouette_and_ink(code_point: str) -> tuple[Image.Image, Image.Image]:
-    """A glyph, cropped to its ink: its filled silhouette and its ink, both 8-bit masks."""
+    """A glyph's filled silhouette and its ink, both 8-bit masks, cropped to the ink."""
     path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     font = ImageFont.truetype(str(path), 96)
     ink = Image.new("L", (192, 192))
@@ -75,13 +74,8 @@ def _silhouette_and_ink(code_point: str) -> tuple[Image.Image, Image.Image]:
     return silhouette, ink
 
 
-def _colour(rng: np.random.Generator, low: float = 0, high: float = 255) -> np.ndarray:
-    """A random colour, float [3]."""
-    return rng.uniform(low, high, 3)
-
-
 def _fill(rng: np.random.Generator, kind: str, size: tuple[int, int], colour: np.ndarray) -> np.ndarray:
-    """A surface of one colour family, float [h, w, 3]."""
+    """A surface [h, w, 3] in two similar colours, float."""
     h, w = size
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, 9)
@@ -100,15 +94,8 @@ def _fill(rng: np.random.Generator, kind: str, size: tuple[int, int], colour: np
     return colour + t[..., None] * (other - colour)
 
 
-def _draw(
-    canvas: np.ndarray,
-    rng: np.random.Generator,
-    glyph: Glyph,
-    size: float,
-    centre: tuple[float, float],
-    fills,
-) -> np.ndarray:
-    """Paint one object onto ``canvas`` (float [H, W, 3], in place); returns its silhouette, bool [H, W]."""
+def _draw(canvas: np.ndarray, rng: np.random.Generator, glyph: Glyph, size: float, centre, fills) -> np.ndarray:
+    """Paint an object around a point (x, y) onto ``canvas`` (float [H, W, 3], in place); its mask, bool [H, W]."""
     silhouette, ink = _silhouette_and_ink(str(rng.choice(glyph.code_points)))
     scale = size / max(silhouette.size)
     stretch = rng.uniform(0.95, 1.05)
@@ -122,17 +109,15 @@ def _draw(
     body, strokes = alphas
     h, w = body.shape
     top, left = round(centre[1] - h / 2), round(centre[0] - w / 2)
-    ys, xs = (
-        slice(max(top, 0), min(top + h, canvas.shape[0])),
-        slice(max(left, 0), min(left + w, canvas.shape[1])),
-    )
+    ys = slice(max(top, 0), min(top + h, canvas.shape[0]))
+    xs = slice(max(left, 0), min(left + w, canvas.shape[1]))
     mask = np.zeros(canvas.shape[:2], bool)
     if ys.start >= ys.stop or xs.start >= xs.stop:
         return mask
     inner = slice(ys.start - top, ys.stop - top), slice(xs.start - left, xs.stop - left)
 
-    surface = _fill(rng, str(rng.choice(fills)), (h, w), _colour(rng, 120, 255))
-    painted = surface + strokes[..., None] * (_colour(rng, 0, 100) - surface)  # dark ink on bright paper
+    surface = _fill(rng, str(rng.choice(fills)), (h, w), rng.uniform(120, 255, 3))
+    painted = surface + strokes[..., None] * (rng.uniform(0, 100, 3) - surface)  # dark ink on bright paper
     alpha = body[inner][..., None]
     canvas[ys, xs] += alpha * (painted[inner] - canvas[ys, xs])
     mask[ys, xs] = body[inner] > 0.5
@@ -147,7 +132,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(1, 6)):
         x, y, dx, dy = *rng.uniform(0, size, 2), *rng.uniform(-size / 3, size / 3, 2)
-        colour = tuple(int(c) for c in _colour(rng, 40, 215))
+        colour = tuple(int(c) for c in rng.uniform(40, 215, 3))
         width = int(rng.integers(1, 4))
         ends = [min(x, x + dx), min(y, y + dy), max(x, x + dx), max(y, y + dy)]
         kind = rng.integers(0, 4)
@@ -166,12 +151,12 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def scene(seed: int, index: int, *, novel: bool = True, uniform: bool = False, val_styles: bool = False):
-    """One scene of 5 to 11 objects, fewer where they would hide one another.
+    """A scene of at most 11 objects, none close to the centre of another.
 
     Args:
-        seed, index: together they fix the image.
-        novel: False leaves rare objects out (the control: a detector that never saw novel regions).
-        uniform: every name is equally likely (evaluation); otherwise by ``SAMPLING_WEIGHT``.
+        seed, index: determine the image.
+        novel: whether novel objects occur (without: a control, a detector that never saw novel regions).
+        uniform: draw all classes equally often (for evaluation), not by ``SAMPLING_WEIGHT``.
         val_styles: also draw with ``VAL_ONLY_FILLS``.
 
     Returns:
@@ -206,12 +191,12 @@ def scene(seed: int, index: int, *, novel: bool = True, uniform: bool = False, v
 
 
 def captioned(seed: int, index: int, *, background: bool = False):
-    """One image of a single object (or of clutter alone), as a web image with a caption.
+    """An image of one object (with ``background`` of none), like a web image with a caption.
 
-    Neighbouring objects may reach into the corners, as they do into the crops of proposals.
+    Other objects may reach into the corners, as in crops of proposals.
 
     Returns:
-        image uint8 [80, 80, 3] RGB, index into ``table()`` (-1 for background), box xyxy of the object.
+        image uint8 [80, 80, 3] RGB, index into ``table()`` (-1: no object), box xyxy of the object.
     """
     rng = np.random.default_rng([seed, 7, index])
     glyphs = table()

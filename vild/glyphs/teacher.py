@@ -1,6 +1,6 @@
 """Train the built-in world's teacher: a small open_clip model on captioned images of single objects.
 
-It sees captions of every name, as CLIP did, and boxes of nothing. open_clip's own tokenizer and loss.
+It sees captions of all classes and no boxes, as CLIP did. The tokenizer and the loss are open_clip's.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ MODEL_CFG = {
 PREPROCESS_CFG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
 BACKGROUND_CAPTIONS = ("a photo of nothing.", "an empty background.", "clutter.", "a blurry background.")
 IMAGES_PER_NAME = 150
-GROUPS = 3  # groups a step; each holds every name once, so that no caption in it fits two images
+GROUPS = 3  # per step; each has every class once, so that no caption fits two of its images
 BACKGROUND_PER_GROUP = 3
+LEARNING_RATE = 6e-3
 
 
 def build_model(width: int = MODEL_CFG["embed_dim"]) -> torch.nn.Module:
-    """The untrained model, from open_clip's own factory. ``width``: of its embeddings."""
+    """The untrained model, from open_clip's factory. ``width``: of its embeddings."""
     open_clip.factory._MODEL_CONFIGS["vild-glyphs"] = {**MODEL_CFG, "embed_dim": width}
     model = open_clip.create_model("vild-glyphs", pretrained=None, force_preprocess_cfg=PREPROCESS_CFG)
     torch.nn.init.constant_(model.logit_scale, float(np.log(20)))
@@ -50,13 +51,11 @@ def build_model(width: int = MODEL_CFG["embed_dim"]) -> torch.nn.Module:
 
 
 def _jitter(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A box as a proposal would have it: shifted and scaled a little, one or one and a half times as large."""
-    x0, y0, x1, y1 = box
-    w, h = x1 - x0, y1 - y0
-    cx, cy = (x0 + x1) / 2 + rng.uniform(-0.12, 0.12) * w, (y0 + y1) / 2 + rng.uniform(-0.12, 0.12) * h
-    scale = rng.choice([1.0, 1.5])
-    w, h = w * scale * rng.uniform(0.8, 1.25), h * scale * rng.uniform(0.8, 1.25)
-    return np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], np.float32)
+    """A box xyxy [4] as of a proposal: shifted and scaled a little, at 1x or 1.5x."""
+    low, high = box[:2], box[2:]
+    centre = (low + high) / 2 + rng.uniform(-0.12, 0.12, 2) * (high - low)
+    half = (high - low) * rng.choice([1.0, 1.5]) * rng.uniform(0.8, 1.25, 2) / 2
+    return np.concatenate([centre - half, centre + half]).astype(np.float32)
 
 
 def _crops(images: list, rng: np.random.Generator) -> Tensor:
@@ -72,22 +71,15 @@ def _crops(images: list, rng: np.random.Generator) -> Tensor:
     return crops.contiguous(memory_format=torch.channels_last)
 
 
-def train(
-    folder: Path,
-    steps: int = 400,
-    seed: int = 0,
-    learning_rate: float = 6e-3,
-    width: int = MODEL_CFG["embed_dim"],
-) -> None:
+def train(folder: Path, steps: int = 400, seed: int = 0, width: int = MODEL_CFG["embed_dim"]) -> None:
     """Train and write an open_clip ``local-dir:`` folder. Deterministic for a seed (on one machine).
 
-    ``width``: of its embeddings; the towers are the same.
+    ``width``: of its embeddings; the towers are the same for all.
     """
     started = time.monotonic()
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 11])
-    names = [g.name for g in drawing.table()]
-    count = len(names)
+    count = len(drawing.table())
     total = IMAGES_PER_NAME * count
     pool = [drawing.captioned(seed, i) for i in tqdm(range(total), desc="captioned images")]
     empty = [drawing.captioned(seed, total + i, background=True) for i in range(total // 12)]
@@ -96,8 +88,8 @@ def train(
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL_CFG["text_cfg"]["context_length"])
     templates = PROMPT_SETS["vild"]
     loss_fn = open_clip.ClipLoss()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.15)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.15)
     progress = tqdm(range(steps), desc="teacher")
     for _ in progress:
         images, texts = [], []

@@ -23,11 +23,12 @@ def describe_work(
     Args:
         counts: number of regions by image_id.
         width, dtype: of the embeddings.
-        compute: computes the embeddings of some images (the result is dropped); timed on a sample. None: no estimate
-            of the duration.
+        compute: computes the embeddings of some images; timed on a sample. None: no estimate of the duration.
         to_do: the images still to do (default: all).
     """
-    text = f"{len(counts):,} images, {_count(sum(counts.values()))} regions: "
+    total = sum(counts.values())
+    regions = f"{total / 1e6:.1f} M" if total >= 1e6 else f"{total:,}"
+    text = f"{len(counts):,} images, {regions} regions: "
     text += f"{_bytes(plan_size(list(counts.values()), width, dtype))} as {dtype}"
     to_do = list(counts if to_do is None else to_do)
     if len(to_do) < len(counts):
@@ -65,10 +66,6 @@ def time_sample(
     return done, seconds, regions / sum(counts[i] for i in with_regions)
 
 
-def _count(number: int) -> str:
-    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
-
-
 def _bytes(number: int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if number >= size:
@@ -77,9 +74,7 @@ def _bytes(number: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 10:
-        return f"{seconds:.1f} s"
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

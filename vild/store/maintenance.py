@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vild.store.manifest import hash_ids, read_manifest, unfinished, write_manifest
+from vild.store.manifest import MANIFEST, hash_ids, read_manifest, unfinished
 from vild.store.shards import Head, broken, check_sum, map_rows, minimum_size, read_head, select
 from vild.utils.errors import UserError
-from vild.utils.files import sha256
+from vild.utils.files import sha256, write_json
 from vild.utils.fingerprint import describe
 
 UNIT_TOLERANCE = 1e-3  # allowed error of a row's length; rounding to float16 gives 5e-4 at most
@@ -127,7 +127,7 @@ def repair(folder: Path) -> list[str]:
         raise UserError(f"{lines[0]}; build it again from scratch")
     for path, _ in found:  # before the manifest: its checksums still reveal the others if this is killed
         path.unlink(missing_ok=True)
-    write_manifest(folder, unfinished(manifest["plan"], manifest.get("provenance")))
+    write_json(folder / MANIFEST, unfinished(manifest["plan"], manifest.get("provenance")))
     return [line for _, line in found]
 
 

@@ -12,17 +12,11 @@ import numpy as np
 
 from vild.store.shards import DTYPES
 from vild.utils.errors import UserError
-from vild.utils.files import write_json
 from vild.utils.fingerprint import check_fingerprint
 from vild.utils.untrusted import parse_json, read_bytes, refused_as
 
 MANIFEST = "manifest.json"
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors", re.ASCII)  # no other path: --repair deletes broken shards
-
-
-def write_manifest(folder: Path, manifest: dict) -> None:
-    """Write the manifest atomically, unless it is already the same."""
-    write_json(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path) -> dict:
@@ -37,7 +31,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def _check(manifest: dict) -> None:
-    """ValueError, KeyError or TypeError unless a manifest has the form in which they are written."""
+    """ValueError, KeyError, TypeError or AttributeError unless a manifest has the form in which they are written."""
     plan, shards = manifest["plan"], manifest["shards"]
     if plan["dtype"] not in DTYPES or not isinstance(shards, list) or not isinstance(manifest["complete"], bool):
         raise ValueError(f"dtype {plan['dtype']}, complete {manifest['complete']}, shards {shards}"[:200])

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vild.store.manifest import hash_ids, read_manifest, write_manifest
+from vild.store.manifest import MANIFEST, hash_ids, read_manifest
+from vild.store.multi import REGIONS
 from vild.store.shards import check_sum
 from vild.store.store import EmbeddingStore
 from vild.utils.errors import UserError
-from vild.utils.files import cannot_write, sha256
+from vild.utils.files import cannot_write, sha256, write_json
 from vild.utils.fingerprint import describe, same_regions
 
 # The keys of a plan in which parts may differ: which images and which proposals. All others define the embeddings.
-PER_PART = {"pictures", "proposals", "max_per_image", "nms", "min_size", "dropped", "images", "image_ids_sha",
-             "shard_pictures"}  # fmt: skip
+PER_PART = {*REGIONS, "dropped", "pictures", "images", "image_ids_sha", "shard_pictures"}
 
 
 def merge(folders: Sequence[Path], output: Path) -> dict:
@@ -63,7 +63,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict:
             whole |= {"regions": sum(shard["regions"] for shard in shards), "shards": shards}
             if unreadable := [i for manifest in manifests for i in manifest.get("unreadable", [])]:
                 whole["unreadable"] = unreadable
-            write_manifest(partial, whole)
+            write_json(partial / MANIFEST, whole)
             os.rename(partial, output)
     except UserError:
         shutil.rmtree(partial, ignore_errors=True)

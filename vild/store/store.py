@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vild.store.manifest import MANIFEST, hash_ids, read_manifest, unfinished, write_manifest
+from vild.store.manifest import MANIFEST, hash_ids, read_manifest, unfinished
 from vild.store.shards import Head, Rows, check_sum, map_rows, pack, read_head, select, unpack
 from vild.utils.errors import UserError
-from vild.utils.files import cannot_write, sha256, write_tensors
+from vild.utils.files import cannot_write, sha256, write_json, write_tensors
 from vild.utils.fingerprint import check_same_teacher, describe, same_regions
 
 MAPPED_SHARDS = 1024  # mapped at once by a process; beyond that, all are released first
@@ -80,7 +80,7 @@ class StoreWriter:
         elif any(self.folder.glob("shard-*.safetensors")):
             raise UserError(f"store {self.folder}: it has shards but no {MANIFEST}; choose another folder")
         else:
-            write_manifest(self.folder, unfinished(self.plan, provenance))
+            write_json(self.folder / MANIFEST, unfinished(self.plan, provenance))
 
     def _resume(self, manifest: dict) -> None:
         known = manifest["plan"]
@@ -153,7 +153,7 @@ class StoreWriter:
             manifest["unreadable"] = unreadable
         if self.complete:
             manifest = read_manifest(self.folder)
-        write_manifest(self.folder, manifest)
+        write_json(self.folder / MANIFEST, manifest)
         return manifest
 
 
