@@ -176,12 +176,13 @@ def annotate_video(detector: OpenVocabularyDetector, frames: Frames, target: Pat
     """
     total = frames.count if limit is None else min(limit, frames.count or limit)
     stream = tqdm(islice(frames.stream, limit), desc="frames", unit="frame", total=total)
+    frames = replace(frames, stream=stream)
     with (
         written_whole(target) as video,
         written_whole(target.with_suffix(".jsonl")) as records,
         open(records, "w") as lines,
     ):
-        return write_video(video, replace(frames, stream=_drawn(detector, replace(frames, stream=stream), lines)))
+        return write_video(video, replace(frames, stream=_drawn(detector, frames, lines)))
 
 
 def _drawn(detector: OpenVocabularyDetector, frames: Frames, lines: TextIO) -> Iterator[tuple[int, np.ndarray]]:

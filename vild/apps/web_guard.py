@@ -7,6 +7,7 @@ of any length.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 PAGE = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"}
@@ -66,7 +67,7 @@ class RequestFilter:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         if b"transfer-encoding" in headers or not length.isdigit():
-            return 411, "Say how long the request is."
+            return 411, "The request needs a Content-Length."
         if int(length) > (self.most_bytes + AROUND if path == UPLOAD else MOST_JSON):
             return 413, "This is too large."
         if path == UPLOAD and stored(self.folder) > MOST_STORED:
@@ -78,10 +79,8 @@ def stored(folder: Path) -> int:
     """Total bytes of the files below a folder. Files may disappear meanwhile."""
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with suppress(OSError):
             total += path.stat().st_size
-        except OSError:
-            continue
     return total
 
 
