@@ -49,7 +49,7 @@ def main():
             detector.trained,
             args.dataset,
             proposals,
-            cfg.MODEL.VILD.TEMPERATURE,
+            detector.model.roi_heads.classifier.test_temperature,
             cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             cfg.TEST.DETECTIONS_PER_IMAGE,
         )

@@ -50,8 +50,11 @@ def add_vild_config(cfg: CfgNode) -> None:
     # Train on new data without forgetting: the weights of a trained detector of the same architecture and teacher,
     # whose region embeddings of the sampled proposals are imitated by L1 ("": off). Often MODEL.WEIGHTS, too
     node.OLD_STUDENT = CfgNode({"WEIGHTS": "", "WEIGHT": 0.5})
-    # Softmax temperature in training and test [released code]
-    node.TEMPERATURE = 0.01
+    # Softmax temperature in training and test. 0: 1 / the teacher's learned logit scale (with SigLIP's bias), which is
+    # the 0.01 of the paper for CLIP [released code] and another number for every other teacher
+    node.TEMPERATURE = 0.0
+    # Another temperature at test (0: the same)
+    node.TEST_TEMPERATURE = 0.0
     # Weight of the sum of all objectives: 0.5 for R50 (paper, table 3)
     node.DISTILL_WEIGHT = 0.5
     # Distillation objectives, a list of {"NAME", "WEIGHT" (1), parameters ...}, summed (vild/modeling/objectives/):

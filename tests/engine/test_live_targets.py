@@ -236,7 +236,8 @@ def test_a_config_that_cannot_mean_what_it_says_is_refused(make_cfg):
     key, teachers = "MODEL.VILD.", ("MODEL.VILD.TEACHERS", "[{'STORE': 'a', 'VOCABULARY': 'b'}]")
     over = (f"{key}OBJECTIVES", "[{'NAME': 'soft_targets', 'OVER': 'background'}]")
     for variant, overrides, message in [
-        ("vild", (f"{key}TEMPERATURE", 0.0), "TEMPERATURE: 0.0 is not above 0"),
+        ("vild", (f"{key}TEMPERATURE", -0.1), "TEMPERATURE: -0.1 is below 0"),
+        ("vild", (f"{key}TEST_TEMPERATURE", -0.1), "TEST_TEMPERATURE: -0.1 is below 0"),
         ("vild", (f"{key}DISTILL_WEIGHT", -1.0), "DISTILL_WEIGHT: -1.0 is below 0"),
         ("ensemble", (f"{key}ENSEMBLE_WEIGHT", 1.5), "ENSEMBLE_WEIGHT: 1.5 is not within 0 and 1"),
         ("vild", (f"{key}OLD_STUDENT.WEIGHT", -0.5), "OLD_STUDENT.WEIGHT: -0.5 is below 0"),

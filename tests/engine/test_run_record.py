@@ -29,7 +29,7 @@ def began(make_cfg, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        (("MODEL.VILD.TEMPERATURE", 0.02), "MODEL.VILD.TEMPERATURE was 0.01, is 0.02"),
+        (("MODEL.VILD.TEMPERATURE", 0.02), "MODEL.VILD.TEMPERATURE was 0.0, is 0.02"),
         (("MODEL.VILD.OBJECTIVES", '[{"NAME": "cosine"}]'), r"OBJECTIVES was \[\{'NAME': 'l1'\}\], is .*cosine"),
         (("MODEL.VILD.LOSS_WEIGHTS", '[{"LOSS": "loss_text", "WEIGHT": 0}]'), r"LOSS_WEIGHTS was \[\], is .*loss_text"),
         (("SEED", 3), "SEED was 0, is 3"),
@@ -62,7 +62,7 @@ def test_nothing_is_written_before_it_is_refused(began, make_cfg, tmp_path):
     config = tmp_path / "output" / "config.yaml"
     config.write_text(began.dump())
     files = {p.name for p in config.parent.iterdir()}
-    with pytest.raises(UserError, match="TEMPERATURE was 0.01, is 0.5"):
+    with pytest.raises(UserError, match="TEMPERATURE was 0.0, is 0.5"):
         setup(make_cfg("vild", "MODEL.VILD.TEMPERATURE", 0.5), SimpleNamespace(resume=True, eval_only=False))
     assert config.read_text() == began.dump() and {p.name for p in config.parent.iterdir()} == files
 

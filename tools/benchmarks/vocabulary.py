@@ -57,7 +57,8 @@ def encoding(teacher: Teacher, args: argparse.Namespace) -> dict:
 
 def swapping(detector: nn.Module, names: int, args: argparse.Namespace) -> dict:
     vocabulary, weights, built = random_vocabulary(names), detector.state_dict(), []
-    cache, teacher = TextCache({}, None), SimpleNamespace(encode_text=None, fingerprint={})
+    cache = TextCache({}, None)
+    teacher = SimpleNamespace(encode_text=None, fingerprint={}, logit_scale=None, logit_bias=0.0)
     cache.get(vocabulary.names, PROMPT_SETS["vild"], lambda _: vocabulary.embeddings)
 
     def build() -> None:

@@ -31,7 +31,8 @@ from vild.vocabulary.vocabulary import Vocabulary
 SOURCES = ("store", "teacher", "mixed")
 # Allowed values of numbers in MODEL.VILD: the check, and how the message continues after a value that fails it
 RANGES = {
-    "TEMPERATURE": (lambda x: x > 0, "not above 0"),
+    "TEMPERATURE": (lambda x: x >= 0, "below 0"),
+    "TEST_TEMPERATURE": (lambda x: x >= 0, "below 0"),
     "DISTILL_WEIGHT": (lambda x: x >= 0, "below 0"),
     "ENSEMBLE_WEIGHT": (lambda x: 0 <= x <= 1, "not within 0 and 1"),
     "OLD_STUDENT.WEIGHT": (lambda x: x >= 0, "below 0"),

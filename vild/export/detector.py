@@ -133,7 +133,8 @@ class ExportedDetector(nn.Module):
         embeddings, deltas = heads._embed(pooled)
         boxes = self._decoded(deltas[:-1], proposals, size)
         matrix = heads.classifier.matrix(text)
-        logits = [heads.classifier._logits(head[:-1], matrix) for head in embeddings]
+        classifier = heads.classifier
+        logits = [classifier.logits(head[:-1], matrix, classifier.test_temperature) for head in embeddings]
         novel = None if base is None else ~base
         scores = fusion.variant_scores(heads.variant, logits, novel, heads.ensemble_weight)
         scores = scores.masked_fill(torch.arange(text.shape[0]) >= shown, -1)

@@ -49,7 +49,7 @@ def manifest(detector: OpenVocabularyDetector) -> dict:
         "variant": heads.variant,
         "teacher": detector.trained.fingerprint,
         "width": detector.trained.width,
-        "temperature": heads.classifier.temperature,
+        "temperature": heads.classifier.test_temperature,
         "score_threshold": heads.score_threshold,
         "detections": heads.per_image,
         "mask_side": 2 * heads.mask_pooler.output_size[0] if heads.mask_on else 0,

@@ -62,7 +62,7 @@ class OpenVocabularyDetector:
         self.vocabulary: Vocabulary = self.trained
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
         self._offered = self.model.roi_heads.classifier.current_classes
-        self._text = _TextEncoder(cfg, self.trained.fingerprint)
+        self._text = _TextEncoder(cfg, self.trained)
         self._cache = TextCache(self.trained.fingerprint, cache_folder() if disk_cache else None)
 
     @classmethod
@@ -232,8 +232,9 @@ class OpenVocabularyDetector:
 class _TextEncoder:
     """The text encoder of a config's teacher, which is loaded when the first text is encoded."""
 
-    def __init__(self, cfg, fingerprint: dict):
-        self.cfg, self.fingerprint = cfg, fingerprint
+    def __init__(self, cfg, trained: Vocabulary):
+        self.cfg, self.fingerprint = cfg, trained.fingerprint
+        self.logit_scale, self.logit_bias = trained.logit_scale, trained.logit_bias
         self._lock, self._teacher = threading.Lock(), None
 
     @property

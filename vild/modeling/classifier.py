@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
 LOGITS_AT_ONCE = 2**22  # 16 MiB
+CLIP_TEMPERATURE = 0.01
+
+logger = logging.getLogger(__name__)
 
 
 class RegionEmbedding(nn.Module):
@@ -63,9 +67,14 @@ class TextClassifier(nn.Module):
     text: Tensor
     base: Tensor
 
-    def __init__(self, vocabulary: Vocabulary, temperature: float):
+    def __init__(self, vocabulary: Vocabulary, temperature: float, bias: float = 0.0, test_temperature: float = 0.0):
+        """
+        Args:
+            temperature: of the softmax in training and, unless there is a ``test_temperature``, at test.
+            bias: added to the logits of the classes, not to the background's.
+        """
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.bias, self.test_temperature = temperature, bias, test_temperature or temperature
         self.background = nn.Parameter(torch.empty(1, vocabulary.width).normal_(std=0.01))
         self.register_buffer("text", vocabulary.embeddings, persistent=False)
         self.register_buffer("base", vocabulary.mask("base"), persistent=False)
@@ -101,17 +110,50 @@ class TextClassifier(nn.Module):
         return torch.cat([text, F.normalize(self.background.float(), dim=1)])
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Unit [R, D] to logits [R, C + 1] over the current vocabulary, background last."""
-        return self._logits(embeddings, self.matrix(self.text))
+        """Unit [R, D] to logits [R, C + 1] over the current vocabulary, background last; in training."""
+        return self.logits(embeddings, self.matrix(self.text), self.temperature)
 
-    def blocks(self, heads: Sequence[Tensor], texts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Logits [r, K] of each head for successive blocks of regions, from its unit embeddings [R, D] and its class
-        embeddings [K, D]. With a large vocabulary a block has at most LOGITS_AT_ONCE floats per head."""
-        step = max(LOGITS_AT_ONCE // max(map(len, texts)), 1)
+    def logits(self, embeddings: Tensor, matrix: Tensor, temperature: float) -> Tensor:
+        """Unit [R, D] and the result [C + 1, D] of :meth:`matrix` to logits [R, C + 1]."""
+        logits = _scaled_cosines(embeddings, matrix, temperature)
+        if self.bias:
+            logits[:, :-1] += self.bias
+        return logits
+
+    def blocks(self, heads: Sequence[Tensor], text: Tensor, extra: Sequence[Tensor] = ()) -> Iterator[list[Tensor]]:
+        """Logits of each head at test, for successive blocks of regions: with a large vocabulary a block has at most
+        LOGITS_AT_ONCE floats per head.
+
+        Args:
+            heads: unit embeddings [R, D] of the detector's own heads, then [R, D_k] in extra teachers' spaces.
+            text: [C, D] of the classes; the own heads' logits [r, C + 1] have the background last.
+            extra: [C, D_k] of the classes in the extra teachers' spaces; their logits are [r, C].
+        """
+        matrix, own = self.matrix(text), len(heads) - len(extra)
+        step = max(LOGITS_AT_ONCE // len(matrix), 1)
         for first in range(0, max(len(heads[0]), 1), step):
-            yield [self._logits(h[first : first + step], t) for h, t in zip(heads, texts, strict=True)]
+            block = [head[first : first + step] for head in heads]
+            logits = [self.logits(x, matrix, self.test_temperature) for x in block[:own]]
+            others = zip(block[own:], extra, strict=True)
+            yield logits + [_scaled_cosines(x, classes, self.test_temperature) for x, classes in others]
 
-    def _logits(self, embeddings: Tensor, classes: Tensor) -> Tensor:
-        # at a temperature of 0.01, half-precision cosines would change logits by some hundredths
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return cosine_logits(embeddings.float(), classes, self.temperature)
+
+def _scaled_cosines(embeddings: Tensor, classes: Tensor, temperature: float) -> Tensor:
+    # at a temperature of 0.01, half-precision cosines would change logits by some hundredths
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return cosine_logits(embeddings.float(), classes, temperature)
+
+
+def softmax_settings(temperature: float, vocabulary: Vocabulary) -> tuple[float, float]:
+    """Temperature and bias of the classifier for ``MODEL.VILD.TEMPERATURE``: a number is used as it is, without a bias;
+    0 means those of the vocabulary's teacher. Where the vocabulary does not record them (a file of an older version, an
+    imported matrix), CLIP's 0.01 is used and a warning logged."""
+    if temperature:
+        return temperature, 0.0
+    if vocabulary.logit_scale is None:
+        logger.warning(
+            "the vocabulary does not record its teacher's logit scale: temperature %s, CLIP's "
+            "(MODEL.VILD.TEMPERATURE sets another)", CLIP_TEMPERATURE,
+        )  # fmt: skip
+        return CLIP_TEMPERATURE, 0.0
+    return 1 / vocabulary.logit_scale, vocabulary.logit_bias

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from vild.modeling import fusion
-from vild.modeling.classifier import ClassSet, RegionEmbedding, TextClassifier
+from vild.modeling.classifier import ClassSet, RegionEmbedding, TextClassifier, softmax_settings
 from vild.modeling.extra_teachers import ExtraTeachers
 from vild.modeling.objectives import parse_objectives
 from vild.utils.errors import UserError
@@ -74,6 +74,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
             raise UserError("ViLD's boxes and masks are class-agnostic: set both CLS_AGNOSTIC_* keys to True")
         keys = cfg.MODEL.VILD
         vocabulary, objectives = Vocabulary.load(keys.VOCABULARY), parse_objectives(keys.OBJECTIVES)
+        temperature, bias = softmax_settings(keys.TEMPERATURE, vocabulary)
         settings = super().from_config(cfg, input_shape)
         shape = settings.pop("pooled_shape")
 
@@ -91,10 +92,10 @@ class OpenVocabularyROIHeads(StandardROIHeads):
             "variant": keys.VARIANT,
             "embedding": embedding,
             "image_embedding": region_embedding() if keys.VARIANT == "ensemble" else None,
-            "classifier": TextClassifier(vocabulary, keys.TEMPERATURE),
+            "classifier": TextClassifier(vocabulary, temperature, bias, keys.TEST_TEMPERATURE),
             "bbox_pred": bbox_pred,
             "box2box_transform": Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
-            "extra_teachers": ExtraTeachers.from_config(cfg, features, vocabulary.names, objectives),
+            "extra_teachers": ExtraTeachers.from_config(cfg, features, vocabulary.names, objectives, temperature),
             "ensemble_weight": keys.ENSEMBLE_WEIGHT,
             "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "nms_threshold": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
@@ -145,11 +146,9 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         """Scores [r, shown] of successive blocks of regions, to bound memory. Those not above their class's threshold
         are -1."""
         own = 1 if self.image_embedding is None else 2
-        texts = [self.classifier.matrix(classes.text)] * own
         # the extra teachers' vocabularies have the classes of training only
-        if len(heads) > own and classes.names == self.others.names:
-            texts += self.others.texts
-        for logits in self.classifier.blocks(heads[: len(texts)], texts):
+        extra = self.others.texts if len(heads) > own and classes.names == self.others.names else []
+        for logits in self.classifier.blocks(heads[: own + len(extra)], classes.text, extra):
             novel = ~classes.base
             scores = fusion.variant_scores(self.variant, logits[:own], novel, self.ensemble_weight, logits[own:])
             scores = scores[:, : classes.shown]

@@ -133,7 +133,7 @@ class ExtraTeachers(nn.Module):
 
     @classmethod
     def from_config(
-        cls, cfg, features: int, names: tuple[str, ...], objectives: Sequence[Objective]
+        cls, cfg, features: int, names: tuple[str, ...], objectives: Sequence[Objective], temperature: float
     ) -> ExtraTeachers | None:
         """None if the config has no extra teachers.
 
@@ -147,7 +147,7 @@ class ExtraTeachers(nn.Module):
         if not entries:
             return None
         vocabularies = [Vocabulary.load(e["VOCABULARY"]) for e in entries]
-        return cls(features, vocabularies, [e["WEIGHT"] for e in entries], names, keys.TEMPERATURE, *rules)
+        return cls(features, vocabularies, [e["WEIGHT"] for e in entries], names, temperature, *rules)
 
     def __len__(self) -> int:
         return len(self.weights)

@@ -68,6 +68,7 @@ class ClipTeacher(Teacher, kind="clip"):
             mean=preprocess["mean"],
             std=preprocess["std"],
             interpolation=preprocess["interpolation"],
+            **learned_logits(self.model),
         )
 
     @torch.inference_mode()
@@ -175,6 +176,13 @@ def hash_weights(model: nn.Module) -> str:
         digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def learned_logits(model: nn.Module) -> dict[str, float]:
+    """``logit_scale`` and ``logit_bias`` of an open_clip model, to six digits: CLIP's 100 is e^4.60517 in float32."""
+    bias = getattr(model, "logit_bias", None)
+    learned = {"logit_scale": model.logit_scale.exp().item(), "logit_bias": 0.0 if bias is None else bias.item()}
+    return {name: float(f"{value:.6g}") for name, value in learned.items()}
 
 
 def save_local(model: nn.Module, model_cfg: dict, folder: Path) -> None:

@@ -42,6 +42,8 @@ class Teacher(ABC):
         size: (height, width) of the image input.
         mean, std: RGB, normalise the input in 0..1.
         interpolation: "bicubic" or "bilinear", for crops.
+        logit_scale, logit_bias: learned with the contrastive loss: an image and a text match with the logit
+            logit_scale * cosine + logit_bias. CLIP's are 100 and 0; None if unknown.
 
     Raises:
         UserError: another interpolation.
@@ -65,12 +67,15 @@ class Teacher(ABC):
         mean: Sequence[float],
         std: Sequence[float],
         interpolation: str = "bicubic",
+        logit_scale: float | None = None,
+        logit_bias: float = 0.0,
     ):
         if interpolation not in ("bicubic", "bilinear"):
             raise UserError(f"teacher '{name}': interpolation '{interpolation}' is not supported")
         self.name, self.pretrained, self.device, self.crop = name, pretrained, torch.device(device), crop
         self.width, self.size, self.mean, self.std = width, tuple(size), tuple(mean), tuple(std)
         self.interpolation = interpolation
+        self.logit_scale, self.logit_bias = logit_scale, logit_bias
         # saved in stores, vocabularies and checkpoints; compared by vild/utils/fingerprint.py
         self.fingerprint = {
             "name": name,

@@ -40,6 +40,7 @@ class Vocabulary:
         synonyms: per class, further names whose embeddings are averaged in.
         prompts: name of a prompt set, learned prompts, or "import".
         fingerprint: of the teacher (``vild.teacher.teacher``); {} if unknown (imported).
+        logit_scale, logit_bias: of the teacher; the scale is None if unknown (imported, or of an older file).
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,8 @@ class Vocabulary:
     synonyms: tuple[tuple[str, ...], ...] = ()
     prompts: str | LearnedPrompts = "import"
     fingerprint: dict = field(default_factory=dict)
+    logit_scale: float | None = None
+    logit_bias: float = 0.0
 
     def __post_init__(self):
         if not self.names:
@@ -100,7 +103,8 @@ class Vocabulary:
         embeddings = encode_names(teacher.encode_text, names, synonyms, found, cache)
         splits = tuple(splits) if splits else ("",) * len(names)
         prompts = found if isinstance(found, LearnedPrompts) else prompts
-        return cls(names, embeddings.cpu(), splits, synonyms, prompts, teacher.fingerprint)
+        learned = teacher.logit_scale, teacher.logit_bias
+        return cls(names, embeddings.cpu(), splits, synonyms, prompts, teacher.fingerprint, *learned)
 
     @classmethod
     def from_npy(
@@ -141,6 +145,8 @@ class Vocabulary:
             "synonyms": [list(s) for s in self.synonyms],
             "prompts": self.prompts.state() if isinstance(self.prompts, LearnedPrompts) else self.prompts,
             "fingerprint": self.fingerprint,
+            "logit_scale": self.logit_scale,
+            "logit_bias": self.logit_bias,
         }
 
     @classmethod
@@ -157,6 +163,8 @@ class Vocabulary:
             tuple(tuple(s) for s in state["synonyms"]),
             prompts,
             state["fingerprint"],
+            state.get("logit_scale"),
+            state.get("logit_bias", 0.0),
         )
 
     def save(self, path: str | Path) -> None:
@@ -229,6 +237,9 @@ def _check_state(state: dict) -> None:
     if len(embeddings) != len(names) or not embeddings.isfinite().all():
         raise ValueError(f"embeddings {list(embeddings.shape)} for {len(names)} names, or not finite")
     check_fingerprint(fingerprint, embeddings.shape[1])
+    scale, bias = state.get("logit_scale"), state.get("logit_bias", 0.0)
+    if not (scale is None or (isinstance(scale, float) and 0 < scale < float("inf"))) or not isinstance(bias, float):
+        raise ValueError(f"logit_scale {scale} or logit_bias {bias} is not a teacher's")
 
 
 def encode_names(
