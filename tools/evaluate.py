@@ -54,7 +54,6 @@ def main():
     from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
     from vild.evaluation import evaluator
-    from vild.evaluation.protocol import evaluate
     from vild.evaluation.results import read_results
     from vild.utils.files import write_json, write_text
 
@@ -65,7 +64,7 @@ def main():
     found = read_results(args.results, truth.sizes, categories, "segm" in args.iou_type)
     if args.protocol == "coco-48-17":
         truth = truth.only_annotated_images()
-    result = evaluate(truth, found, tuple(args.iou_type), fixed=truth.protocol == "lvis")
+    result = evaluator.score(truth, found, tuple(args.iou_type))
     name = Path(args.gt).stem
     page = f"{evaluator.heading(name, truth, result)}\n\n{evaluator.as_table(result.metrics)}\n"
     print(page, end="")

@@ -29,7 +29,8 @@ def main(args):
             check_weights(cfg)
         setup(cfg, args)
         model = Trainer.build_model(cfg)
-        VildCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpointer = VildCheckpointer(model, cfg.OUTPUT_DIR, calibrated=cfg.MODEL.VILD.CALIBRATION)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
     with only_writer(cfg.OUTPUT_DIR, folder=True) if comm.is_main_process() else nullcontext():
         setup(cfg, args)

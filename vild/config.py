@@ -81,6 +81,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     node.MIN_VISIBLE = 0.5
     # Ensemble weight w: p_text^w p_image^(1-w) on base names, exponents swapped on novel ones (paper, eq. 5)
     node.ENSEMBLE_WEIGHT = 2.0 / 3.0
+    # Use the calibration of a checkpoint that has one (tools/calibrate.py)
+    node.CALIBRATION = True
     # Maximum number of (region, class) pairs that enter NMS at test
     node.PRE_NMS_TOPK = 20000
     # timm model used as the backbone if BACKBONE.NAME is "build_timm_fpn_backbone". RESNETS.NORM (BN, SyncBN, FrozenBN,

@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from vild.data.provenance import merge, network_record
+from vild.modeling.calibration import Calibration
 from vild.utils.errors import UserError
 from vild.utils.files import write_tensors, write_text, written_whole
 from vild.utils.fingerprint import check_same_teacher
@@ -23,11 +24,12 @@ class _VocabularyState:
     """Vocabulary, variant and teachers as a checkpointable of fvcore's Checkpointer. Loading only compares them."""
 
     def __init__(self, model, where: str):
-        self.model, self.where, self.resumes = model, where, False
+        self.model, self.where, self.resumes, self.calibrated = model, where, False, False
 
     def state_dict(self) -> dict:
         variant = self.model.roi_heads.variant
-        return {**self.model.vocabulary.state(), "variant": variant, "others": self._extra_fingerprints()}
+        state = {**self.model.vocabulary.state(), "variant": variant, "others": self._extra_fingerprints()}
+        return state | _calibration_state(self.model.roi_heads.calibration)
 
     def _extra_fingerprints(self) -> list[dict]:
         extra_teachers = self.model.roi_heads.others
@@ -41,9 +43,16 @@ class _VocabularyState:
         variant = self.model.roi_heads.variant
         if state.get("variant") not in (None, variant):
             raise UserError(f"{self.where} is of variant '{state['variant']}', MODEL.VILD.VARIANT is '{variant}'")
+        if self.calibrated and "calibration" in state:
+            with refused_as(f"{self.where}: its calibration"):
+                self.model.roi_heads.calibration = Calibration.from_state(state["calibration"])
         same = list(state["names"]) == list(mine.names) and state["embeddings"].equal(mine.embeddings.cpu())
         if self.resumes and not same:
             raise UserError(f"{self.where} was trained with another vocabulary than MODEL.VILD.VOCABULARY")
+
+
+def _calibration_state(calibration: Calibration | None) -> dict:
+    return {} if calibration is None else {"calibration": calibration.state()}
 
 
 class _TrainingRecord:
@@ -65,16 +74,22 @@ def save_weights(path: str | Path, model: nn.Module, trained_on: dict | None = N
     It is a vocabulary file (``Vocabulary.load`` reads it) with the network's tensors added under ``model.``; variant
     and training record are in its metadata.
     """
-    write_weights(path, model.state_dict(), model.vocabulary, model.roi_heads.variant, trained_on)
+    heads = model.roi_heads
+    write_weights(path, model.state_dict(), model.vocabulary, heads.variant, trained_on, heads.calibration)
 
 
 def write_weights(
-    path: str | Path, state: dict[str, Tensor], vocabulary: Vocabulary, variant: str, trained_on: dict | None = None
+    path: str | Path,
+    state: dict[str, Tensor],
+    vocabulary: Vocabulary,
+    variant: str,
+    trained_on: dict | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
     """As :func:`save_weights`, from a ViLDRCNN's state dict. If ``path`` ends in ``.pth``, a checkpoint of Detectron2
     with the same content."""
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    words = {**vocabulary.state(), "variant": variant}
+    words = {**vocabulary.state(), "variant": variant, **_calibration_state(calibration)}
     rest = {} if trained_on is None else {"trained_on": trained_on}
     if str(path).endswith(".pth"):
         write_checkpoint(path, {"model": state, "vocabulary": words, **rest})
@@ -116,17 +131,19 @@ class VildCheckpointer(DetectionCheckpointer):
     Args:
         trained_on: the record of a training, saved under ``trained_on`` with that of the weights it starts from.
         beside: plain values to save as well; they are not loaded.
+        calibrated: use the checkpoint's calibration, if it has one. Not for training, which would invalidate it.
     """
 
     def __init__(self, model, save_dir: str = "", *, trained_on: dict | None = None, beside: dict | None = None,
-                 **kwargs):  # fmt: skip
+                 calibrated: bool = False, **kwargs):  # fmt: skip
         super().__init__(model, save_dir, **kwargs)
         self.beside = beside or {}
         if trained_on is not None:
             self.add_checkpointable("trained_on", _TrainingRecord(trained_on))
         bare = getattr(model, "module", model)  # below DistributedDataParallel
         if hasattr(bare, "vocabulary"):
-            self.add_checkpointable("vocabulary", _VocabularyState(bare, "the checkpoint"))
+            self.add_checkpointable("vocabulary", words := _VocabularyState(bare, "the checkpoint"))
+            words.calibrated = calibrated
 
     def save(self, name: str, **kwargs) -> None:
         """As Detectron2's, but atomic, and ``last_checkpoint`` is updated afterwards: a kill leaves usable files."""

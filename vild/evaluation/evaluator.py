@@ -18,7 +18,9 @@ from vild.data import datasets
 from vild.data.unreadable import REASON, gather_unreadable
 from vild.evaluation.metrics import RECALL_LIMITS, average_recall, best_overlaps, covered, decimal
 from vild.evaluation.protocol import Evaluation, GroundTruth, evaluate
-from vild.evaluation.results import ResultsWriter, read_results
+from vild.evaluation.reliability import judge, summarize_reliability
+from vild.evaluation.results import ResultArrays, ResultsWriter, read_results
+from vild.utils.command_line import THRESHOLD
 from vild.utils.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -83,10 +85,20 @@ def evaluate_results(
     """Score a results file against a data set, log the metrics, write ``per_class.json`` to ``output_dir``."""
     truth = truth_of(name)
     found = read_results(path, truth.sizes, {c["id"] for c in truth.document["categories"]}, "segm" in iou_types)
-    evaluation = evaluate(truth, found, iou_types, fixed=truth.protocol == "lvis")
+    evaluation = score(truth, found, iou_types)
     logger.info("%s\n%s", heading(name, truth, evaluation), as_table(evaluation.metrics))
     if output_dir:
         write_json(Path(output_dir) / CLASSES_FILE, {"counts": evaluation.counts, "classes": evaluation.classes})
+    return evaluation
+
+
+def score(truth: GroundTruth, found: ResultArrays, iou_types: tuple[str, ...]) -> Evaluation:
+    """All metrics of some detections: AP by the data set's protocol, AP-fixed for LVIS, and for boxes how far their
+    scores can be believed (``reliability.py``)."""
+    evaluation = evaluate(truth, found, iou_types, fixed=truth.protocol == "lvis")
+    if "bbox" in iou_types:
+        judged = judge(truth, found)
+        evaluation.metrics["bbox"] |= summarize_reliability(judged, truth.classes.splits, THRESHOLD)
     return evaluation
 
 
@@ -104,8 +116,9 @@ def heading(name: str, truth: GroundTruth, evaluation: Evaluation) -> str:
 
 
 def as_table(metrics: dict[str, dict[str, float]]) -> str:
-    """A Markdown table with a row per metric (percent, "-" without ground truth) and a column per IoU type."""
-    rows = [[key, *(decimal(m[key], 2) for m in metrics.values())] for key in next(iter(metrics.values()))]
+    """A Markdown table with a row per metric (percent unless its name says otherwise, "-" without ground truth) and a
+    column per IoU type."""
+    rows = [[key, *(decimal(m.get(key), 2) for m in metrics.values())] for key in next(iter(metrics.values()))]
     return tabulate(rows, headers=["", *metrics], tablefmt="pipe", disable_numparse=True)
 
 

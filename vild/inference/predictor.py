@@ -57,7 +57,7 @@ class OpenVocabularyDetector:
         cfg.MODEL.VILD.OBJECTIVES, cfg.MODEL.VILD.TEACHERS = [], []
         self.cfg = cfg
         self.model = build_model(cfg).eval()
-        VildCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        VildCheckpointer(self.model, calibrated=cfg.MODEL.VILD.CALIBRATION).load(cfg.MODEL.WEIGHTS)
         self.trained: Vocabulary = self.model.vocabulary
         self.vocabulary: Vocabulary = self.trained
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)

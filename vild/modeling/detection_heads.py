@@ -17,6 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from vild.modeling import fusion
+from vild.modeling.calibration import Calibration, evidence
 from vild.modeling.classifier import ClassSet, RegionEmbedding, TextClassifier, softmax_settings
 from vild.modeling.extra_teachers import ExtraTeachers
 from vild.modeling.objectives import parse_objectives
@@ -65,6 +66,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         self.ensemble_weight = ensemble_weight
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.per_image, self.pre_nms_topk = per_image, pre_nms_topk
+        self.calibration: Calibration | None = None  # the checkpointer sets it
         if variant == "image":  # it has no background class
             self.classifier.background.requires_grad_(False)
 
@@ -142,17 +144,24 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         heads += [] if self.others is None else self.others(features)
         return heads, self.bbox_pred(box_features)
 
-    def _score_blocks(self, heads: list[Tensor], classes: ClassSet) -> Iterator[Tensor]:
-        """Scores [r, shown] of successive blocks of regions, to bound memory. Those not above their class's threshold
-        are -1."""
+    def _logit_blocks(self, heads: list[Tensor], classes: ClassSet) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Logits of the own heads and those of extra teachers, for successive blocks of regions."""
         own = 1 if self.image_embedding is None else 2
         # the extra teachers' vocabularies have the classes of training only
         extra = self.others.texts if len(heads) > own and classes.names == self.others.names else []
         for logits in self.classifier.blocks(heads[: own + len(extra)], classes.text, extra):
-            novel = ~classes.base
-            scores = fusion.variant_scores(self.variant, logits[:own], novel, self.ensemble_weight, logits[own:])
-            scores = scores[:, : classes.shown]
-            yield scores if classes.thresholds is None else scores.masked_fill(scores <= classes.thresholds, -1)
+            yield logits[:own], logits[own:]
+
+    def _score_blocks(self, heads: list[Tensor], classes: ClassSet) -> Iterator[Tensor]:
+        """Scores of successive blocks of regions, to bound memory: [r, C] for detections to be calibrated, else
+        [r, shown], -1 where they are not above their class's threshold."""
+        for logits, extra in self._logit_blocks(heads, classes):
+            scores = fusion.variant_scores(self.variant, logits, ~classes.base, self.ensemble_weight, extra)
+            if self.calibration is None:
+                scores = scores[:, : classes.shown]
+                if classes.thresholds is not None:
+                    scores = scores.masked_fill(scores <= classes.thresholds, -1)
+            yield scores
 
     def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """Unit embeddings [sum of N, D] of given boxes, from the image head if there is one."""
@@ -166,24 +175,57 @@ class OpenVocabularyROIHeads(StandardROIHeads):
     def _forward_box(self, features, proposals: list[Instances], classes: ClassSet | None = None) -> list[Instances]:
         """Detections without masks. :meth:`StandardROIHeads.forward` calls it at test."""
         classes = classes or self.classifier.current_classes
-        threshold = self.score_threshold if classes.least is None else classes.least
+        if self.calibration is not None:
+            return [self._calibrated(found, classes) for found in self.detect_evidence(features, proposals, classes)]
+        threshold, results = self._threshold(classes), []
+        for size, boxes, heads in self._by_image(features, proposals):
+            kept, score, found, _ = self._best(boxes, heads, classes, threshold)
+            results.append(Instances(size, pred_boxes=Boxes(kept), scores=score, pred_classes=found))
+        return results
+
+    def detect_evidence(self, features, proposals: list[Instances], classes: ClassSet) -> list[Instances]:
+        """Detections before calibration, with what a calibrated score is made of: ``log_odds`` and ``margin``. All
+        classes compete, those that are not shown too."""
+        results = []
+        for size, boxes, heads in self._by_image(features, proposals):
+            kept, score, found, rows = self._best(boxes, heads, classes, self.score_threshold)
+            odds, margins, wanted = [], [], found[:, None]
+            for logits, extra in self._logit_blocks([head[rows] for head in heads], classes):
+                here, wanted = wanted[: len(logits[0])], wanted[len(logits[0]) :]
+                both = evidence(self.variant, logits, ~classes.base, self.ensemble_weight, extra)
+                for columns, values in zip((odds, margins), both, strict=True):
+                    columns.append(values.gather(1, here)[:, 0])
+            results.append(
+                Instances(size, pred_boxes=Boxes(kept), scores=score, pred_classes=found, log_odds=torch.cat(odds),
+                          margin=torch.cat(margins))
+            )  # fmt: skip
+        return results
+
+    def _calibrated(self, found: Instances, classes: ClassSet) -> Instances:
+        """The shown classes' detections above their thresholds, by descending calibrated score."""
+        boxes, number = found.pred_boxes.tensor, found.pred_classes
+        score = self.calibration.scores(boxes, found.log_odds, found.margin)
+        least = score.new_full((len(classes.text),), torch.inf)
+        least[: classes.shown] = self._threshold(classes) if classes.thresholds is None else classes.thresholds
+        keep = (score > least[number]).nonzero()[:, 0]
+        keep = keep[score[keep].argsort(descending=True, stable=True)]
+        return Instances(found.image_size, pred_boxes=Boxes(boxes[keep]), scores=score[keep], pred_classes=number[keep])
+
+    def _threshold(self, classes: ClassSet) -> float:
+        return self.score_threshold if classes.least is None else classes.least
+
+    def _by_image(self, features, proposals: list[Instances]) -> Iterator[tuple[tuple[int, int], Tensor, list[Tensor]]]:
+        """For each image its size, the boxes [R, 4] and the embeddings of each head."""
         heads, deltas = self._embed(self._pool(features, [p.proposal_boxes for p in proposals]))
         rois = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        boxes = self.box2box_transform.apply_deltas(deltas.float(), rois)
         counts = [len(p) for p in proposals]
-        results = []
-        by_image = zip(*(head.split(counts) for head in heads), strict=True)
-        for p, b, e in zip(proposals, boxes.split(counts), by_image, strict=True):
-            kept, score, found, _ = fusion.best_detections(
-                self._clip(b, p.image_size),
-                self._score_blocks(list(e), classes),
-                threshold,
-                self.nms_threshold,
-                self.per_image,
-                self.pre_nms_topk,
-            )
-            results.append(Instances(p.image_size, pred_boxes=Boxes(kept), scores=score, pred_classes=found))
-        return results
+        boxes = self.box2box_transform.apply_deltas(deltas.float(), rois).split(counts)
+        for p, b, e in zip(proposals, boxes, zip(*(head.split(counts) for head in heads), strict=True), strict=True):
+            yield p.image_size, self._clip(b, p.image_size), list(e)
+
+    def _best(self, boxes: Tensor, heads: list[Tensor], classes: ClassSet, threshold: float) -> tuple[Tensor, ...]:
+        scores = self._score_blocks(heads, classes)
+        return fusion.best_detections(boxes, scores, threshold, self.nms_threshold, self.per_image, self.pre_nms_topk)
 
     def _clip(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Boxes [R, 4] clipped to an image."""

@@ -50,13 +50,14 @@ class ViLDRCNN(GeneralizedRCNN):
         """Replace the classes; no weight changes."""
         self.roi_heads.set_vocabulary(vocabulary)
 
-    def detect(self, batched_inputs: list[dict], classes: ClassSet) -> list[Instances]:
+    def detect(self, batched_inputs: list[dict], classes: ClassSet, evidence: bool = False) -> list[Instances]:
         """As :meth:`inference`, for these classes. The detector's own stay as they are, so that threads can detect
-        different classes at the same time."""
+        different classes at the same time. ``evidence``: see ``OpenVocabularyROIHeads.detect_evidence``."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        results = self.roi_heads.detect(features, proposals, classes)
+        detect = self.roi_heads.detect_evidence if evidence else self.roi_heads.detect
+        results = detect(features, proposals, classes)
         return [r["instances"] for r in self._postprocess(results, batched_inputs, images.image_sizes)]
 
     def forward(self, batched_inputs: list[dict]):

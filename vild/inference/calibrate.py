@@ -1,0 +1,76 @@
+"""Fit the calibration of a detector's scores on the base classes of a data set. No novel label is read."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+from torchvision.ops import box_convert
+from tqdm import tqdm
+
+from vild.data import datasets
+from vild.evaluation.evaluator import truth_of
+from vild.evaluation.protocol import GroundTruth
+from vild.evaluation.reliability import objects_by_image
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.modeling.calibration import Calibration, fit
+from vild.utils.errors import UserError
+from vild.utils.images import read_image
+
+LEAST = 0.01  # detections with lower scores would only teach that they are wrong
+FEWEST = 50  # right and wrong detections that a fit needs
+
+
+def calibrate(detector: OpenVocabularyDetector, name: str) -> Calibration:
+    """Fit on a data set with the detector's classes.
+
+    Raises:
+        UserError: too few right or wrong detections of base classes, or scores that say nothing.
+    """
+    base = detector.trained.mask("base").numpy()
+    if not base.any():
+        raise UserError(f"calibration: the detector's vocabulary marks no class as base ({detector.cfg.MODEL.WEIGHTS})")
+    truth = _only_base(truth_of(name), base)
+    records, by_image = datasets.load_dicts(name), objects_by_image(truth)
+    objects = [by_image[record["image_id"]] for record in records]
+    found = [_detect(detector, record) for record in tqdm(records, desc="calibration", unit="image")]
+    boxes = [f.pred_boxes.tensor for f in found]
+    sides = [box_convert(box, "xyxy", "xywh").double().numpy() for box in boxes]
+    classes = [f.pred_classes.numpy() for f in found]
+    odds, margins = [f.log_odds for f in found], [f.margin for f in found]
+    candidate = torch.cat(odds).sigmoid() > LEAST
+
+    def judge(scores) -> tuple[Tensor, Tensor]:
+        right, judged = [], []
+        for there, box, number, score in zip(objects, sides, classes, scores, strict=True):
+            hits, known = there.match(box, number, score.numpy())
+            right.append(hits)
+            judged.append(known & base[number])
+        return torch.from_numpy(np.concatenate(right)), torch.from_numpy(np.concatenate(judged)) & candidate
+
+    temperature = detector.model.roi_heads.classifier.test_temperature
+    right, judged = judge([o.sigmoid() for o in odds])
+    counts = int((right & judged).sum()), int((~right & judged).sum())
+    if min(counts) < FEWEST:
+        raise UserError(f"calibration on {name}: {counts[0]} right and {counts[1]} wrong detections of base classes, "
+                        f"fewer than {FEWEST}; take more images")  # fmt: skip
+    fitted = fit(boxes, odds, margins, judge, temperature=temperature, data_set=name)
+    if not (fitted.alone[0] > 0 and fitted.final[0] > 0):
+        raise UserError(f"calibration on {name}: right detections do not have higher scores than wrong ones")
+    return fitted
+
+
+def _only_base(truth: GroundTruth, base: np.ndarray) -> GroundTruth:
+    """The ground truth without the annotations of other classes, which are not to be read."""
+    ids = {i for i, is_base in zip(truth.classes.ids, base, strict=True) if is_base}
+    annotations = [a for a in truth.document["annotations"] if a["category_id"] in ids]
+    return GroundTruth({**truth.document, "annotations": annotations}, truth.classes, truth.protocol)
+
+
+@torch.inference_mode()
+def _detect(detector: OpenVocabularyDetector, record: dict) -> Instances:
+    """The detections of an image, with what a calibrated score is made of."""
+    image = read_image(record["file_name"], detector.cfg.INPUT.FORMAT)
+    classes = detector.model.roi_heads.classifier.current_classes
+    return detector.model.detect([detector._input(image)], classes, evidence=True)[0].to("cpu")
