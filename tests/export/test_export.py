@@ -21,6 +21,7 @@ from vild.export.detector import ALL, ExportedDetector
 from vild.export.write import manifest, write_model
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling import build_model
+from vild.modeling.calibration import Calibration
 from vild.utils.images import read_image
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -294,3 +295,23 @@ def test_a_folder_that_needs_nothing_else(tool, trained, checkpoint_file, teache
     assert not tool("export.py", "--config-file", config, "--output-dir", output, *overrides)
     found = OpenVocabularyDetector.from_folder(tmp_path / "folder")(images[0])
     assert torch.equal(found.scores, trained(images[0]).scores)
+
+
+def test_calibration_is_in_the_graph(trained, images, tmp_path, monkeypatch):
+    """ONNX equals PyTorch, for all names and for some of them in a context."""
+    calibration = Calibration((0.8, 0.1, -3.0), (0.5, 0.3, -4.0, -1.0), 0.01, "dev", 100, 50)
+    monkeypatch.setattr(trained.model.roi_heads, "calibration", calibration)
+    write_model(trained, path := tmp_path / "model.onnx")
+    assert json.loads(path.with_suffix(".json").read_text())["calibration"] == calibration.state()
+    session = session_of(path)
+    for file in images[-2:]:
+        image = trained._input(file)["image"].permute(1, 2, 0).numpy()
+        for shown in (len(trained.trained), 7):
+            inputs = {"picture": image, "text": trained.trained.embeddings.numpy(), "shown": np.array(shown)}
+            boxes, scores, classes, *_ = session.run(None, inputs)
+            some = trained.with_vocabulary(trained.trained)
+            some._offered = replace(some._offered, shown=shown)
+            found = some(file)
+            expected = records(found.pred_boxes.tensor.numpy(), found.scores, found.pred_classes)
+            check_same(records(boxes, scores, classes), expected)
+            assert (np.diff(scores) <= 0).all() and (classes < shown).all() and len(expected) > 0

@@ -14,6 +14,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from vild.export.boxes import nms_by_class, pool
 from vild.modeling import fusion
+from vild.modeling.calibration import evidence
 from vild.modeling.rcnn import ViLDRCNN
 
 AXES = {"picture": {0: "height", 1: "width"}, "text": {0: "names"}, "shown": {}, "base": {0: "names"}}  # dynamic ones
@@ -137,10 +138,20 @@ class ExportedDetector(nn.Module):
         logits = [classifier.logits(head[:-1], matrix, classifier.test_temperature) for head in embeddings]
         novel = None if base is None else ~base
         scores = fusion.variant_scores(heads.variant, logits, novel, heads.ensemble_weight)
-        scores = scores.masked_fill(torch.arange(text.shape[0]) >= shown, -1)
+        is_shown = torch.arange(text.shape[0]) < shown
+        if heads.calibration is None:  # else all classes compete
+            scores = scores.masked_fill(~is_shown, -1)
         least = F.pad(scores.flatten(), (0, heads.pre_nms_topk), value=-1.0).topk(heads.pre_nms_topk).values[-1]
         scores = scores.masked_fill(scores < least, -1).T
         found = nms_by_class(boxes, scores, heads.nms_threshold, heads.score_threshold, heads.per_image)
         score = scores[found[:, 0], found[:, 1]]
         order = score.argsort(descending=True)[: heads.per_image]
-        return boxes[found[order, 1]], score[order], found[order, 0]
+        classes, rows = found[order, 0], found[order, 1]
+        if heads.calibration is None:
+            return boxes[rows], score[order], classes
+        both = evidence(heads.variant, logits, novel, heads.ensemble_weight)  # of all regions: their number is known
+        score = heads.calibration.scores(boxes[rows], *(values[rows, classes] for values in both))
+        score = torch.where(is_shown[classes] & (score > heads.score_threshold), score, -1.0)
+        order = score.argsort(descending=True)
+        order = order[(score[order] >= 0).nonzero()[:, 0]]
+        return boxes[rows[order]], score[order], classes[order]

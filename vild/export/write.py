@@ -50,6 +50,7 @@ def manifest(detector: OpenVocabularyDetector) -> dict:
         "teacher": detector.trained.fingerprint,
         "width": detector.trained.width,
         "temperature": heads.classifier.test_temperature,
+        "calibration": None if heads.calibration is None else heads.calibration.state(),
         "score_threshold": heads.score_threshold,
         "detections": heads.per_image,
         "mask_side": 2 * heads.mask_pooler.output_size[0] if heads.mask_on else 0,

@@ -30,8 +30,8 @@ def log_odds(logits: Tensor) -> Tensor:
     """log(p / (1 - p)) of the softmax of [R, K]. It still ranks where p is 1 to the last bit."""
     log_p = logits.log_softmax(1)
     best, index = logits.max(1, keepdim=True)
-    others = logits.scatter(1, index, -torch.inf).logsumexp(1, keepdim=True)
-    return _to_odds(log_p).scatter(1, index, (best - others).clamp(-LARGEST, LARGEST))
+    others = (logits - best).exp().scatter(1, index, 0).sum(1, keepdim=True)
+    return _to_odds(log_p).scatter(1, index, -others.log().clamp(-LARGEST, LARGEST))
 
 
 def _to_odds(log_p: Tensor) -> Tensor:

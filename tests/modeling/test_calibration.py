@@ -1,0 +1,193 @@
+"""Calibrated scores: exact log-odds, crowding, the fit, and what calibration may not change."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from vild.checkpoint.checkpointer import VildCheckpointer, save_weights
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.modeling import fusion
+from vild.modeling.calibration import Calibration, crowding, evidence, fit, log_odds
+from vild.utils.errors import UserError
+
+MONOTONE = Calibration((1.0, 0.0, 0.0), (0.5, 0.0, 0.0, -1.0), 0.01, "dev", 100, 50)
+FULL = Calibration((0.8, 0.1, -3.0), (0.5, 0.3, -4.0, -1.0), 0.01, "dev", 100, 50)
+
+
+def exact_odds(p: np.ndarray) -> np.ndarray:
+    return np.log(p) - np.log1p(-p)
+
+
+@pytest.mark.parametrize("spread", [1, 5, 100])
+def test_log_odds_are_exact_even_where_the_score_is_one(spread):
+    """Against float64, and where float64 saturates too, against the difference to the runner-up."""
+    x = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * spread
+    double = x.double()
+    rest = torch.stack([double[:, [j for j in range(7) if j != k]].logsumexp(1) for k in range(7)], 1)
+    torch.testing.assert_close(log_odds(x), (double - rest).clamp(-30, 30).float(), rtol=1e-4, atol=1e-4)
+    if spread == 100:
+        assert (x.softmax(1) == 1).any()
+
+
+@pytest.mark.parametrize("variant", ["text", "vild", "image", "ensemble"])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_evidence_is_of_the_variants_own_score(variant, extra):
+    torch.manual_seed(0)
+    logits = [torch.randn(20, 6) * 2 for _ in range(2 if variant == "ensemble" else 1)]
+    others, novel = [torch.randn(20, 5) for _ in range(extra)], torch.tensor([False, True, False, True, False])
+    odds, margin = evidence(variant, logits, novel, 2 / 3, others)
+    scores = fusion.variant_scores(variant, logits, novel, 2 / 3, others)
+    np.testing.assert_allclose(odds, exact_odds(scores.double().numpy()), rtol=2e-3, atol=2e-3)
+    assert margin.equal(torch.zeros(20, 5) if variant == "image" else logits[0][:, :-1] - logits[0][:, -1:])
+
+
+def test_crowding_is_the_best_better_detections_overlap_times_score():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60], [0, 0, 10, 10]])
+    assert crowding(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6])).tolist() == pytest.approx([0, 0.45, 0, 0.9])
+    assert crowding(boxes[:0], torch.zeros(0)).shape == (0,)
+    assert crowding(boxes[[0, 0]], torch.tensor([0.5, 0.5])).tolist() == [0, 0]  # neither is better
+    order = torch.tensor([2, 0, 3, 1])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    assert crowding(boxes[order], scores[order]).equal(crowding(boxes, scores)[order])
+
+
+def test_the_fit_finds_the_probabilities_that_made_the_data():
+    """A thousand images of far-apart boxes that are right with sigmoid(0.7 log-odds + 0.2 margin - 1)."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[100.0 * n, 0, 100 * n + 10, 10] for n in range(20)])
+    odds = torch.randn(1000, 20, generator=generator) * 2
+    margins = torch.randn(1000, 20, generator=generator) * 2
+    right = torch.rand(1000, 20, generator=generator) < (0.7 * odds + 0.2 * margins - 1).sigmoid()
+    found = fit([boxes] * 1000, odds, margins, lambda _: (right.flatten(), torch.ones(20_000, dtype=torch.bool)),
+                temperature=0.01, data_set="made")  # fmt: skip
+    assert found.alone == pytest.approx((0.7, 0.2, -1.0), abs=0.06)
+    assert (found.final[0], found.final[1], found.final[3]) == pytest.approx((0.7, 0.2, -1.0), abs=0.06)
+    assert found.detections == 20_000 and found.right == int(right.sum())
+
+
+def test_separable_data_give_finite_weights():
+    boxes, odds = torch.tensor([[0.0, 0, 10, 10]]), torch.linspace(-5, 5, 200)[:, None]
+    right = odds[:, 0] > 0
+    found = fit([boxes] * 200, odds, torch.zeros_like(odds), lambda _: (right, torch.ones(200, dtype=torch.bool)),
+                temperature=0.01, data_set="made")  # fmt: skip
+    assert all(np.isfinite(found.alone + found.final)) and found.alone[1] == 0
+
+
+@pytest.fixture
+def calibrated(make_cfg, checkpoint_file):
+    def make(calibration):
+        found = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file)))
+        found.model.roi_heads.calibration = calibration
+        return found
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+
+
+def test_a_monotone_map_of_the_score_keeps_boxes_classes_and_order(calibrated, image):
+    """And so AP: it depends on the order alone."""
+    before, after = (calibrated(c)(image) for c in (None, MONOTONE))
+    assert len(before) == len(after) > 20
+    assert (after.scores.diff() <= 0).all()
+    key = lambda found, i: (*found.pred_boxes.tensor[i].tolist(), int(found.pred_classes[i]))  # noqa: E731
+    places = {key(after, i): i for i in range(len(after))}
+    ranks = [places[key(before, i)] for i in range(len(before))]
+    distinct = before.scores.diff() < -1e-6  # equal or saturated scores may change places
+    assert all(b > a for (a, b), d in zip(pairwise(ranks), distinct, strict=True) if d)
+    expected = 0.5 * exact_odds(before.scores.double().numpy()) - 1
+    middle = (before.scores > 0.01) & (before.scores < 0.99)
+    np.testing.assert_allclose(
+        exact_odds(after.scores.double().numpy()[[ranks[i] for i in middle.nonzero()[:, 0]]]),
+        expected[middle.numpy()], atol=1e-3,
+    )  # fmt: skip
+
+
+def test_permuting_the_words_permutes_the_result(calibrated, image):
+    detector = calibrated(FULL)
+    order = torch.randperm(len(detector.trained), generator=torch.Generator().manual_seed(0)).tolist()
+    one, other = detector(image), detector(image, detector.trained.take(order))
+    torch.testing.assert_close(other.scores, one.scores, rtol=1e-3, atol=1e-4)
+    assert sorted(other.labels()) == sorted(one.labels())
+
+
+def test_batched_equals_one_by_one(calibrated, image):
+    detector, other = calibrated(FULL), np.ascontiguousarray(image[::-1])
+    for found, alone in zip(detector([image, other]), (detector(image), detector(other)), strict=True):
+        torch.testing.assert_close(found.scores, alone.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_names_that_are_not_shown_compete(calibrated, image):
+    """A word's boxes get less where a name of the context is surer: scores are those among all names."""
+    detector = calibrated(FULL)
+    names = detector.trained
+    asked = detector.with_vocabulary(names.take([3]))
+    asked._offered = detector.model.roi_heads.classifier.class_set([names.take([3]), names.take([0, 1, 2, 4, 5])])
+    whole = detector(image, names.take([3, 0, 1, 2, 4, 5]))
+    mine = whole.scores[whole.pred_classes == 0]
+    assert asked(image).scores.equal(mine) and len(mine)
+
+
+def test_thresholds_are_of_calibrated_scores(calibrated, image):
+    detector = calibrated(FULL)
+    names = detector.trained.take(range(10))
+    found = detector(image, names)
+    middle = found.scores.median().item()
+    some = detector(image, names, threshold=middle)
+    assert 0 < len(some) < len(found) and some.scores.equal(found.scores[found.scores > middle])
+    number = int(found.pred_classes[0])
+    own = detector.with_vocabulary(names, thresholds={names.names[number]: 1.0})(image)
+    assert number not in own.pred_classes and len(own) == (found.pred_classes != number).sum()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_carry_it_and_a_key_turns_it_off(calibrated, make_cfg, image, tmp_path, suffix):
+    mine, path = calibrated(FULL), tmp_path / f"model{suffix}"
+    if suffix == ".pth":
+        VildCheckpointer(mine.model, str(tmp_path)).save("model")
+    else:
+        save_weights(path, mine.model)
+    again = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(path)))
+    assert again.model.roi_heads.calibration == FULL and again(image).scores.equal(mine(image).scores)
+    off = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(path), "MODEL.VILD.CALIBRATION", False))
+    assert off(image).scores.equal(calibrated(None)(image).scores)
+
+
+def test_training_from_calibrated_weights_starts_without(calibrated, make_cfg, tmp_path):
+    """Its scores will be others."""
+    detector = calibrated(FULL)
+    save_weights(tmp_path / "model.safetensors", detector.model)
+    detector.model.roi_heads.calibration = None
+    VildCheckpointer(detector.model).load(str(tmp_path / "model.safetensors"), checkpointables=[])
+    assert detector.model.roi_heads.calibration is None
+
+
+@pytest.mark.parametrize(
+    "broken", [3, {}, {**FULL.state(), "alone": [1, 2]}, {**FULL.state(), "final": [1, 2, 3, float("nan")]}]
+)
+def test_a_broken_calibration_is_one_line(calibrated, make_cfg, tmp_path, monkeypatch, broken):
+    detector = calibrated(FULL)
+    monkeypatch.setattr(Calibration, "state", lambda _: broken)
+    save_weights(tmp_path / "model.safetensors", detector.model)
+    with pytest.raises(UserError, match=r"model\.safetensors: its calibration"):
+        OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(tmp_path / "model.safetensors")))
+
+
+def test_the_ensemble_is_calibrated_too(make_cfg, vocabulary_file, image, tmp_path):
+    from vild.modeling import build_model
+
+    torch.manual_seed(0)
+    save_weights(tmp_path / "m.safetensors", build_model(make_cfg("ensemble")))
+    detector = OpenVocabularyDetector(make_cfg("ensemble", "MODEL.WEIGHTS", str(tmp_path / "m.safetensors")))
+    before = detector(image)
+    detector.model.roi_heads.calibration = replace(MONOTONE, final=(1.0, 0.0, 0.0, 0.0))  # the identity
+    after = detector(image)
+    middle = (before.scores > 1e-4) & (before.scores < 0.999)
+    assert middle.any()
+    torch.testing.assert_close(after.scores[: len(before)][middle], before.scores[middle], rtol=2e-3, atol=1e-5)
