@@ -1,14 +1,16 @@
 """Calibrated scores: exact log-odds, crowding, the fit, and what calibration may not change."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from vild.checkpoint.checkpointer import VildCheckpointer, save_weights
-from vild.inference.predictor import OpenVocabularyDetector
+from vild.inference.predictor import ACROSS_NAMES, OpenVocabularyDetector
 from vild.modeling import fusion
 from vild.modeling.calibration import Calibration, crowding, evidence, fit, log_odds
 from vild.utils.errors import UserError
@@ -129,20 +131,21 @@ def test_names_that_are_not_shown_compete(calibrated, image):
     names = detector.trained
     asked = detector.with_vocabulary(names.take([3]))
     asked._offered = detector.model.roi_heads.classifier.class_set([names.take([3]), names.take([0, 1, 2, 4, 5])])
-    whole = detector(image, names.take([3, 0, 1, 2, 4, 5]))
+    whole = detector(image, names.take([3, 0, 1, 2, 4, 5]), across_names=1.0)
     mine = whole.scores[whole.pred_classes == 0]
-    assert asked(image).scores.equal(mine) and len(mine)
+    assert asked(image, across_names=1.0).scores.equal(mine) and len(mine)
 
 
 def test_thresholds_are_of_calibrated_scores(calibrated, image):
-    detector = calibrated(FULL)
-    names = detector.trained.take(range(10))
-    found = detector(image, names)
+    whole = calibrated(FULL)
+    names = whole.trained.take(range(10))
+    detector = partial(whole.with_vocabulary(names), across_names=1.0)
+    found = detector(image)
     middle = found.scores.median().item()
-    some = detector(image, names, threshold=middle)
+    some = detector(image, threshold=middle)
     assert 0 < len(some) < len(found) and some.scores.equal(found.scores[found.scores > middle])
     number = int(found.pred_classes[0])
-    own = detector.with_vocabulary(names, thresholds={names.names[number]: 1.0})(image)
+    own = whole.with_vocabulary(names, thresholds={names.names[number]: 1.0})(image, across_names=1.0)
     assert number not in own.pred_classes and len(own) == (found.pred_classes != number).sum()
 
 
@@ -191,3 +194,18 @@ def test_the_ensemble_is_calibrated_too(make_cfg, vocabulary_file, image, tmp_pa
     middle = (before.scores > 1e-4) & (before.scores < 0.999)
     assert middle.any()
     torch.testing.assert_close(after.scores[: len(before)][middle], before.scores[middle], rtol=2e-3, atol=1e-5)
+
+
+def test_one_box_a_thing_with_alternatives(calibrated, image):
+    """No two boxes overlap by more than the limit, whatever their names; each lists the next names of its box."""
+    for calibration in (None, FULL):
+        detector = calibrated(calibration)
+        found, all_of_them = detector(image), detector(image, across_names=1.0)
+        overlaps = box_iou(found.pred_boxes.tensor, found.pred_boxes.tensor).fill_diagonal_(0)
+        assert overlaps.max() <= ACROSS_NAMES and 0 < len(found) < len(all_of_them)
+        for name, others in zip(found.labels(), found.alternatives(), strict=True):
+            (first, high), (second, low) = others
+            assert len({name, first, second}) == 3 and 1 >= high >= low >= 0
+        assert found.to_dict()["detections"][0]["alternatives"][0].keys() == {"name", "score"}
+    alone = detector(image, detector.trained.take([4]))
+    assert alone.alternatives() == [[]] * len(alone)

@@ -38,13 +38,23 @@ class Detections(Instances):
         """The name of each detection."""
         return [self.names[c] for c in self.pred_classes.tolist()]
 
+    def alternatives(self) -> list[list[tuple[str, float]]]:
+        """What else each box may be: the next names with their scores, best first."""
+        if not self.has("other_classes"):
+            return [[] for _ in range(len(self))]
+        return [
+            [(self.names[c], s) for c, s in zip(classes, scores, strict=True)]
+            for classes, scores in zip(self.other_classes.tolist(), self.other_scores.tolist(), strict=True)
+        ]
+
     def to_dict(self) -> dict:
         """Plain values for JSON: boxes are xyxy in pixels, masks compressed COCO RLE."""
-        records = []
+        records, others = [], self.alternatives()
         for i, (box, score, name) in enumerate(
             zip(self.pred_boxes.tensor.tolist(), self.scores.tolist(), self.labels(), strict=True)
         ):
             record = {"name": name, "split": self.splits[int(self.pred_classes[i])], "score": score, "box": box}
+            record["alternatives"] = [{"name": other, "score": s} for other, s in others[i]]
             if self.has("pred_masks"):
                 code = mask_api.encode(np.asfortranarray(self.pred_masks[i].numpy(), dtype=np.uint8))
                 record["mask"] = {"size": list(code["size"]), "counts": code["counts"].decode()}

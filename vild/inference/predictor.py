@@ -14,6 +14,7 @@ import torch
 from detectron2.data import transforms as T
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import nms
 
 from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record, save_weights
 from vild.config import load_config
@@ -31,6 +32,7 @@ from vild.vocabulary.prompts import LearnedPrompts
 from vild.vocabulary.vocabulary import Vocabulary
 
 CONFIG, WEIGHTS, TEACHER = "config.yaml", "model.safetensors", "teacher"  # in a folder of OpenVocabularyDetector.save
+ACROSS_NAMES = 0.7
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -106,27 +108,27 @@ class OpenVocabularyDetector:
         prompts: str | LearnedPrompts | None = None,
         negatives: Sequence[str] = (),
         thresholds: Mapping[str, float] | None = None,
-        context: bool = True,
+        context: bool | None = None,
     ) -> OpenVocabularyDetector:
         """A detector for these words that shares this one's weights.
 
         Args:
-            words: names; or a vocabulary, which is used unchanged and without context.
+            words: names; or a vocabulary, which is used unchanged.
             synonyms: for each word, more spellings; the embeddings are averaged.
             prompts: name or file of a prompt set (default: the one used in training).
             negatives: words that compete in the softmax but are never reported ("not these").
             thresholds: score thresholds of single words (default: SCORE_THRESH_TEST).
             context: keep the base names of training in the softmax, so that an object which is none of the words can
-                be classified as something else. They are never reported.
+                be classified as something else. They are never reported. Default: with words, not with a vocabulary.
 
         Raises:
             UserError: no words, a duplicate, a threshold of an unknown word, or another teacher than in training.
         """
         if isinstance(words, Vocabulary):
-            shown, beside = words, []
+            shown, context = words, bool(context)
         else:
-            shown = self._encode(words, synonyms, prompts).marked_by(self.trained)
-            beside = self._context(shown, negatives, prompts, context)
+            shown, context = self._encode(words, synonyms, prompts).marked_by(self.trained), context is not False
+        beside = self._context(shown, negatives, prompts, context)
         for name in thresholds or {}:
             if name not in shown.names:
                 raise UserError(f"thresholds: '{name}' is not in the vocabulary")
@@ -172,6 +174,7 @@ class OpenVocabularyDetector:
         images: ImageInput | Sequence[ImageInput],
         words: Sequence[str] | Vocabulary | None = None,
         threshold: float | None = None,
+        across_names: float = ACROSS_NAMES,
     ) -> Detections | list[Detections]:
         """Detect in one image, or in several of different sizes.
 
@@ -180,6 +183,8 @@ class OpenVocabularyDetector:
                 as in Detectron2's predictor), a uint8 RGB tensor [3, H, W]; or a list or tuple of these.
             words: see :meth:`with_vocabulary`; for this call only.
             threshold: report only detections with a higher score.
+            across_names: of two boxes of any names whose IoU is higher, report the one with the higher score; its
+                ``alternatives`` tell what else it may be. 1: report both. (Evaluation does not do this.)
 
         Returns:
             a :class:`Detections`, or a list of them.
@@ -188,9 +193,9 @@ class OpenVocabularyDetector:
             UserError: an unreadable image or invalid words.
         """
         if words is not None:
-            return self.with_vocabulary(words)(images, threshold=threshold)
+            return self.with_vocabulary(words)(images, None, threshold, across_names)
         if not isinstance(images, list | tuple):
-            return self([images], threshold=threshold)[0]
+            return self([images], None, threshold, across_names)[0]
         inputs = [self._input(image) for image in images]
         results: list[Detections | None] = [None] * len(inputs)
         # one batch per size: padding would change the features near an image's border
@@ -200,7 +205,9 @@ class OpenVocabularyDetector:
         for indices in alike.values():
             found = self.model.detect([inputs[i] for i in indices], self._over(threshold))
             for i, instances in zip(indices, found, strict=True):
-                fields = instances.to("cpu").get_fields()
+                instances = instances.to("cpu")
+                keep = nms(instances.pred_boxes.tensor, instances.scores, across_names).sort().values
+                fields = instances[keep].get_fields()
                 results[i] = Detections(instances.image_size, self.names, self.vocabulary.splits, **fields)
         return results
 

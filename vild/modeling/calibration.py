@@ -88,10 +88,14 @@ class Calibration:
 
     def scores(self, boxes: Tensor, log_odds: Tensor, margin: Tensor) -> Tensor:
         """Calibrated scores [K] of the boxes [K, 4] of one image, from :func:`evidence` [K] of their classes."""
-        a, b, c = self.alone
-        covered = crowding(boxes, (a * log_odds + b * margin + c).sigmoid())
+        covered = crowding(boxes, self.alone_scores(log_odds, margin))
         a, b, d, c = self.final
         return (a * log_odds + b * margin + d * covered + c).sigmoid()
+
+    def alone_scores(self, log_odds: Tensor, margin: Tensor) -> Tensor:
+        """The score that a box would have if it overlapped no other; of any shape."""
+        a, b, c = self.alone
+        return (a * log_odds + b * margin + c).sigmoid()
 
     def state(self) -> dict:
         """Plain values, for a checkpoint."""

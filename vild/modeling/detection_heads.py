@@ -24,6 +24,7 @@ from vild.modeling.objectives import parse_objectives
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
+ALTERNATIVES = 2  # names beside a detection's own
 VARIANTS = ("text", "image", "vild", "ensemble")
 
 
@@ -156,12 +157,15 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         """Scores of successive blocks of regions, to bound memory: [r, C] for detections to be calibrated, else
         [r, shown], -1 where they are not above their class's threshold."""
         for logits, extra in self._logit_blocks(heads, classes):
-            scores = fusion.variant_scores(self.variant, logits, ~classes.base, self.ensemble_weight, extra)
+            scores = self._variant_scores(logits, extra, classes)
             if self.calibration is None:
                 scores = scores[:, : classes.shown]
                 if classes.thresholds is not None:
                     scores = scores.masked_fill(scores <= classes.thresholds, -1)
             yield scores
+
+    def _variant_scores(self, logits: list[Tensor], extra: list[Tensor], classes: ClassSet) -> Tensor:
+        return fusion.variant_scores(self.variant, logits, ~classes.base, self.ensemble_weight, extra)
 
     def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """Unit embeddings [sum of N, D] of given boxes, from the image head if there is one."""
@@ -169,47 +173,75 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         return (self.image_embedding or self.embedding)(pooled)[0]
 
     def detect(self, features, proposals: list[Instances], classes: ClassSet) -> list[Instances]:
-        """Boxes and masks of these classes; :meth:`forward` detects those of the current vocabulary."""
-        return self.forward_with_given_boxes(features, self._forward_box(features, proposals, classes))
+        """Boxes and masks of these classes; :meth:`forward` detects those of the current vocabulary. Each detection has
+        ``other_classes`` [K, A] and ``other_scores`` [K, A], the shown classes that are next for its box."""
+        found = self._forward_box(features, proposals, classes, others=True)
+        return self.forward_with_given_boxes(features, found)
 
-    def _forward_box(self, features, proposals: list[Instances], classes: ClassSet | None = None) -> list[Instances]:
+    def _forward_box(
+        self, features, proposals: list[Instances], classes: ClassSet | None = None, others: bool = False
+    ) -> list[Instances]:
         """Detections without masks. :meth:`StandardROIHeads.forward` calls it at test."""
         classes = classes or self.classifier.current_classes
-        if self.calibration is not None:
-            return [self._calibrated(found, classes) for found in self.detect_evidence(features, proposals, classes)]
-        threshold, results = self._threshold(classes), []
+        results = []
         for size, boxes, heads in self._by_image(features, proposals):
-            kept, score, found, _ = self._best(boxes, heads, classes, threshold)
-            results.append(Instances(size, pred_boxes=Boxes(kept), scores=score, pred_classes=found))
+            if self.calibration is None:
+                kept, score, found, rows = self._best(boxes, heads, classes, self._threshold(classes))
+                result = Instances(size, pred_boxes=Boxes(kept), scores=score, pred_classes=found)
+            else:
+                result, rows = self._evidence(size, boxes, heads, classes)
+                result, keep = self._calibrated(result, classes)
+                rows = rows[keep]
+            if others:
+                self._add_others(result, [head[rows] for head in heads], classes)
+            results.append(result)
         return results
 
     def detect_evidence(self, features, proposals: list[Instances], classes: ClassSet) -> list[Instances]:
-        """Detections before calibration, with what a calibrated score is made of: ``log_odds`` and ``margin``. All
-        classes compete, those that are not shown too."""
-        results = []
-        for size, boxes, heads in self._by_image(features, proposals):
-            kept, score, found, rows = self._best(boxes, heads, classes, self.score_threshold)
-            odds, margins, wanted = [], [], found[:, None]
-            for logits, extra in self._logit_blocks([head[rows] for head in heads], classes):
-                here, wanted = wanted[: len(logits[0])], wanted[len(logits[0]) :]
-                both = evidence(self.variant, logits, ~classes.base, self.ensemble_weight, extra)
-                for columns, values in zip((odds, margins), both, strict=True):
-                    columns.append(values.gather(1, here)[:, 0])
-            results.append(
-                Instances(size, pred_boxes=Boxes(kept), scores=score, pred_classes=found, log_odds=torch.cat(odds),
-                          margin=torch.cat(margins))
-            )  # fmt: skip
-        return results
+        """Detections before calibration, with what a calibrated score is made of: ``log_odds`` and ``margin``."""
+        return [self._evidence(*image, classes)[0] for image in self._by_image(features, proposals)]
 
-    def _calibrated(self, found: Instances, classes: ClassSet) -> Instances:
-        """The shown classes' detections above their thresholds, by descending calibrated score."""
+    def _evidence(
+        self, size: tuple[int, int], boxes: Tensor, heads: list[Tensor], classes: ClassSet
+    ) -> tuple[Instances, Tensor]:
+        """One image's detections before calibration and their regions. All classes compete, shown or not."""
+        kept, score, found, rows = self._best(boxes, heads, classes, self.score_threshold)
+        odds, margin = self._odds_and_margin([head[rows] for head in heads], classes, found[:, None])
+        return Instances(size, pred_boxes=Boxes(kept), scores=score, pred_classes=found, log_odds=odds[:, 0],
+                         margin=margin[:, 0]), rows  # fmt: skip
+
+    def _odds_and_margin(self, heads: list[Tensor], classes: ClassSet, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """:func:`evidence` of regions for some classes of each, int64 [R, A]: both [R, A]."""
+        odds, margins = [], []
+        for logits, extra in self._logit_blocks(heads, classes):
+            here, wanted = wanted[: len(logits[0])], wanted[len(logits[0]) :]
+            both = evidence(self.variant, logits, ~classes.base, self.ensemble_weight, extra)
+            for columns, values in zip((odds, margins), both, strict=True):
+                columns.append(values.gather(1, here))
+        return torch.cat(odds), torch.cat(margins)
+
+    def _calibrated(self, found: Instances, classes: ClassSet) -> tuple[Instances, Tensor]:
+        """The shown classes' detections above their thresholds, by descending calibrated score, and their indices."""
         boxes, number = found.pred_boxes.tensor, found.pred_classes
         score = self.calibration.scores(boxes, found.log_odds, found.margin)
         least = score.new_full((len(classes.text),), torch.inf)
         least[: classes.shown] = self._threshold(classes) if classes.thresholds is None else classes.thresholds
         keep = (score > least[number]).nonzero()[:, 0]
         keep = keep[score[keep].argsort(descending=True, stable=True)]
-        return Instances(found.image_size, pred_boxes=Boxes(boxes[keep]), scores=score[keep], pred_classes=number[keep])
+        size = found.image_size
+        return Instances(size, pred_boxes=Boxes(boxes[keep]), scores=score[keep], pred_classes=number[keep]), keep
+
+    def _add_others(self, found: Instances, heads: list[Tensor], classes: ClassSet) -> None:
+        """Add the shown classes that are next for each box, at most ALTERNATIVES, with the scores that a box alone
+        would have (the better name of the same box does not count against them)."""
+        blocks = self._logit_blocks(heads, classes)
+        scores = torch.cat([self._variant_scores(*logits, classes)[:, : classes.shown] for logits in blocks])
+        scores = scores.scatter(1, found.pred_classes[:, None], -1)
+        count = min(ALTERNATIVES, classes.shown - 1)
+        found.other_scores, found.other_classes = scores.topk(count, dim=1)
+        if self.calibration is not None:
+            both = self._odds_and_margin(heads, classes, found.other_classes)
+            found.other_scores = self.calibration.alone_scores(*both)
 
     def _threshold(self, classes: ClassSet) -> float:
         return self.score_threshold if classes.least is None else classes.least
