@@ -350,9 +350,10 @@ def test_where_a_video_cannot_go(demo, tmp_path):
         assert reason in line
 
 
-def test_videos_need_a_package_that_is_named(demo, tmp_path, monkeypatch):
+def test_videos_alone_need_a_package_that_is_named(demo, images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.delitem(sys.modules, "vild.apps.video")
+    assert demo("--input", images[0], "--output", tmp_path / "out")[0] == 0
     line = error_of(demo("--video-input", tmp_path / "in.mp4", "--output", tmp_path / "out"))
     assert "pip install -e '.[video]'" in line
 
