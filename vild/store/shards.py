@@ -74,7 +74,7 @@ class Head:
 def read_head(path: Path, dtype: str) -> Head:
     """Read and check a shard's head; UserError if it is missing, truncated, or not a shard of this dtype."""
     try:
-        with open_tensors(path) as file:
+        with open_tensors(path, "np") as file:  # opens several times as fast as "pt"
             return _read_head(path, file, dtype)
     except Exception as error:
         raise broken(path, error.strerror if isinstance(error, OSError) else error) from error
@@ -107,7 +107,7 @@ def _read_head(path: Path, file, dtype: str) -> Head:
         expected["scales"] = ("F32", [rows])
     if found != expected:
         raise ValueError(f"it contains {found}, expected {expected}"[:500])
-    ids, offsets = (file.get_tensor(name).numpy().copy() for name in ("image_ids", "offsets"))
+    ids, offsets = file.get_tensor("image_ids"), file.get_tensor("offsets")
     # not by differences, which can overflow
     if offsets[0] != 0 or offsets[-1] != rows or (offsets[1:] < offsets[:-1]).any():
         raise ValueError(f"offsets do not increase from 0 to {rows}")
