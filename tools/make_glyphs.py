@@ -24,7 +24,7 @@ def main():
     from vild.utils.files import write_image
 
     root = datasets.root() / "glyphs"
-    write_world(root, args.seed, tuple(args.sets), args.num_workers, args.fraction)
+    write_world(root, args.seed, args.sets, args.num_workers, args.fraction)
     write_image(root / "contact_sheet.png", contact_sheet(args.seed))
     print(f"the built-in world is in {root}; look at {root / 'contact_sheet.png'}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -88,11 +89,7 @@ def _write_both(folder: Path, name: str, info: dict, images: list[dict], annotat
 
 
 def write_world(
-    root: Path,
-    seed: int = 0,
-    sets: tuple[str, ...] = ("train", "dev", "val"),
-    workers: int = 2,
-    fraction: float = 1.0,
+    root: Path, seed: int = 0, sets: Sequence[str] = ("train", "dev", "val"), workers: int = 2, fraction: float = 1.0
 ) -> None:
     """Write sets of scenes: ``<set>/*.jpg`` and ``annotations/{lvis,coco}_<set>.json`` below ``root``.
 
@@ -106,8 +103,6 @@ def write_world(
         UserError: a set exists, made with another seed or fraction.
     """
     annotation_dir = root / "annotations"
-    with cannot_write(annotation_dir):
-        annotation_dir.mkdir(parents=True, exist_ok=True)
     rare = {i for i, glyph in enumerate(drawing.table(), 1) if glyph.frequency == "r"}
     for name in sets:
         kind = SETS[name]
@@ -118,7 +113,7 @@ def write_world(
                 raise UserError(f"{last_file}: was made with {there}, not with {made_with}; remove {root}")
             continue
         with cannot_write(root / name):
-            (root / name).mkdir(exist_ok=True)
+            (root / name).mkdir(parents=True, exist_ok=True)
         jobs = [(seed, i, kind, str(root / name / f"{i + 1:06d}.jpg")) for i in range(round(kind.count * fraction))]
         show = partial(tqdm, total=len(jobs), desc=f"scenes: {name}")
         if workers <= 1 or len(jobs) < CHUNK:  # starting processes takes longer than drawing so few

@@ -191,6 +191,6 @@ def _find_kind(name: str) -> type[Teacher]:
         import_module(f"vild.teacher.{modules.pop(0)}")
     if kind not in KINDS:
         others = [f"{known}:..." for known in sorted(KINDS.keys() - {"clip"})]
-        kinds = ", ".join(["a model name of open_clip", "local-dir:FOLDER", "hf-hub:REPOSITORY", *others])
+        kinds = ", ".join(["model names of open_clip", "local-dir:FOLDER", "hf-hub:REPOSITORY", *others])
         raise UserError(f"teacher '{name}': there is no kind of teacher '{kind}' (there are: {kinds})")
     return KINDS[kind]
