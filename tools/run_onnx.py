@@ -48,6 +48,7 @@ def main():
         help=f"minimum score of a detection (default: {THRESHOLD})",
     )  # fmt: skip
     parser.add_argument("--top-k", type=int, metavar="N", help="report at most this many per image (default: all)")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
     args = parser.parse_args()
     try:
         run(args)

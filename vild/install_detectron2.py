@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Put Detectron2 in place for the Python that runs this script.
+"""Install Detectron2 for the Python that runs this script.
 
 Detectron2 has no release on the package index. In this order (``--source auto``):
 
-1. keep a Detectron2 that already imports;
+1. keep a Detectron2 that can be imported already;
 2. ``official``: build the official source at a pinned commit (needs git, a compiler, the network);
 3. ``index``: take the wheel `sal-detectron2` from the package index (upstream's Python files of 2024 under
    another name), check its hash, drop its compiled ``_C`` (built for another Python) and install the rest.
-   No compiler is needed; only rotated boxes, deformable convolution and the fast COCO evaluator go missing.
+   This needs no compiler, but lacks rotated boxes, deformable convolution and the fast COCO evaluator.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
 def installed() -> str | None:
-    """Where an importable Detectron2 lies (None: there is none). Asked in a fresh process."""
+    """The folder of the Detectron2 that a fresh process imports, or None."""
     code = "import detectron2.modeling, detectron2; print(detectron2.__path__[0])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else None
@@ -41,7 +41,7 @@ def run(command: list[str], what: str, timeout: float) -> None:
     except FileNotFoundError as error:
         raise RuntimeError(f"{what}: {error.filename} is not installed") from error
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"{what}: no end after {timeout:.0f} s") from error
+        raise RuntimeError(f"{what}: not finished after {timeout:.0f} s") from error
     if done.returncode != 0:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         raise RuntimeError(f"{what}: {lines[-1] if lines else f'exit status {done.returncode}'}")
@@ -50,11 +50,8 @@ def run(command: list[str], what: str, timeout: float) -> None:
 def install_official() -> None:
     """Build the official source at the pinned commit."""
     run(["git", "ls-remote", "--exit-code", OFFICIAL_URL, "HEAD"], "the official source is out of reach", 60)
-    run(
-        [*PIP, "install", "--no-build-isolation", f"git+{OFFICIAL_URL}@{OFFICIAL_COMMIT}"],
-        "the official source does not build",
-        3600,
-    )
+    command = [*PIP, "install", "--no-build-isolation", f"git+{OFFICIAL_URL}@{OFFICIAL_COMMIT}"]
+    run(command, "the official source does not build", 3600)
 
 
 def pure_python_wheel(wheel: Path, folder: Path) -> Path:
@@ -77,40 +74,20 @@ def pure_python_wheel(wheel: Path, folder: Path) -> Path:
 def install_from_index() -> None:
     """Fetch the index's wheel, check its hash, install its pure-Python part."""
     with tempfile.TemporaryDirectory() as folder:
-        run(
-            [
-                *PIP,
-                "download",
-                "--no-deps",
-                "--only-binary=:all:",
-                "--python-version",
-                "3.10",
-                "--implementation",
-                "cp",
-                "--abi",
-                "none",
-                "--platform",
-                "any",
-                "--dest",
-                folder,
-                f"{INDEX_NAME}=={INDEX_VERSION}",
-            ],
-            "the package index does not serve Detectron2",
-            600,
-        )
+        options = "--no-deps --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any"
+        command = [*PIP, "download", *options.split(), "--dest", folder, f"{INDEX_NAME}=={INDEX_VERSION}"]
+        run(command, "the package index does not serve Detectron2", 600)
         (wheel,) = Path(folder).glob("*.whl")
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if digest != INDEX_SHA256:
             raise RuntimeError(f"{wheel.name}: sha256 is {digest}, expected {INDEX_SHA256}")
-        run(
-            [*PIP, "install", "--no-deps", str(pure_python_wheel(wheel, Path(folder)))],
-            "pip does not install the rewritten wheel",
-            600,
-        )
+        command = [*PIP, "install", "--no-deps", str(pure_python_wheel(wheel, Path(folder)))]
+        run(command, "pip does not install the rewritten wheel", 600)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
     parser.add_argument("--source", choices=["auto", "official", "index"], default="auto")
     source = parser.parse_args().source
 

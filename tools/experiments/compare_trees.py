@@ -8,13 +8,14 @@ proposal network, every variant of the detector, and tools/evaluate.py on a resu
 losses, all metrics, and the bytes of store, proposals and vocabulary. A checkout that has finished is not run again.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from vild.utils.command_line import make_parser
 
 VARIANTS = ("text", "image", "vild", "ensemble")
 TIMES = ("time", "data_time", "eta_seconds", "rank_data_time")  # logged, but differ from run to run
@@ -102,7 +103,7 @@ def read_findings(folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("trees", nargs=2, type=Path, metavar="CHECKOUT", help="before and after the change")
     parser.add_argument("--iterations", type=int, default=60, help="of each training (60)")
     parser.add_argument("--output-dir", type=Path, default=Path("output/compare"), help="(output/compare)")

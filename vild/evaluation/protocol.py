@@ -98,7 +98,7 @@ def evaluate(
 
 
 def _annotation(annotation: dict, protocol: str) -> dict:
-    """The annotation as the protocol reads it: no crowds in LVIS; the area defaults to the box's."""
+    """No crowds in LVIS; the area defaults to the box's."""
     crowd = 0 if protocol == "lvis" else annotation.get("iscrowd", 0)
     area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
     return {**annotation, "iscrowd": crowd, "area": area}
@@ -114,8 +114,8 @@ def _precision(
         params.max_dets = [limit]
     elif lvis:
         params.max_dets = [LVIS_PER_IMAGE]
-    categories = [{"id": i, "name": n, "frequency": f or "f"} for i, n, f in
-                  zip(truth.classes.ids, truth.classes.names, truth.classes.frequencies, strict=True)]  # fmt: skip
+    classes = zip(truth.classes.ids, truth.classes.names, truth.classes.frequencies, strict=True)
+    categories = [{"id": i, "name": n, "frequency": f or "f"} for i, n, f in classes]
     run = hotcoco.StreamingEval(categories, iou_type, lvis_style=lvis, params=params)
     images = sorted(truth.document["images"], key=lambda i: i["id"])
     for start in range(0, len(images), IMAGES_AT_ONCE):
@@ -133,12 +133,11 @@ def _precision(
 def _records(detections: ResultArrays, part: slice, sizes: dict, iou_type: str) -> np.ndarray | list[dict]:
     """Some detections in hotcoco's form. Masks come without boxes, so that the area is the mask's, as in Detectron2's
     evaluators."""
-    image_ids, category_ids, scores = (
-        column[part] for column in (detections.image_ids, detections.category_ids, detections.scores)
-    )
+    columns = (detections.image_ids[part], detections.category_ids[part], detections.scores[part])
     if iou_type == "bbox":
+        image_ids, category_ids, scores = columns
         return np.column_stack([image_ids, detections.boxes[part], scores, category_ids]).astype(np.float64)
-    rows = zip(image_ids.tolist(), category_ids.tolist(), scores.tolist(), detections.masks[part], strict=True)
+    rows = zip(*(column.tolist() for column in columns), detections.masks[part], strict=True)
     return [
         {"image_id": i, "category_id": c, "score": s, "segmentation": {"size": list(sizes[i]), "counts": m}}
         for i, c, s, m in rows

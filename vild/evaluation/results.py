@@ -140,9 +140,8 @@ def read_results(
         n = int(np.flatnonzero(bad)[0])
         *box, score = number_columns[n].tolist()
         raise UserError(f"results: {path}: record {n}: bbox {box} or score {score} is negative or not finite")
-    found = ResultArrays(id_columns[:, 0], id_columns[:, 1], number_columns[:, :4], number_columns[:, 4],
-                       counts if masks else None)  # fmt: skip
-    return found.take(np.argsort(found.image_ids, kind="stable"))
+    columns = (*id_columns.T, number_columns[:, :4], number_columns[:, 4])
+    return ResultArrays(*columns, counts if masks else None).take(np.argsort(id_columns[:, 0], kind="stable"))
 
 
 def _counts(segmentation: dict, size: tuple[int, int]) -> bytes:

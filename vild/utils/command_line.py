@@ -61,9 +61,14 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return text if "(default:" in text else f"{text} (default: {default})"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
+
+
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the tool's docstring as its description; flags cannot be abbreviated."""
-    return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    """A parser with the tool's docstring as its description. Flags cannot be abbreviated; a mistake is one line."""
+    return _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
 def add_shared(parser, *flags: str, note: str = "", **settings) -> None:
@@ -112,36 +117,18 @@ def add_launch_flags(parser: argparse.ArgumentParser, dist_url: str = "auto") ->
     parser.add_argument("--num-gpus", type=int, default=1, help="number of gpus *per machine*")
     parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
     parser.add_argument("--machine-rank", type=int, default=0, help="the rank of this machine (unique per machine)")
-    parser.add_argument(
-        "--dist-url",
-        default=dist_url,
-        help="initialization URL for pytorch distributed backend. See "
-        "https://pytorch.org/docs/stable/distributed.html for details.",
-    )
+    parser.add_argument("--dist-url", default=dist_url, help="where the processes meet (torch.distributed)")
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
-    """``detectron2.engine.default_argument_parser``, without importing Detectron2: same flags, defaults and help."""
+    """``detectron2.engine.default_argument_parser``, without importing Detectron2: the same flags and defaults."""
     parser = make_parser(description)
     parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="Whether to attempt to resume from the checkpoint directory. "
-        "See documentation of `DefaultTrainer.resume_or_load()` for what it means.",
-    )
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="perform evaluation only")
     # Detectron2's own port per user
     port = 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14
     add_launch_flags(parser, f"tcp://127.0.0.1:{port}")
-    parser.add_argument(
-        "opts",
-        help="""
-Modify config options at the end of the command. For Yacs configs, use
-space-separated "PATH.KEY VALUE" pairs.
-For python-based LazyConfig, use "path.key=value".
-        """.strip(),
-        default=None,
-        nargs=argparse.REMAINDER,
-    )
+    help_text = "config overrides at the end of the command, KEY VALUE ..."
+    parser.add_argument("opts", nargs=argparse.REMAINDER, default=None, help=help_text)
     return parser

@@ -24,13 +24,8 @@ LONGEST = 2000  # characters of a message
 WORKER = "DataLoader worker"  # how PyTorch's message about a dead worker process begins
 KILLED = "the system kills processes when memory is short; see DATALOADER.NUM_WORKERS or --num-workers"
 NO_DETECTRON2 = "Detectron2 is not installed: run python -m vild.install_detectron2"
-# Warnings that our dependencies raise about one another when they are imported or first used: how each begins
-_KNOWN_WARNINGS = (
-    "`torch.jit.script",
-    "pkg_resources is deprecated",
-    "Importing from timm",
-    "torch.meshgrid",
-)
+# How the warnings begin that our dependencies raise about one another
+_KNOWN_WARNINGS = ("`torch.jit.script", "pkg_resources is deprecated", "Importing from timm", "torch.meshgrid")
 
 
 class UserError(ValueError):
@@ -38,6 +33,8 @@ class UserError(ValueError):
 
     It is a single line whatever a file contains: line breaks and terminal control characters become spaces.
     """
+
+    status = 2
 
     def __init__(self, message: str):
         text = str(message).strip()
@@ -53,8 +50,10 @@ class BadImage(UserError):
 
 
 class Failure(RuntimeError):
-    """A failure that is nobody's typing error and that a traceback would not explain: a killed process, a loss that is
-    not finite. The message is a single line."""
+    """A failure that is no user mistake and that a traceback would not explain: a killed process, a loss that is not
+    finite. The message is a single line."""
+
+    status = 1
 
 
 def printable(name: str | os.PathLike) -> str:
@@ -71,8 +70,7 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
     """Decorate a tool's ``main``: expected errors end as one line on stderr, known third-party warnings are silenced.
 
     Exit status: 2 for a UserError, a missing Detectron2 or a failing disk; 1 for a Failure; 128 + signal after SIGTERM
-    or SIGINT, as a shell reports it. (Not 0: a scheduler's "afterok", make and the experiments' pipeline would take an
-    unfinished result for a finished one.)
+    or SIGINT, as a shell reports it (a scheduler or make would take 0 for a finished result).
     """
 
     @functools.wraps(main)
@@ -90,10 +88,8 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
                         raise
                     time.sleep(ONE_REQUEST)  # if a scheduler did it, its signal is on the way to this process too
                     raise Failure(f"{first_line(error).rstrip('. ')} ({KILLED})") from error
-        except UserError as error:
-            _leave(f"error: {error}", 2)
-        except Failure as error:
-            _leave(f"error: {error}", 1)
+        except (UserError, Failure) as error:
+            _leave(f"error: {error}", error.status)
         except ImportError as error:
             if not is_detectron2_missing(error):
                 raise
@@ -118,14 +114,12 @@ def is_detectron2_missing(error: ImportError) -> bool:
 
 def silence_known_warnings() -> None:
     """Ignore the warnings of :data:`_KNOWN_WARNINGS`, in this process and in those it starts."""
-    categories = (FutureWarning, DeprecationWarning, UserWarning)
     for start in _KNOWN_WARNINGS:
-        for category in categories:
-            warnings.filterwarnings("ignore", start, category)
-    filters = [f"ignore:{start}:{category.__name__}" for start in _KNOWN_WARNINGS for category in categories]
+        warnings.filterwarnings("ignore", start)
+    filters = ",".join(f"ignore:{start}" for start in _KNOWN_WARNINGS)
     given = os.environ.get("PYTHONWARNINGS", "")
-    if filters[0] not in given:
-        os.environ["PYTHONWARNINGS"] = ",".join([*([given] if given else []), *filters])
+    if filters not in given:
+        os.environ["PYTHONWARNINGS"] = f"{given},{filters}" if given else filters
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
 
 
@@ -133,14 +127,13 @@ _marker: Path | None = None
 
 
 def report_once(marker: Path) -> None:
-    """Let only one process of a job report an error: the first to create the file ``marker``. The same error often
-    occurs in all of them, or in all as a consequence of one."""
+    """Let only one process of a job report an error, which often occurs in all: the first to create ``marker``."""
     global _marker
     _marker = marker
 
 
 def first_to_report() -> bool:
-    """Whether this process is the one of its job that reports the error; True at most once per job."""
+    """Whether this process reports the error of its job; True at most once per job."""
     if _marker is None:
         return True
     try:

@@ -3,6 +3,7 @@ content to be written is left alone."""
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import io
 import json
@@ -10,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from vild.utils.errors import UserError
 
@@ -48,9 +49,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with open(temporary, "rb") as content:
-                same = _has_content(path, content)
-            if same:
+            if _same_content(path, temporary):
                 temporary.unlink()
                 return
             if path.exists() and not path.is_file():  # a device or a pipe must not be replaced by a regular file
@@ -80,25 +79,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _has_content(path: Path, content: BinaryIO) -> bool:
-    """Does a regular file have these bytes? (``filecmp.cmp`` caches by modification time, which is too coarse here.)"""
-    size = content.seek(0, os.SEEK_END)
-    content.seek(0)
-    with suppress(OSError):
-        if path.is_file() and path.stat().st_size == size:
-            with open(path, "rb") as file:
-                return all(piece == content.read(len(piece)) for piece in _pieces(file))
+def _same_content(path: Path, temporary: Path) -> bool:
+    filecmp.clear_cache()  # its key is the modification time, which is too coarse here
+    with suppress(OSError):  # ``path`` does not exist or cannot be read
+        return filecmp.cmp(path, temporary, shallow=False)
     return False
-
-
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    return iter(lambda: file.read(1 << 22), b"")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file atomically; a file that has this content already is not touched."""
     path = Path(path)
-    if _has_content(path, io.BytesIO(content)):
+    if path.is_file() and path.read_bytes() == content:
         with cannot_write(path):
             _temporary(path).unlink(missing_ok=True)  # from a killed process
         return
@@ -124,11 +115,8 @@ def drop_partial_line(path: str | Path) -> None:
     """
     path = Path(path)
     if path.is_file():
-        text = path.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            with cannot_write(path):
-                os.truncate(path, whole)
+        with cannot_write(path):
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def write_image(path: str | Path, image: Image.Image, **options: object) -> None:
@@ -143,8 +131,7 @@ def write_image(path: str | Path, image: Image.Image, **options: object) -> None
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically.
 
-    The bytes are built in memory: safetensors' ``save_file`` (0.8) writes to a randomly named file beside ``path``,
-    which a killed process would leave behind.
+    safetensors' ``save_file`` (0.8) writes to a randomly named file, which a killed process would leave behind.
     """
     from safetensors.torch import save
 
@@ -155,7 +142,7 @@ def sha256(path: str | Path) -> str:
     """A file's SHA-256 in hex."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
-        for piece in _pieces(file):
+        while piece := file.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from vild.utils.errors import BadImage
+from vild.utils.errors import BadImage, first_line
 
-FORMATS = ("BGR", "RGB")
 # Left out: EPS, which Pillow hands to Ghostscript; ICO, which it decodes before the size is known; and many rarely
 # maintained formats.
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
@@ -36,8 +35,7 @@ def read_image(file_name: str | Path, image_format: str = "BGR") -> np.ndarray:
         with open_image(file_name) as image:
             return to_array(image, image_format)
     except Exception as error:  # a broken file can raise anything in a decoder
-        lines = str(error).strip().splitlines()
-        raise BadImage(f"image {file_name} cannot be read: {lines[0] if lines else type(error).__name__}") from error
+        raise BadImage(f"image {file_name} cannot be read: {first_line(error)}") from error
 
 
 @contextmanager
@@ -56,19 +54,15 @@ def open_image(
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is as low
         Image.init()  # fills Image.OPEN; builds of Pillow differ
         with Image.open(file_name, formats=[f for f in formats if f in Image.OPEN]) as image:
-            check_size(*image.size, most)
+            if image.width * image.height > most:
+                limit = f"the limit of {most // 10**6} million"
+                raise TooManyPixels(f"{image.width:,} x {image.height:,} pixels, more than {limit}")
             yield image
-
-
-def check_size(width: int, height: int, most: int = MOST_PIXELS) -> None:
-    """Raise TooManyPixels for an image larger than ``most``."""
-    if width * height > most:
-        raise TooManyPixels(f"{width:,} x {height:,} pixels, more than the limit of {most // 10**6} million")
 
 
 def to_array(image: Image.Image, image_format: str = "BGR") -> np.ndarray:
     """Convert a PIL image as :func:`read_image` does."""
-    assert image_format in FORMATS, image_format
+    assert image_format in ("BGR", "RGB"), image_format
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # srun signals every process of a job, a terminal every process of a command, and torchrun and our own launcher pass
@@ -46,15 +47,8 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
 
 
-class _Request:
-    """State of :func:`deferred`: the signal that waits, and what the next one does ("raise", "defer" or "ignore")."""
-
-    pending: int | None = None
-    since = 0.0
-    then = "raise"
-
-
-_request = _Request()
+# State of deferred(): the signal that waits, when it came, and what the next does ("raise", "defer" or "ignore")
+_request = SimpleNamespace(pending=None, since=0.0, then="raise")
 
 
 @contextmanager
@@ -101,8 +95,8 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def uninterruptible() -> Iterator[None]:
-    """A block in :func:`deferred` that no signal ends, for writing the last file. (When one rank has left, the launcher
-    sends SIGTERM to the others.)"""
+    """A block in :func:`deferred` that no signal ends, for the last file: the launcher ends the other ranks when one
+    has left."""
     with _then("ignore"):
         yield
 
@@ -118,7 +112,7 @@ def _then(action: str) -> Iterator[None]:
 
 @contextmanager
 def forwarded_to_children() -> Iterator[None]:
-    """For a process that only waits for its children: signals go to them, and it waits on."""
+    """For a process that only waits for its children: it passes signals on to them and keeps waiting."""
 
     def forward(number, frame):
         for child in multiprocessing.active_children():
@@ -129,8 +123,8 @@ def forwarded_to_children() -> Iterator[None]:
 
 
 def end_by_parent_only() -> None:
-    """For a data loader's worker: only a SIGTERM from its trainer ends it. A scheduler sends one to every process of a
-    job, but the trainer still needs the worker for the step that it finishes."""
+    """For a data loader's worker: only its trainer's SIGTERM ends it. A scheduler signals every process of a job, but
+    the trainer needs the worker to finish its step."""
     parent = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 

@@ -26,8 +26,8 @@ DEEPEST_BASE = 10  # length of a chain of _BASE_ configs
 
 @contextmanager
 def refused_as(sentence: str) -> Iterator[None]:
-    """Turn any exception in the block into a UserError of ``sentence`` and the reason: a broken file can fail anywhere
-    in a parser, with any exception, or ask for more memory than there is."""
+    """Turn any exception in the block into a UserError of ``sentence`` and the reason: a broken file can raise
+    anything in a parser, MemoryError included."""
     try:
         yield
     except UserError:
