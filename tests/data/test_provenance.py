@@ -62,7 +62,7 @@ def test_the_checkpoint_carries_the_record_from_start_to_resume(make_cfg, benchm
     assert saved["trained_on"]["starts"] == [network]
     resumed = Trainer(cfg)
     resumed.resume_or_load(resume=True)
-    assert resumed.checkpointer.checkpointables["trained_on"].record == saved["trained_on"]
+    assert resumed.checkpointer.trained_on == saved["trained_on"]
     # the tiny store's proposals have no record, which the network's own clean sets do not make good
     verdict, evidence = judge_network(saved, benchmark.novel, benchmark.known)
     assert verdict == "cannot tell" and "its store's proposals have no record" in evidence
@@ -72,7 +72,7 @@ def test_the_checkpoint_carries_the_record_from_start_to_resume(make_cfg, benchm
     torch.save(state, tmp_path / "b" / "model_0000000.pth")
     old = Trainer(cfg)
     old.resume_or_load(resume=True)
-    (start,) = old.checkpointer.checkpointables["trained_on"].record["starts"]
+    (start,) = old.checkpointer.trained_on["starts"]
     assert start["file"] == "model_0000000.pth" and start["trained_on"] is None
     assert VildCheckpointer(Trainer.build_model(cfg)).load_recorded(path) == network
 
@@ -90,7 +90,7 @@ def test_with_a_live_teacher_the_network_s_own_record_is_all_there_is(make_cfg, 
     torch.save(state, tmp_path / "start.pth")
     second = Trainer(make_cfg("vild", *settings, "MODEL.WEIGHTS", str(tmp_path / "start.pth")))
     second.resume_or_load(resume=False)
-    record = second.checkpointer.checkpointables["trained_on"].record
+    record = second.checkpointer.trained_on
     assert judge_network({**network, "trained_on": record}, benchmark.novel, benchmark.known)[0] == "LEAK"
 
 

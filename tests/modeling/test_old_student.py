@@ -20,7 +20,7 @@ def test_the_old_student_is_imitated_and_does_not_change(make_cfg, checkpoint_fi
     trainer = Trainer(cfg)
     trainer.resume_or_load(False)
     old = trainer.model.old_student[0]
-    kept = trainer.checkpointer.checkpointables["trained_on"].record["starts"]
+    kept = trainer.checkpointer.trained_on["starts"]
     assert [network["file"] for network in kept] == [checkpoint_file.name]  # once, although both keys name it
     before, names = hash_weights(old), set(trainer.model.state_dict())
     assert names == set(old.state_dict()) and not any(p.requires_grad for p in old.parameters())

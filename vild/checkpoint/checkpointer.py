@@ -20,54 +20,6 @@ from vild.utils.weight_files import load_weights
 from vild.vocabulary.vocabulary import Vocabulary
 
 
-class _VocabularyState:
-    """Vocabulary, variant and teachers as a checkpointable of fvcore's Checkpointer. Loading only compares them."""
-
-    def __init__(self, model, where: str):
-        self.model, self.where, self.resumes, self.calibrated = model, where, False, False
-
-    def state_dict(self) -> dict:
-        variant = self.model.roi_heads.variant
-        state = {**self.model.vocabulary.state(), "variant": variant, "others": self._extra_fingerprints()}
-        return state | _calibration_state(self.model.roi_heads.calibration)
-
-    def _extra_fingerprints(self) -> list[dict]:
-        extra_teachers = self.model.roi_heads.others
-        return [] if extra_teachers is None else extra_teachers.fingerprints
-
-    def load_state_dict(self, state: dict) -> None:
-        mine = self.model.vocabulary
-        check_same_teacher(state["fingerprint"], self.where, mine.fingerprint, "the config's vocabulary")
-        for theirs, own in zip(state.get("others", []), self._extra_fingerprints(), strict=False):
-            check_same_teacher(theirs, f"{self.where}, an extra teacher", own, "that of MODEL.VILD.TEACHERS")
-        variant = self.model.roi_heads.variant
-        if state.get("variant") not in (None, variant):
-            raise UserError(f"{self.where} is of variant '{state['variant']}', MODEL.VILD.VARIANT is '{variant}'")
-        if self.calibrated and "calibration" in state:
-            with refused_as(f"{self.where}: its calibration"):
-                self.model.roi_heads.calibration = Calibration.from_state(state["calibration"])
-        same = list(state["names"]) == list(mine.names) and state["embeddings"].equal(mine.embeddings.cpu())
-        if self.resumes and not same:
-            raise UserError(f"{self.where} was trained with another vocabulary than MODEL.VILD.VOCABULARY")
-
-
-def _calibration_state(calibration: Calibration | None) -> dict:
-    return {} if calibration is None else {"calibration": calibration.state()}
-
-
-class _TrainingRecord:
-    """A training record (``vild.data.provenance``) as a checkpointable of fvcore's Checkpointer."""
-
-    def __init__(self, record: dict):
-        self.record = record
-
-    def state_dict(self) -> dict:
-        return self.record
-
-    def load_state_dict(self, state: dict) -> None:
-        self.record = merge(state, self.record)
-
-
 def save_weights(path: str | Path, model: nn.Module, trained_on: dict | None = None) -> None:
     """Write a ViLDRCNN as one ``.safetensors``, which ``MODEL.WEIGHTS`` accepts like a ``.pth``.
 
@@ -117,6 +69,14 @@ def write_checkpoint(path: str | Path, content: dict) -> None:
             raise reason or error  # noqa: B904
 
 
+def _calibration_state(calibration: Calibration | None) -> dict:
+    return {} if calibration is None else {"calibration": calibration.state()}
+
+
+def _extra_fingerprints(heads: nn.Module) -> list[dict]:
+    return [] if heads.others is None else heads.others.fingerprints
+
+
 def read_network_record(path: str) -> dict:
     """The network record of a local weights file of any origin."""
     if not Path(path).is_file():
@@ -125,8 +85,8 @@ def read_network_record(path: str) -> dict:
 
 
 class VildCheckpointer(DetectionCheckpointer):
-    """Saves a ViLDRCNN's vocabulary and variant under ``vocabulary``; refuses a checkpoint of another teacher or
-    variant, even if only its weights are loaded.
+    """Saves a ViLDRCNN's vocabulary, variant and teachers under ``vocabulary``; refuses a checkpoint of another teacher
+    or variant, even if only its weights are loaded.
 
     Args:
         trained_on: the record of a training, saved under ``trained_on`` with that of the weights it starts from.
@@ -137,22 +97,28 @@ class VildCheckpointer(DetectionCheckpointer):
     def __init__(self, model, save_dir: str = "", *, trained_on: dict | None = None, beside: dict | None = None,
                  calibrated: bool = False, **kwargs):  # fmt: skip
         super().__init__(model, save_dir, **kwargs)
-        self.beside = beside or {}
-        if trained_on is not None:
-            self.add_checkpointable("trained_on", _TrainingRecord(trained_on))
-        bare = getattr(model, "module", model)  # below DistributedDataParallel
-        if hasattr(bare, "vocabulary"):
-            self.add_checkpointable("vocabulary", words := _VocabularyState(bare, "the checkpoint"))
-            words.calibrated = calibrated
+        self.trained_on, self.beside, self.calibrated = trained_on, beside or {}, calibrated
+
+    def content(self) -> dict:
+        """What a checkpoint holds, by key."""
+        content = {"model": self.model.state_dict()}
+        content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        if self.trained_on is not None:
+            content["trained_on"] = self.trained_on
+        if hasattr(self.model, "vocabulary"):
+            heads = self.model.roi_heads
+            teachers = {"variant": heads.variant, "others": _extra_fingerprints(heads)}
+            words = {**self.model.vocabulary.state(), **teachers}
+            content["vocabulary"] = words | _calibration_state(heads.calibration)
+        return {**content, **self.beside}
 
     def save(self, name: str, **kwargs) -> None:
         """As Detectron2's, but atomic, and ``last_checkpoint`` is updated afterwards: a kill leaves usable files."""
         if not self.save_dir or not self.save_to_disk:
             return
-        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        write_checkpoint(path, {"model": self.model.state_dict(), **parts, **self.beside, **kwargs})
+        write_checkpoint(path, {**self.content(), **kwargs})
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -176,23 +142,37 @@ class VildCheckpointer(DetectionCheckpointer):
             self._fetch(path)
         elif path and not Path(path).is_file():
             raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
-        resumes = checkpointables is None
-        if vocabulary := self.checkpointables.get("vocabulary"):
-            vocabulary.where = f"checkpoint {path}" if path else vocabulary.where
-            vocabulary.resumes = resumes and "trained_on" in self.checkpointables
-        wanted = self.checkpointables if resumes else {*checkpointables, "vocabulary"}
-        rest = super().load(path, [k for k in self.checkpointables if k in wanted and k != "trained_on"])
-        if path and (tracked := self.checkpointables.get("trained_on")):
+        rest = super().load(path, checkpointables)
+        resumes = checkpointables is None and self.trained_on is not None
+        if "vocabulary" in rest and hasattr(self.model, "vocabulary"):
+            self._load_vocabulary(rest.pop("vocabulary"), f"checkpoint {path}", resumes)
+        if path and self.trained_on is not None:
             start = {"data_sets": [], "stores": [], "starts": [self._record_of(path, rest)]}
-            tracked.load_state_dict(rest["trained_on"] if resumes and "trained_on" in rest else start)
+            self.trained_on = merge(rest["trained_on"] if resumes and "trained_on" in rest else start, self.trained_on)
         return rest
+
+    def _load_vocabulary(self, state: dict, where: str, resumes: bool) -> None:
+        """Take over the calibration; UserError unless teachers and variant (and names, if a training resumes) are the
+        model's."""
+        mine, heads = self.model.vocabulary, self.model.roi_heads
+        check_same_teacher(state["fingerprint"], where, mine.fingerprint, "the config's vocabulary")
+        for theirs, own in zip(state.get("others", []), _extra_fingerprints(heads), strict=False):
+            check_same_teacher(theirs, f"{where}, an extra teacher", own, "that of MODEL.VILD.TEACHERS")
+        if state.get("variant") not in (None, heads.variant):
+            raise UserError(f"{where} is of variant '{state['variant']}', MODEL.VILD.VARIANT is '{heads.variant}'")
+        if self.calibrated and "calibration" in state:
+            with refused_as(f"{where}: its calibration"):
+                heads.calibration = Calibration.from_state(state["calibration"])
+        same = list(state["names"]) == list(mine.names) and state["embeddings"].equal(mine.embeddings.cpu())
+        if resumes and not same:
+            raise UserError(f"{where} was trained with another vocabulary than MODEL.VILD.VOCABULARY")
 
     def _fetch(self, path: str) -> None:
         """Download a URL into the cache, UserError if that fails. Detectron2 then loads the local copy."""
         if path.startswith("timm://"):
             from vild.checkpoint.timm_weights import check_student  # registers the handler of these paths
 
-            check_student(path, getattr(self.model, "module", self.model))
+            check_student(path, self.model)
         with refused_as(f"MODEL.WEIGHTS: {path}: cannot be downloaded"):
             local = self.path_manager.get_local_path(urlparse(path)._replace(query="").geturl())
         if not Path(local).is_file():

@@ -53,13 +53,20 @@ class Variables:
         self.left.discard(name)
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
-    def conv(self, name: str, side: int, before: int, after: int) -> Tensor:
-        """A convolution's kernel, [after, before, side, side]."""
-        return self.take(f"{name}/kernel", side, side, before, after).permute(3, 2, 0, 1)
+    def kernel(self, name: str, *shape: int) -> Tensor:
+        """A kernel of this shape with the output channels, its last axis, first: [after, before, height, width] of a
+        convolution, [after, before] of a fully connected layer."""
+        kernel = self.take(f"{name}/kernel", *shape)
+        return kernel.permute(3, 2, 0, 1) if len(shape) == 4 else kernel.T
 
-    def linear(self, name: str, before: int, after: int) -> Tensor:
-        """A fully connected layer's kernel, [after, before]."""
-        return self.take(f"{name}/kernel", before, after).T
+    def layer(self, name: str, *shape: int) -> dict[str, Tensor]:
+        """The state of a layer with a bias; the kernel as in :meth:`kernel`."""
+        return {"weight": self.kernel(name, *shape), "bias": self.take(f"{name}/bias", shape[-1])}
+
+    def conv_norm(self, name: str, norm: str, width: int) -> dict[str, Tensor]:
+        """The state of a 3x3 convolution with a bias and the BatchNorm behind it."""
+        conv = self.layer(name, 3, 3, width, width)
+        return {"weight": conv["weight"], **_prefixed("norm.", self.norm(norm, width, conv["bias"]))}
 
     def norm(self, name: str, width: int, bias: Tensor | float = 0.0) -> dict[str, Tensor]:
         """A BatchNorm's state, with the ``bias`` of the convolution before it folded in."""
@@ -124,20 +131,20 @@ def _numbered(name: str, index: int) -> str:
 
 def resnet(variables: Variables, depth: int) -> dict[str, Tensor]:
     """Layers are numbered in the order of creation: the first block of a stage creates its shortcut first."""
-    layers = [("stem.conv1", 7, 3, 64)]
+    layers = [("stem.conv1", 7, 7, 3, 64)]
     before = 64
     for stage, blocks in enumerate(BLOCKS[depth], 2):
         inner, after = 16 * 2**stage, 64 * 2**stage
         for block in range(blocks):
             where = f"res{stage}.{block}"
-            layers += [(f"{where}.shortcut", 1, before, after)] if block == 0 else []
-            layers += [(f"{where}.conv1", 1, before, inner), (f"{where}.conv2", 3, inner, inner)]
-            layers += [(f"{where}.conv3", 1, inner, after)]
+            layers += [(f"{where}.shortcut", 1, 1, before, after)] if block == 0 else []
+            layers += [(f"{where}.conv1", 1, 1, before, inner), (f"{where}.conv2", 3, 3, inner, inner)]
+            layers += [(f"{where}.conv3", 1, 1, inner, after)]
             before = after
     state = {}
-    for index, (key, side, before, after) in enumerate(layers):
-        state[f"{key}.weight"] = variables.conv(f"resnet{depth}/{_numbered('conv2d', index)}", side, before, after)
-        norm = variables.norm(f"resnet{depth}/{_numbered('batch_normalization', index)}", after)
+    for index, (key, *shape) in enumerate(layers):
+        state[f"{key}.weight"] = variables.kernel(f"resnet{depth}/{_numbered('conv2d', index)}", *shape)
+        norm = variables.norm(f"resnet{depth}/{_numbered('batch_normalization', index)}", shape[-1])
         state |= _prefixed(f"{key}.norm.", norm)
     return state
 
@@ -150,23 +157,18 @@ def fpn(variables: Variables) -> dict[str, Tensor]:
         if level == 6:
             layers = [("top_block.conv", "p6", 3, CHANNELS)]
         for key, name, side, before in layers:
-            state[f"{key}.weight"] = variables.conv(f"fpn/{name}", side, before, CHANNELS)
-            state[f"{key}.bias"] = variables.take(f"fpn/{name}/bias", CHANNELS)
+            state |= _prefixed(f"{key}.", variables.layer(f"fpn/{name}", side, side, before, CHANNELS))
         state |= _prefixed(f"norms.p{level}.", variables.norm(f"fpn/p{level}-bn", CHANNELS))
     return state
 
 
 def rpn(variables: Variables) -> dict[str, Tensor]:
     boxes = torch.arange(4 * ANCHORS).view(ANCHORS, 4)[:, TO_XY].flatten()
-    state = {
-        "objectness_logits.weight": variables.conv("rpn_head/rpn-class", 1, CHANNELS, ANCHORS),
-        "objectness_logits.bias": variables.take("rpn_head/rpn-class/bias", ANCHORS),
-        "anchor_deltas.weight": variables.conv("rpn_head/rpn-box", 1, CHANNELS, 4 * ANCHORS)[boxes],
-        "anchor_deltas.bias": variables.take("rpn_head/rpn-box/bias", 4 * ANCHORS)[boxes],
-    }
+    deltas = variables.layer("rpn_head/rpn-box", 1, 1, CHANNELS, 4 * ANCHORS)
+    state = _prefixed("anchor_deltas.", {key: value[boxes] for key, value in deltas.items()})
+    state |= _prefixed("objectness_logits.", variables.layer("rpn_head/rpn-class", 1, 1, CHANNELS, ANCHORS))
     for n, end in enumerate(("", "-1")):
-        state[f"conv.conv{n}.weight"] = variables.conv(f"rpn_head/rpn{end}", 3, CHANNELS, CHANNELS)
-        state[f"conv.conv{n}.bias"] = variables.take(f"rpn_head/rpn{end}/bias", CHANNELS)
+        state |= _prefixed(f"conv.conv{n}.", variables.layer(f"rpn_head/rpn{end}", 3, 3, CHANNELS, CHANNELS))
         for index, level in enumerate(LEVELS):
             state |= _prefixed(f"norms.{index}.{n}.", variables.norm(f"rpn_head/rpn-l{level}-bn{end}", CHANNELS))
     return state
@@ -177,10 +179,9 @@ def box_head(variables: Variables, variant: str) -> dict[str, Tensor]:
     state = _prefixed("embedding.", branch(variables, "", 0))
     if variant == "ensemble":
         state |= _prefixed("image_embedding.", branch(variables, "distill", 6))
-    state["bbox_pred.weight"] = variables.linear(f"{HEAD}/box-predict", HIDDEN, 4)[TO_XY]
-    state["bbox_pred.bias"] = variables.take(f"{HEAD}/box-predict/bias", 4)[TO_XY]
-    state["classifier.background"] = variables.linear(f"{HEAD}/background-class-predict", WIDTH, 1)
-    return state
+    deltas = variables.layer(f"{HEAD}/box-predict", HIDDEN, 4)
+    state |= _prefixed("bbox_pred.", {key: value[TO_XY] for key, value in deltas.items()})
+    return state | {"classifier.background": variables.kernel(f"{HEAD}/background-class-predict", WIDTH, 1)}
 
 
 def branch(variables: Variables, prefix: str, first_norm: int) -> dict[str, Tensor]:
@@ -188,46 +189,35 @@ def branch(variables: Variables, prefix: str, first_norm: int) -> dict[str, Tens
     named = f"{prefix}_" if prefix else ""
     state = {}
     for n in range(4):
-        name = f"{HEAD}/{named}conv_{n}"
-        state[f"head.conv{n + 1}.weight"] = variables.conv(name, 3, CHANNELS, CHANNELS)
         norm = f"{HEAD}/{_numbered('batch_normalization', first_norm + n)}"
-        norm = variables.norm(norm, CHANNELS, variables.take(f"{name}/bias", CHANNELS))
-        state |= _prefixed(f"head.conv{n + 1}.norm.", norm)
+        state |= _prefixed(f"head.conv{n + 1}.", variables.conv_norm(f"{HEAD}/{named}conv_{n}", norm, CHANNELS))
     for n, before in enumerate((BINS * BINS * CHANNELS, HIDDEN)):
-        name = f"{HEAD}/{named}fc{n + 6}"
-        weight = variables.linear(name, before, HIDDEN)
+        layer = variables.layer(f"{HEAD}/{named}fc{n + 6}", before, HIDDEN)
+        weight = layer["weight"]
         if n == 0:
             weight = weight.unflatten(1, (BINS * BINS, CHANNELS)).transpose(1, 2).flatten(1)
         norm = f"{HEAD}/{_numbered('batch_normalization', first_norm + 4 + n)}"
-        factor, bias = variables.folded(norm, HIDDEN, variables.take(f"{name}/bias", HIDDEN))
+        factor, bias = variables.folded(norm, HIDDEN, layer["bias"])
         state |= {f"head.fc{n + 1}.weight": weight * factor[:, None], f"head.fc{n + 1}.bias": bias}
     name = f"{HEAD}/{prefix}-project-to-clip" if prefix else f"{HEAD}/project-to-clip"
-    projection = {"projection.weight": variables.linear(name, HIDDEN, WIDTH)}
-    return state | projection | {"projection.bias": variables.take(f"{name}/bias", WIDTH)}
+    return state | _prefixed("projection.", variables.layer(name, HIDDEN, WIDTH))
 
 
 def mask_head(variables: Variables) -> dict[str, Tensor]:
     state = {}
     for n in range(4):
-        name = f"mask_head/mask-conv-l{n}"
-        state[f"mask_fcn{n + 1}.weight"] = variables.conv(name, 3, CHANNELS, CHANNELS)
-        bias = variables.take(f"{name}/bias", CHANNELS)
-        norm = variables.norm(f"mask_head/{_numbered('batch_normalization', n)}", CHANNELS, bias)
-        state |= _prefixed(f"mask_fcn{n + 1}.norm.", norm)
-    name = "mask_head/conv5-mask"
-    kernel = variables.take(f"{name}/kernel", 2, 2, CHANNELS, CHANNELS)  # height, width, after, before
-    bias = variables.take(f"{name}/bias", CHANNELS)
-    factor, bias = variables.folded("mask_head/batch_normalization_4", CHANNELS, bias)
-    state |= {"deconv.weight": kernel.permute(3, 2, 0, 1) * factor[:, None, None], "deconv.bias": bias}
-    state["predictor.weight"] = variables.conv("mask_head/mask_fcn_logits", 1, CHANNELS, 1)
-    state["predictor.bias"] = variables.take("mask_head/mask_fcn_logits/bias", 1)
-    return state
+        norm = f"mask_head/{_numbered('batch_normalization', n)}"
+        state |= _prefixed(f"mask_fcn{n + 1}.", variables.conv_norm(f"mask_head/mask-conv-l{n}", norm, CHANNELS))
+    deconv = variables.layer("mask_head/conv5-mask", 2, 2, CHANNELS, CHANNELS)  # its kernel: [before, after, 2, 2]
+    factor, bias = variables.folded("mask_head/batch_normalization_4", CHANNELS, deconv["bias"])
+    state |= {"deconv.weight": deconv["weight"] * factor[:, None, None], "deconv.bias": bias}
+    return state | _prefixed("predictor.", variables.layer("mask_head/mask_fcn_logits", 1, 1, CHANNELS, 1))
 
 
 def lvis_vocabulary(variables: Variables) -> Vocabulary:
     """The text matrix [WIDTH, 1203] as a vocabulary: LVIS's names in order of their ids, rare ones novel."""
     classes = make_classes(LVIS_CATEGORIES, read_split("lvis_v1", root()))
-    text = variables.linear(f"{HEAD}/class-predict", WIDTH, len(classes.names))
+    text = variables.kernel(f"{HEAD}/class-predict", WIDTH, len(classes.names))
     return Vocabulary(classes.names, F.normalize(text, dim=1), classes.splits, classes.synonyms)
 
 

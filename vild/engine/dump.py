@@ -52,9 +52,7 @@ def write_dump(
     folder: Path, cfg, model: nn.Module, inputs: list[dict], losses: dict[str, Tensor], iteration: int, rank: int
 ) -> None:
     """Write a step. ``model``: with the weights before it; ``inputs``: what the model was given."""
-    checkpointer = VildCheckpointer(getattr(model, "module", model))
-    content = {key: part.state_dict() for key, part in checkpointer.checkpointables.items()}
-    write_checkpoint(folder / "weights.pth", {"model": checkpointer.model.state_dict(), **content})
+    write_checkpoint(folder / "weights.pth", VildCheckpointer(model).content())
     packed = [{k: pack(x[k]) for k in FIELDS if k in x} for x in inputs]
     write_checkpoint(folder / "step.pth", {"inputs": packed, "iteration": iteration, "rank": rank})
     write_text(folder / "config.yaml", cfg.dump())
