@@ -7,13 +7,13 @@ import torch
 from vild.data import datasets
 from vild.data.loader import training_records
 from vild.data.mapper import ViLDMapper
-from vild.engine.sources import open_store, parse_distillation
+from vild.engine.sources import open_store
 
 
 def seen_by_the_detector(cfg, name):
     """Everything that training reads of a data set: the records, and what the mapper makes of them."""
     records = training_records((name,), filter_empty=True)
-    mapper = ViLDMapper.from_config(cfg, open_store(parse_distillation(cfg)))
+    mapper = ViLDMapper.from_config(cfg, open_store(cfg))
     mapped = []
     for record in records[:10]:
         torch.manual_seed(0)

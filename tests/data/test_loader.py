@@ -58,9 +58,9 @@ def test_batches_depend_on_seed_and_position_alone(make_cfg, workers):
 
 
 def batches(cfg, start, count):
-    from vild.engine.sources import open_store, parse_distillation
+    from vild.engine.sources import open_store
 
-    return list(itertools.islice(build_train_loader(cfg, open_store(parse_distillation(cfg)), start), count))
+    return list(itertools.islice(build_train_loader(cfg, open_store(cfg), start), count))
 
 
 def test_user_errors(world, make_cfg):

@@ -7,7 +7,7 @@ from detectron2.data import transforms as T
 
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper, transform_regions
-from vild.engine.sources import open_store, parse_distillation
+from vild.engine.sources import open_store
 from vild.store.store import EmbeddingStore
 from vild.utils.errors import UserError
 from vild.utils.images import read_image
@@ -156,7 +156,7 @@ def test_regions_that_leave_the_image_are_dropped():
 
 def test_a_config_with_large_scale_jitter(make_cfg):
     cfg = make_cfg("vild", "INPUT.LARGE_SCALE_JITTER.ENABLED", True, "INPUT.LARGE_SCALE_JITTER.SIZE", 96)
-    mapper = ViLDMapper.from_config(cfg, open_store(parse_distillation(cfg)))
+    mapper = ViLDMapper.from_config(cfg, open_store(cfg))
     for record in datasets.load_dicts("glyphs_train")[:4]:
         assert mapper(record)["image"].shape == (3, 96, 96)
 

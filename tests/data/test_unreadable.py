@@ -15,7 +15,7 @@ from PIL import Image
 
 from vild.data import datasets, unreadable
 from vild.data.loader import SeededStream, build_test_loader, build_train_loader
-from vild.engine.sources import open_store, parse_distillation
+from vild.engine.sources import open_store
 from vild.evaluation.evaluator import METRICS_FILE, OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
 from vild.report.run_report import beside_published, unreadable_blocks
 from vild.store.store import EmbeddingStore
@@ -43,7 +43,7 @@ def broken(world, tmp_path, monkeypatch):
 
 
 def batches(cfg, start, count):
-    return list(itertools.islice(build_train_loader(cfg, open_store(parse_distillation(cfg)), start), count))
+    return list(itertools.islice(build_train_loader(cfg, open_store(cfg), start), count))
 
 
 def test_refused_by_default(broken, make_cfg):

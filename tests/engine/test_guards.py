@@ -19,7 +19,7 @@ from torch import nn
 
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data.loader import WorkerDied
-from vild.engine import guards
+from vild.engine import dump, guards
 from vild.engine.dump import pack, unpack
 from vild.engine.guards import TrainingGuard, not_finite
 from vild.engine.replay import main as replay_main
@@ -96,7 +96,7 @@ def test_ranks_end_together(monkeypatch, tmp_path, mine):
     monkeypatch.setattr(guards.comm, "synchronize", lambda: met.append(len(dumped)))
     monkeypatch.setattr(guards.comm, "get_rank", lambda: 1)
     monkeypatch.setattr(guards.comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(guards, "write_dump", lambda folder, *rest: dumped.append(folder.name))
+    monkeypatch.setattr(dump, "write_dump", lambda folder, *rest: dumped.append(folder.name))
     guard._remember_inputs(SimpleNamespace(training=True), ([{"file_name": "a.jpg"}],))
     guard._remember_losses(SimpleNamespace(training=True), (), {"loss_text": torch.tensor(float("inf") if mine else 1)})
     if mine:

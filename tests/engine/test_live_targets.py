@@ -31,7 +31,7 @@ def records(count=4):
 
 
 def inputs_of(cfg, count=2):
-    mapper = ViLDMapper.from_config(cfg, open_store(parse_distillation(cfg)))
+    mapper = ViLDMapper.from_config(cfg, open_store(cfg))
     np.random.seed(0)
     return [mapper(r) for r in records(count)]
 
@@ -68,7 +68,7 @@ def never(*_):
 def test_live_targets_equal_the_store(make_cfg, image_format):
     """On the store's own boxes of an image that no augmentation touched."""
     cfg = make_cfg("vild", FROM, "mixed", "INPUT.FORMAT", image_format, *STILL)
-    live = open_live_teacher(parse_distillation(cfg), None)
+    live = open_live_teacher(cfg, None)
     for x in inputs_of(cfg, 4):
         stored = x["distill"]
         found = live(x["image"], x["window"], stored)
@@ -130,8 +130,8 @@ def test_the_window_is_the_image_without_its_padding(make_cfg):
 @pytest.mark.parametrize("variant", ["image", "vild", "ensemble"])
 def test_a_training_step_without_a_store_reaches_every_parameter(make_cfg, variant):
     cfg = make_cfg(variant, FROM, "teacher", "MODEL.VILD.STORE", "")
-    live, inputs = open_live_teacher(parse_distillation(cfg), None), inputs_of(cfg)
-    assert open_store(parse_distillation(cfg)) is None and not any("distill" in x for x in inputs)
+    live, inputs = open_live_teacher(cfg, None), inputs_of(cfg)
+    assert open_store(cfg) is None and not any("distill" in x for x in inputs)
     losses = losses_of(model := build(cfg, live), inputs)
     assert losses["loss_l1"] > 0
     sum(losses.values()).backward()
@@ -140,7 +140,7 @@ def test_a_training_step_without_a_store_reaches_every_parameter(make_cfg, varia
 
 def test_the_text_variant_asks_no_teacher(make_cfg):
     cfg = make_cfg("text", FROM, "teacher")
-    assert open_live_teacher(parse_distillation(cfg), None) is None and open_store(parse_distillation(cfg)) is None
+    assert open_live_teacher(cfg, None) is None and open_store(cfg) is None
     assert "loss_l1" not in losses_of(build(cfg, never), inputs_of(cfg))
 
 
@@ -184,7 +184,7 @@ def test_mixed_takes_from_the_store_what_it_has(make_cfg, teacher, proposals_fil
     # an image without a region in the store, and one that is not in it, are computed
     inputs = inputs_of(mixed, 4)
     assert ["distill" in x for x in inputs] == [True, True, False, False]
-    live, asked, distilled = open_live_teacher(parse_distillation(mixed), open_store(parse_distillation(mixed))), [], []
+    live, asked, distilled = open_live_teacher(mixed, open_store(mixed)), [], []
 
     def targets(image, window, proposals):
         asked.append((image, live(image, window, proposals)))
@@ -216,7 +216,7 @@ def test_what_a_user_gets_wrong(make_cfg, teacher, vocabulary, tmp_path):
         told(f"OBJECTIVES: 'tokens' needs .* not '{source}'", Trainer, FROM, source, *maps, "MODEL.VILD.STORE", "")
     told(
         "INPUT.FORMAT: .*'L' images",
-        lambda cfg: open_live_teacher(parse_distillation(cfg), None),
+        lambda cfg: open_live_teacher(cfg, None),
         FROM,
         "teacher",
         "INPUT.FORMAT",
@@ -266,13 +266,8 @@ def test_an_image_head_that_nothing_trains_is_refused(make_cfg, variant):
 def test_the_live_teacher_crops_as_the_store_was_cropped(make_cfg, teacher):
     fingerprint = {**teacher.fingerprint, "preprocess": {**teacher.fingerprint["preprocess"], "crop": "pad"}}
     cfg = make_cfg("vild", FROM, "mixed")
-    assert (
-        open_live_teacher(parse_distillation(cfg), SimpleNamespace(fingerprint=fingerprint)).encode.__self__.crop
-        == "pad"
-    )
-    assert (
-        open_live_teacher(parse_distillation(cfg), open_store(parse_distillation(cfg))).encode.__self__.crop == "squash"
-    )
+    assert open_live_teacher(cfg, SimpleNamespace(fingerprint=fingerprint)).encode.__self__.crop == "pad"
+    assert open_live_teacher(cfg, open_store(cfg)).encode.__self__.crop == "squash"
 
 
 MAPS = ("MODEL.VILD.OBJECTIVES", '[{"NAME": "l1"}, {"NAME": "tokens"}, {"NAME": "attention"}]')

@@ -9,7 +9,6 @@ import torch
 
 import vild
 from vild.checkpoint.checkpointer import write_checkpoint
-from vild.config import default_config
 from vild.engine.run_record import RUN_FILE, check_resumable, code_version, differing, run_record
 from vild.engine.trainer import setup
 from vild.report.run_report import origin_blocks
@@ -41,13 +40,13 @@ def began(make_cfg, tmp_path):
 )
 def test_another_model_is_refused(began, make_cfg, changed, told):
     with pytest.raises(UserError, match=rf"--resume: .*model_0000001\.pth is of .*{told}.* another OUTPUT_DIR"):
-        check_resumable(make_cfg("vild", *changed), default_config())
+        check_resumable(make_cfg("vild", *changed))
 
 
 def test_what_leaves_the_model_may_change(began, make_cfg):
     free = ("SOLVER.MAX_ITER", 9, "SOLVER.BASE_LR", 0.5, "MODEL.WEIGHTS", "w.pth", "DATALOADER.NUM_WORKERS", 3,
             "MODEL.VILD.STORE", "elsewhere", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5, "TEST.PATIENCE", 5)  # fmt: skip
-    check_resumable(make_cfg("vild", *free), default_config())
+    check_resumable(make_cfg("vild", *free))
 
 
 def test_keys_come_and_go():
@@ -77,10 +76,10 @@ def test_a_training_is_not_begun_anew_where_one_lies(began, tmp_path):
 def test_a_checkpoint_without_a_record_and_a_broken_one(began, make_cfg, tmp_path):
     other = make_cfg("vild", "MODEL.VILD.TEMPERATURE", 0.5)
     write_checkpoint(tmp_path / "output" / "model_0000001.pth", {"model": {}})
-    check_resumable(other, default_config())
+    check_resumable(other)
     (tmp_path / "output" / "model_0000001.pth").write_bytes(b"PK broken")
     with pytest.raises(UserError, match=r"model_0000001\.pth cannot be read"):
-        check_resumable(other, default_config())
+        check_resumable(other)
 
 
 def test_the_record_and_its_place_in_the_report(make_cfg, world, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from vild.apps.label import PartialLabels
 from vild.config import load_config
 from vild.data.proposals import load_proposals, read_provenance
-from vild.engine.best import History
+from vild.engine.best import read_history
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.report.run_report import class_tables, read_run
 from vild.store.maintenance import summarise, verify
@@ -100,8 +100,7 @@ def test_checkpoint():
 
 
 def test_best():
-    history = History.load(HERE / "run" / "best.json", "bbox/AP50_novel", 10)
-    assert history.history == [(4, 1.25), (9, 2.5)] and history.ended == 9
+    assert read_history(HERE / "run" / "best.json", "bbox/AP50_novel", 10) == ([(4, 1.25), (9, 2.5)], 9)
 
 
 def test_metrics():

@@ -50,7 +50,7 @@ def second(store_folder, vocabulary, tmp_path_factory):
 def losses_of(cfg, seed=0):
     torch.manual_seed(seed)
     model = build_model(cfg).train()
-    mapper = ViLDMapper.from_config(cfg, open_store(parse_distillation(cfg)))
+    mapper = ViLDMapper.from_config(cfg, open_store(cfg))
     inputs = [mapper(r) for r in datasets.load_dicts("glyphs_train")[:2]]
     torch.manual_seed(1)
     with EventStorage():
@@ -164,7 +164,7 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
         ([{**second, "VOCABULARY": str(swapped)}], "of teacher"),
     ]:
         with pytest.raises(UserError, match=message):
-            open_store(parse_distillation(make_cfg("vild", "MODEL.VILD.TEACHERS", str(teachers))))
+            open_store(make_cfg("vild", "MODEL.VILD.TEACHERS", str(teachers)))
     with pytest.raises(UserError, match="read from stores, but DISTILL_FROM is 'mixed'"):
         parse_distillation(make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), "MODEL.VILD.DISTILL_FROM", "mixed"))
     over = ["MODEL.VILD.OBJECTIVES", "[{'NAME': 'soft_targets', 'OVER': 'background'}]"]
@@ -190,7 +190,7 @@ def test_mistakes_are_one_line(make_cfg, second, store_folder, vocabulary, tmp_p
 def test_regions_of_all_teachers_move_together(make_cfg, second, store_folder):
     """A crop keeps the same rows of every teacher."""
     cfg = make_cfg("vild", "MODEL.VILD.TEACHERS", str([second]), "INPUT.CROP.ENABLED", True)
-    store = open_store(parse_distillation(cfg))
+    store = open_store(cfg)
     record = datasets.load_dicts("glyphs_train")[0]
     found: Instances = ViLDMapper.from_config(cfg, store)(record)["distill"]
     whole = store[record["image_id"]]

@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper
-from vild.engine.sources import open_store, parse_distillation
+from vild.engine.sources import open_store
 from vild.modeling import build_model
 from vild.modeling.roi_heads import VARIANTS
 from vild.modeling.schedule import parse_loss_weights
@@ -16,7 +16,7 @@ from vild.vocabulary.vocabulary import Vocabulary
 
 
 def inputs_of(cfg, count=2):
-    mapper = ViLDMapper.from_config(cfg, open_store(parse_distillation(cfg)))
+    mapper = ViLDMapper.from_config(cfg, open_store(cfg))
     return [mapper(record) for record in datasets.load_dicts("glyphs_train")[:count]]
 
 

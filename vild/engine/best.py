@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from detectron2.engine import HookBase, hooks
@@ -17,7 +16,7 @@ from vild.utils.errors import UserError
 from vild.utils.files import write_json
 from vild.utils.untrusted import parse_json, read_bytes, refused_as
 
-HISTORY = "best.json"  # in the output folder; see History
+HISTORY = "best.json"  # in the output folder; see read_history
 BEST = "model_best"
 
 
@@ -39,41 +38,30 @@ def check_patience(metric: str, patience: int) -> None:
         raise UserError(f"TEST.PATIENCE is {patience}, but TEST.BEST_METRIC is empty: there is no metric to improve")
 
 
-@dataclass
-class History:
-    """The evaluations so far, kept in a file beside the checkpoints.
+def read_history(path: Path, metric: str, before: int) -> tuple[list[tuple[int, float]], int | None]:
+    """The evaluations that :class:`KeepBest` has recorded in a file, of iterations below ``before``.
 
-    Args:
-        metric: key of the evaluation results; higher is better.
-        history: (iteration, value) of every evaluation.
-        ended: the iteration after which patience ran out. Written together with the evaluation that decided it, so that
-            a run killed before its ``model_final.pth`` does not train on, and a finished one does not start again.
+    Returns:
+        (iteration, value) of each; the iteration after which patience ran out, if it did. That is written together with
+        the evaluation that decided it, so that a run killed before its ``model_final.pth`` does not train on, and a
+        finished one does not start again.
+
+    Raises:
+        UserError: the file is for another metric, or not a history.
     """
-
-    metric: str
-    history: list[tuple[int, float]] = field(default_factory=list)
-    ended: int | None = None
-
-    @classmethod
-    def load(cls, path: Path, metric: str, before: int) -> History:
-        """The file's entries for iterations below ``before``; empty if there are none.
-
-        Raises:
-            UserError: the file is for another metric, or not a history.
-        """
-        if not before or not path.exists():
-            return cls(metric)
-        with refused_as(f"--resume: {path} is not what TEST.BEST_METRIC writes; without it a new history begins"):
-            document = parse_json(read_bytes(path))
-            then, ended = document["metric"], document["ended"]
-            history = [(int(i), float(value)) for i, value in document["history"] if int(i) < before]
-            ended = ended if ended is not None and int(ended) < before else None
-        if then != metric:
-            raise UserError(
-                f"--resume: {path} is of TEST.BEST_METRIC '{then}', which is '{metric}' now; without the file a new "
-                "history begins"
-            )
-        return cls(metric, history, ended)
+    if not before or not path.exists():
+        return [], None
+    with refused_as(f"--resume: {path} is not what TEST.BEST_METRIC writes; without it a new history begins"):
+        document = parse_json(read_bytes(path))
+        then, ended = document["metric"], document["ended"]
+        history = [(int(i), float(value)) for i, value in document["history"] if int(i) < before]
+        ended = ended if ended is not None and int(ended) < before else None
+    if then != metric:
+        raise UserError(
+            f"--resume: {path} is of TEST.BEST_METRIC '{then}', which is '{metric}' now; without the file a new "
+            "history begins"
+        )
+    return history, ended
 
 
 class KeepBest(HookBase):
@@ -93,13 +81,13 @@ class KeepBest(HookBase):
             raise UserError(f"TEST.BEST_METRIC is '{metric}', but TEST.EVAL_PERIOD is 0: nothing is evaluated")
         self.metric, self.patience, self.period = metric, patience, period
         self.path = Path(folder) / HISTORY
-        self.seen = History(metric)
+        self.history: list[tuple[int, float]] = []
 
     def before_train(self):
         start = self.trainer.start_iter
-        self.seen = comm.all_gather(History.load(self.path, self.metric, start))[0]  # the main process's counts
-        if self.seen.ended is not None:
-            raise StopEarly(f"it had ended after iteration {self.seen.ended}, says {self.path}")
+        self.history, ended = comm.all_gather(read_history(self.path, self.metric, start))[0]  # the main process's
+        if ended is not None:
+            raise StopEarly(f"it had ended after iteration {ended}, says {self.path}")
         if start and start % self.period == 0 and start < self.trainer.max_iter and not self._knows(start - 1):
             # the run was stopped between a checkpoint and the end of the evaluation after it
             next(h for h in self.trainer._hooks if isinstance(h, hooks.EvalHook))._do_eval()
@@ -117,7 +105,7 @@ class KeepBest(HookBase):
             self._evaluated(end - 1)
 
     def _knows(self, iteration: int) -> bool:
-        return iteration in dict(self.seen.history)
+        return iteration in dict(self.history)
 
     def _evaluated(self, iteration: int) -> None:
         """Record an evaluation. Called by all ranks; only the main process has the results."""
@@ -130,13 +118,13 @@ class KeepBest(HookBase):
                     k for k in latest if ("bbox/" in k or "segm/" in k) and "-" not in k.rpartition("/")[2]
                 )
                 raise UserError(f"TEST.BEST_METRIC: '{self.metric}' is not one of {known}")
-            self.seen.history.append((iteration, latest[self.metric][0]))
-            since = evaluations_since_best([value for _, value in self.seen.history])
+            self.history.append((iteration, latest[self.metric][0]))
+            since = evaluations_since_best([value for _, value in self.history])
             if since == 0:  # the checkpoint comes before the file that mentions it
                 self._save(iteration)
             stop = 0 < self.patience <= since and iteration + 1 < self.trainer.max_iter
-            self.seen.ended = iteration if stop else None
-            write_json(self.path, asdict(self.seen))
+            ended = iteration if stop else None
+            write_json(self.path, {"metric": self.metric, "history": self.history, "ended": ended})
         if any(comm.all_gather(stop)):
             raise StopEarly(f"no better {self.metric} in {self.patience} evaluations")
 

@@ -6,7 +6,6 @@ In every step all ranks exchange what they have seen, so that they stop together
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +13,6 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from vild.engine.dump import write_dump
 from vild.utils import signals
 from vild.utils.errors import Failure
 from vild.utils.signals import Ended
@@ -24,13 +22,6 @@ def not_finite(losses: dict[str, Tensor]) -> dict[str, float]:
     """The losses that are NaN or infinite, by name."""
     values = torch.stack([value.float() for value in losses.values()]).tolist()  # one synchronisation
     return {name: value for name, value in zip(losses, values, strict=True) if not math.isfinite(value)}
-
-
-class _AfterBackward(HookBase):
-    """A hook for the inner trainer of Detectron2's trainer, the only one that calls ``after_backward``."""
-
-    def __init__(self, function: Callable[[], None]):
-        self.after_backward = function
 
 
 class TrainingGuard(HookBase):
@@ -58,7 +49,9 @@ class TrainingGuard(HookBase):
             model.register_forward_pre_hook(self._remember_inputs),
             model.register_forward_hook(self._remember_losses),
         ]
-        self.trainer._trainer.register_hooks([_AfterBackward(self._exchange)])
+        exchange = HookBase()
+        exchange.after_backward = self._exchange
+        self.trainer._trainer.register_hooks([exchange])  # only the inner trainer calls after_backward
 
     def after_train(self):
         for handle in self._handles:
@@ -89,6 +82,8 @@ class TrainingGuard(HookBase):
 
     def failure(self, what: str) -> Failure:
         """Dump the current step, and return the error to raise."""
+        from vild.engine.dump import write_dump
+
         iteration, rank = self.trainer.iter, comm.get_rank()
         several = f"_rank{rank}" if comm.get_world_size() > 1 else ""
         folder = Path(self.cfg.OUTPUT_DIR) / f"nan_{iteration:07d}{several}"

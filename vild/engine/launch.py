@@ -69,14 +69,10 @@ def launch(main: Callable, args) -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(here.local_rank)
-    address = f"tcp://{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', 29500)}"
-    dist.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
-        init_method="env://" if "TORCHELASTIC_RUN_ID" in os.environ else address,
-        rank=here.rank,
-        world_size=here.world,
-        timeout=DEFAULT_TIMEOUT,
-    )
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, rank=here.rank, world_size=here.world, timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(here.local_world)
     comm.synchronize()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -12,6 +13,7 @@ from vild.data.mapper import visible_regions
 from vild.utils.errors import UserError
 
 
+@dataclass
 class LiveTargets:
     """The best proposals of an image with the teacher's embeddings, in the form in which the mapper reads a store.
 
@@ -24,22 +26,16 @@ class LiveTargets:
         map_channels: T; 0 where no objective looks at maps.
     """
 
-    def __init__(
-        self,
-        encode: Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]],
-        *,
-        image_format: str,
-        per_image: int,
-        min_visible: float,
-        map_channels: int = 0,
-    ):
-        if image_format not in ("BGR", "RGB"):
-            raise UserError(f"INPUT.FORMAT: the teacher cannot look at '{image_format}' images; use BGR or RGB")
-        self.encode = encode
-        self.image_format = image_format
-        self.per_image = per_image
-        self.min_visible = min_visible
-        self.map_channels = map_channels
+    encode: Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+    _: KW_ONLY
+    image_format: str
+    per_image: int
+    min_visible: float
+    map_channels: int = 0
+
+    def __post_init__(self):
+        if self.image_format not in ("BGR", "RGB"):
+            raise UserError(f"INPUT.FORMAT: the teacher cannot look at '{self.image_format}' images; use BGR or RGB")
 
     @torch.no_grad()
     def __call__(self, image: Tensor, window: tuple[int, ...], proposals: Instances) -> Instances:

@@ -37,9 +37,8 @@ def replay(folder: str | Path, *overrides: object) -> dict[str, Tensor]:
     cfg = load_config(str(folder / "config.yaml"), ["MODEL.VILD.VOCABULARY", weights, *overrides])
     model = Trainer.build_model(cfg)
     VildCheckpointer(model).load(weights, checkpointables=[])
-    distillation = parse_distillation(cfg)
-    live = open_live_teacher(distillation, open_store(distillation)) if distillation.uses_live_teacher else None
-    attach_sources(model, cfg, live)
+    live_teacher = open_live_teacher(cfg, open_store(cfg)) if parse_distillation(cfg).uses_live_teacher else None
+    attach_sources(model, cfg, live_teacher)
     with refused_as(f"{folder / 'step.pth'}: is not a step's"):
         step = torch.load(folder / "step.pth", weights_only=True)
         inputs = [{key: unpack(value) for key, value in x.items()} for x in step["inputs"]]

@@ -12,12 +12,13 @@ from pathlib import Path
 import detectron2
 import torch
 import yaml
-from detectron2.config import CfgNode
 
 import vild
+from vild.config import default_config
 from vild.data import datasets
 from vild.utils.errors import UserError
 from vild.utils.files import hash_file
+from vild.utils.untrusted import refused_as
 
 RUN_FILE = "run.json"  # beside the metrics of an evaluation
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors",
@@ -44,33 +45,32 @@ FREE = (
 
 def run_record(cfg, data_sets: Collection[str]) -> dict:
     """The record, as plain values: the config as YAML, code version, packages, hashes of the annotation files."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
         "config": cfg.dump(),
         "code": code_version(),
         "packages": {name: _version(name) for name in PACKAGES}
         | {"detectron2": detectron2.__version__, "python": platform.python_version()},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_gpu()}",
-        "data": {name: _hash(name) for name in data_sets},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gpu}",
+        "data": {name: hash_file(datasets.root() / datasets.get_entry(name).json) for name in data_sets},
     }
 
 
 def code_version() -> str:
     """ "0.1.0, commit 7814c9c1d2e3" (and " with changes"); the version alone outside of a clone."""
+    folder = Path(vild.__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.check_output(command, cwd=folder, text=True, stderr=subprocess.DEVNULL, timeout=10).strip()
+
     try:
-        commit, changes = (_git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "-uno"))
+        if Path(git("rev-parse", "--show-toplevel")) != folder.parent:  # another project's repository
+            return vild.__version__
+        commit, changes = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return vild.__version__
     return f"{vild.__version__}, commit {commit}{' with changes' if changes else ''}"
-
-
-def _git(*arguments: str) -> str:
-    folder = Path(vild.__file__).parent
-    top = Path(subprocess.check_output(["git", "rev-parse", "--show-toplevel"], cwd=folder, text=True,
-                                       stderr=subprocess.DEVNULL, timeout=10).strip())  # fmt: skip
-    if top != folder.parent:  # the package lies in another project's repository
-        raise OSError("no clone")
-    command = ["git", *arguments]
-    return subprocess.check_output(command, cwd=top, text=True, stderr=subprocess.DEVNULL, timeout=10).strip()
 
 
 def _version(package: str) -> str:
@@ -80,24 +80,13 @@ def _version(package: str) -> str:
         return "-"
 
 
-def _gpu() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-
-
-def _hash(name: str) -> str:
-    return hash_file(datasets.root() / datasets.get_entry(name).json)
-
-
 def differing(then: dict, now: dict, default: dict) -> list[tuple[str, object, object]]:
-    """Yield (key, value then, value now) for each changed key that a resumed training must not change. A key that did
-    not exist then counts as its default; one that no longer exists is ignored."""
+    """(key, value then, value now) of each changed key that a resumed training must not change. A key that did not
+    exist then counts as its default; one that no longer exists is ignored."""
     then, now, default = (dict(_flat(tree)) for tree in (then, now, default))
     pairs = ((key, then.get(key, default.get(key)), value) for key, value in now.items())
-    return [(key, a, b) for key, a, b in pairs if _is_fixed(key) and _plain(a) != _plain(b)]
-
-
-def _is_fixed(key: str) -> bool:
-    return key.startswith(FIXED) and key not in FREE and not key.endswith("_TEST")
+    fixed = (pair for pair in pairs if pair[0].startswith(FIXED) and pair[0] not in FREE)
+    return [(key, a, b) for key, a, b in fixed if not key.endswith("_TEST") and _plain(a) != _plain(b)]
 
 
 def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -115,22 +104,19 @@ def _plain(value):
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def check_resumable(cfg, default: CfgNode) -> None:
+def check_resumable(cfg) -> None:
     """UserError, naming the differences, if the checkpoint in ``OUTPUT_DIR`` is of a training with another model.
     (Checkpoints of earlier versions, without a record, pass.)"""
-    folder = Path(cfg.OUTPUT_DIR)
-    tag = folder / "last_checkpoint"
-    path = folder / tag.read_text().strip() if tag.is_file() else None
+    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    path = tag.with_name(tag.read_text().strip()) if tag.is_file() else None
     if path is None or not path.is_file():
         return
-    try:
+    with refused_as(f"checkpoint {path} cannot be read"):
         record = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")
-    except Exception as error:  # a broken file can fail anywhere in the unpickler
-        raise UserError(f"checkpoint {path} cannot be read ({type(error).__name__})") from error
     if record is None:
         return
-    found = differing(yaml.safe_load(record["config"]), yaml.safe_load(cfg.dump()), yaml.safe_load(default.dump()))
-    if found:
+    configs = (record["config"], cfg.dump(), default_config().dump())
+    if found := differing(*map(yaml.safe_load, configs)):
         changes = "; ".join(f"{key} was {then!r}, is {now!r}" for key, then, now in found)
         raise UserError(
             f"--resume: {path} is of a training with another config: {changes}. To start a new one from its weights: "

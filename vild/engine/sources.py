@@ -1,32 +1,34 @@
 """What a training distils from: the store, the live teacher, extra teachers, the old student.
 
-First :func:`parse_distillation` turns a config into one checked object without opening a file, which is also how
-experiment grids check their rows. Then the ``open_`` functions open what that object names, and
-:func:`attach_sources` gives it to the model.
+First :func:`parse_distillation` checks a config without opening a file, which is also how experiment grids check their
+rows. Then the ``open_`` functions open what the config names, and :func:`attach_sources` gives it to the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 import torch
 
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data import datasets
-from vild.engine.live_targets import LiveTargets
 from vild.modeling import build_model
 from vild.modeling.extra_teachers import check_several, check_teachers
 from vild.modeling.objectives import Objective, names_with, parse_objectives
 from vild.modeling.roi_heads import VARIANTS
-from vild.modeling.schedule import Schedule, parse_loss_weights
+from vild.modeling.schedule import parse_loss_weights
 from vild.store.multi import SeveralStores
 from vild.store.store import EmbeddingStore
-from vild.teacher.teacher import build_teacher
 from vild.utils.errors import UserError
 from vild.utils.fingerprint import check_same_teacher, crop_of
 from vild.utils.weight_files import load_weights
 from vild.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from vild.engine.live_targets import LiveTargets
 
 SOURCES = ("store", "teacher", "mixed")
 # Allowed values of numbers in MODEL.VILD: the check, and how the message continues after a value that fails it
@@ -48,11 +50,8 @@ def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
     training and the ensemble's fusion), marks the same ones as base."""
     classes = datasets.get_classes(name)
     if vocabulary.names != classes.names:
-        pairs = zip(vocabulary.names, classes.names, strict=False)
-        n, (mine, theirs) = next(
-            ((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1]),
-            (min(len(vocabulary), len(classes.names)), ("nothing", "nothing")),
-        )
+        pairs = enumerate(zip_longest(vocabulary.names, classes.names, fillvalue=""))
+        n, (mine, theirs) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
         raise UserError(
             f"data set '{name}' has {len(classes.names)} classes, the vocabulary {len(vocabulary)}; they first "
             f"differ at number {n}: '{theirs}' and '{mine}' (tools/build_vocabulary.py --vocabulary {name})"
@@ -63,33 +62,19 @@ def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """What the config of a training says about distillation (keys below ``MODEL.VILD``), checked.
+    """What a training distils, by its config.
 
     Attributes:
         variant: VARIANT; "" for a proposal network.
         source: DISTILL_FROM, one of SOURCES; "nothing" for a proposal network and the variant "text".
-        objectives, loss_weights: OBJECTIVES and LOSS_WEIGHTS, parsed.
-        vocabulary, store, old_student: files and folders; "" for none.
-        teacher: (name, pretrained) for :func:`~vild.teacher.teacher.build_teacher`.
+        objectives: OBJECTIVES, parsed.
         extra_teachers: TEACHERS, each {STORE, VOCABULARY, WEIGHT}.
-        regions_per_image, min_visible: DISTILL_PER_IMAGE and MIN_VISIBLE, for :class:`LiveTargets`.
-        image_format: of the detector's input (``INPUT.FORMAT``).
-        device: of the detector, and of a live teacher.
     """
 
-    variant: str
-    source: str
-    objectives: tuple[Objective, ...]
-    loss_weights: Mapping[str, Schedule]
-    vocabulary: str
-    store: str
-    old_student: str
-    teacher: tuple[str, str]
-    extra_teachers: tuple[dict, ...]
-    regions_per_image: int
-    min_visible: float
-    image_format: str
-    device: str
+    variant: str = ""
+    source: str = "nothing"
+    objectives: Sequence[Objective] = ()
+    extra_teachers: Sequence[dict] = ()
 
     @property
     def uses_store(self) -> bool:
@@ -106,38 +91,31 @@ class DistillationConfig:
 
 
 def parse_distillation(cfg) -> DistillationConfig:
-    """The distillation of a training's config. Opens no file.
+    """The distillation of a training's config, checked. Opens no file.
 
     Raises:
         UserError: an unknown or contradictory value.
     """
-    keys, detector = cfg.MODEL.VILD, not is_proposal_network(cfg)
+    keys = cfg.MODEL.VILD
     if keys.DISTILL_FROM not in SOURCES:
         raise UserError(f"MODEL.VILD.DISTILL_FROM: '{keys.DISTILL_FROM}' is not one of {', '.join(SOURCES)}")
-    if detector and keys.VARIANT not in VARIANTS:
+    if is_proposal_network(cfg):
+        return DistillationConfig()
+    if keys.VARIANT not in VARIANTS:
         raise UserError(f"MODEL.VILD.VARIANT: '{keys.VARIANT}' is not one of {', '.join(VARIANTS)}")
     found = DistillationConfig(
-        variant=keys.VARIANT if detector else "",
-        source=keys.DISTILL_FROM if detector and keys.VARIANT != "text" else "nothing",
-        objectives=tuple(parse_objectives(keys.OBJECTIVES)) if detector else (),
-        loss_weights=parse_loss_weights(keys.LOSS_WEIGHTS) if detector else {},
-        vocabulary=keys.VOCABULARY,
-        store=keys.STORE,
-        old_student=keys.OLD_STUDENT.WEIGHTS,
-        teacher=(keys.TEACHER.NAME, keys.TEACHER.PRETRAINED),
-        extra_teachers=tuple(check_teachers(keys.TEACHERS)) if detector else (),
-        regions_per_image=keys.DISTILL_PER_IMAGE,
-        min_visible=keys.MIN_VISIBLE,
-        image_format=cfg.INPUT.FORMAT,
-        device=cfg.MODEL.DEVICE,
+        variant=keys.VARIANT,
+        source="nothing" if keys.VARIANT == "text" else keys.DISTILL_FROM,
+        objectives=parse_objectives(keys.OBJECTIVES),
+        extra_teachers=check_teachers(keys.TEACHERS),
     )
-    if detector:
-        values = {**keys, "OLD_STUDENT.WEIGHT": keys.OLD_STUDENT.WEIGHT}
-        for name, (fits, wrong) in RANGES.items():
-            if not fits(values[name]):
-                raise UserError(f"MODEL.VILD.{name}: {values[name]} is {wrong}")
-        _check_extra_teachers(found, keys.SEVERAL_TEACHERS)
-        _check_objectives(found)
+    parse_loss_weights(keys.LOSS_WEIGHTS)
+    values = {**keys, "OLD_STUDENT.WEIGHT": keys.OLD_STUDENT.WEIGHT}
+    for name, (fits, wrong) in RANGES.items():
+        if not fits(values[name]):
+            raise UserError(f"MODEL.VILD.{name}: {values[name]} is {wrong}")
+    _check_extra_teachers(found, keys.SEVERAL_TEACHERS)
+    _check_objectives(found, keys.OLD_STUDENT.WEIGHTS)
     return found
 
 
@@ -154,7 +132,7 @@ def _check_extra_teachers(found: DistillationConfig, rules) -> None:
     check_several(found.extra_teachers, found.objectives, rules.BY, rules.WEIGHTS)
 
 
-def _check_objectives(found: DistillationConfig) -> None:
+def _check_objectives(found: DistillationConfig, old_student: str) -> None:
     """UserError unless the objectives can be computed from the source and train what the variant has."""
     if found.variant == "image" and any(o.parameters.get("over") == "background" for o in found.objectives):
         raise UserError("MODEL.VILD.OBJECTIVES: OVER is 'background', but the variant 'image' has no background class")
@@ -163,9 +141,9 @@ def _check_objectives(found: DistillationConfig) -> None:
     of_images = names_with(found.objectives, "needs_maps")
     # objectives that do not say where in the teacher's space a region lies
     unplaced = of_images + names_with(found.objectives, "pairwise")
-    has_image_head = found.variant in ("image", "ensemble")
-    trained_by_old_student = found.variant == "image" and found.old_student  # it trains the only head
-    if len(unplaced) == len(found.objectives) and has_image_head and not trained_by_old_student:
+    # the head of the variant "image" can also learn from an old student
+    taught = found.variant == "ensemble" or (found.variant == "image" and not old_student)
+    if taught and len(unplaced) == len(found.objectives):
         raise UserError(
             f"MODEL.VILD.OBJECTIVES: the image head of the variant '{found.variant}' would learn nothing of the "
             f"teacher's space from {unplaced}; add an objective of embeddings, {{'NAME': 'l1'}} for example"
@@ -177,48 +155,51 @@ def _check_objectives(found: DistillationConfig) -> None:
         )
 
 
-def open_store(distillation: DistillationConfig) -> EmbeddingStore | None:
+def open_store(cfg) -> EmbeddingStore | None:
     """The store with those of extra teachers, checked against their vocabularies; None if the training reads none.
 
     Raises:
         UserError: there is none, or it is another teacher's than the vocabulary.
     """
+    keys, distillation = cfg.MODEL.VILD, parse_distillation(cfg)
     if not distillation.uses_store:
         return None
-    if not distillation.store:
+    if not keys.STORE:
         raise UserError(
-            f"MODEL.VILD.STORE is empty, but the variant '{distillation.variant}' distils "
-            f"(DISTILL_FROM '{distillation.source}')"
+            f"MODEL.VILD.STORE is empty, but the variant '{keys.VARIANT}' distils (DISTILL_FROM '{keys.DISTILL_FROM}')"
         )
     extra = distillation.extra_teachers
-    store = SeveralStores(distillation.store, [e["STORE"] for e in extra])
-    files = [distillation.vocabulary, *(e["VOCABULARY"] for e in extra)]
+    store = SeveralStores(keys.STORE, [e["STORE"] for e in extra])
+    files = [keys.VOCABULARY, *(e["VOCABULARY"] for e in extra)]
     for each, file in zip([store, *store.others], files, strict=True):
         each.check_teacher(Vocabulary.load(file).fingerprint, f"vocabulary {file}")
     return store
 
 
-def open_live_teacher(distillation: DistillationConfig, store: EmbeddingStore | None) -> LiveTargets | None:
+def open_live_teacher(cfg, store: EmbeddingStore | None) -> LiveTargets | None:
     """The teacher that runs while the detector trains, with the crop mode of ``store`` (if any); None without one.
 
     Raises:
         UserError: there is no such teacher, or the vocabulary is another teacher's.
     """
+    keys, distillation = cfg.MODEL.VILD, parse_distillation(cfg)
     if not distillation.uses_live_teacher:
         return None
+    from vild.engine.live_targets import LiveTargets
+    from vild.teacher.teacher import build_teacher
+
     # the fork keeps the detector's initial weights independent of where its targets come from
     with torch.random.fork_rng(devices=[]):
         crop = crop_of(store.fingerprint) if store else "squash"
-        teacher = build_teacher(*distillation.teacher, distillation.device, crop)
-    file = distillation.vocabulary
-    fingerprint = Vocabulary.load(file).fingerprint
-    check_same_teacher(teacher.fingerprint, "MODEL.VILD.TEACHER", fingerprint, f"vocabulary {file}")
+        teacher = build_teacher(keys.TEACHER.NAME, keys.TEACHER.PRETRAINED, cfg.MODEL.DEVICE, crop)
+    fingerprint = Vocabulary.load(keys.VOCABULARY).fingerprint
+    check_same_teacher(teacher.fingerprint, "MODEL.VILD.TEACHER", fingerprint, f"vocabulary {keys.VOCABULARY}")
     maps = distillation.needs_maps
     return LiveTargets(
         teacher.encode_regions_and_maps if maps else teacher.encode_regions,
-        image_format=distillation.image_format,
-        per_image=distillation.regions_per_image,
-        min_visible=distillation.min_visible,
+        image_format=cfg.INPUT.FORMAT,
+        per_image=keys.DISTILL_PER_IMAGE,
+        min_visible=keys.MIN_VISIBLE,
         map_channels=teacher.map_shape[0] if maps else 0,
     )
 
@@ -257,11 +238,10 @@ def attach_sources(model: torch.nn.Module, cfg, live_teacher: LiveTargets | None
         the network records of what it then learns from: the old student's, if there is one.
     """
     bare = getattr(model, "module", model)
-    records = []
-    if cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS:
-        old, record = load_old_student(cfg)
-        bare.set_old_student(old)
-        records.append(record)
     if live_teacher is not None:
         bare.set_live_teacher(live_teacher)
-    return records
+    if not cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS:
+        return []
+    old, record = load_old_student(cfg)
+    bare.set_old_student(old)
+    return [record]

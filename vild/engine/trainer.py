@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from detectron2.engine import DefaultTrainer, HookBase, default_setup, hooks
+from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from vild.checkpoint.checkpointer import VildCheckpointer
-from vild.config import default_config
 from vild.data import datasets
 from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
 from vild.data.provenance import training_record
@@ -30,7 +29,6 @@ from vild.engine.sources import (
     is_proposal_network,
     open_live_teacher,
     open_store,
-    parse_distillation,
 )
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
 from vild.modeling import register_parts
@@ -54,7 +52,7 @@ def setup(cfg, args) -> None:
     """
     if not args.eval_only:
         if args.resume:
-            check_resumable(cfg, default_config())
+            check_resumable(cfg)
         elif os.path.exists(last := os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
             raise UserError(
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR}: holds a training already ({last}); continue it with --resume, or "
@@ -74,33 +72,19 @@ def setup(cfg, args) -> None:
 def _quiet_console() -> Iterator[None]:
     """Detectron2 logs hundreds of lines in the block: to log.txt, but only warnings to the console."""
     console = [h for h in logging.getLogger("detectron2").handlers if getattr(h, "stream", None) is sys.stdout]
-    levels = [handler.level for handler in console]
     for handler in console:
         handler.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        for handler, level in zip(console, levels, strict=True):
-            handler.setLevel(level)
+        for handler in console:
+            handler.setLevel(logging.DEBUG)  # Detectron2's
 
 
 def _is_unexpected(record: logging.LogRecord) -> bool:
     """Filter for Detectron2's log of every exception with its traceback: ``one_line_errors`` reports the expected ones
     in one line (and an unexpected OSError with its traceback); StopEarly is not an error."""
     return not (record.exc_info and isinstance(record.exc_info[1], UserError | Failure | OSError | StopEarly))
-
-
-class SeedEveryStep(HookBase):
-    """Seed torch with the iteration, so that a resumed run draws the same random numbers."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def before_train(self):
-        iter(self.trainer._trainer._data_loader_iter)  # creates the iterator, which draws a number
-
-    def before_step(self):
-        seed_step(self.seed, self.trainer.iter, comm.get_rank())
 
 
 class Trainer(DefaultTrainer):
@@ -115,12 +99,11 @@ class Trainer(DefaultTrainer):
         if not is_proposal_network(cfg):
             for name in cfg.DATASETS.TRAIN:
                 check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
-        distillation = parse_distillation(cfg)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
-        store = open_store(distillation)
+        store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # before the data loader drops the parsed files
         run = run_record(cfg, cfg.DATASETS.TRAIN)
-        live_teacher = open_live_teacher(distillation, store)
+        live_teacher = open_live_teacher(cfg, store)
         with_channels = cfg.clone()
         with_channels.defrost()
         with_channels.MODEL.VILD.MAP_CHANNELS = live_teacher.map_channels if live_teacher else 0
@@ -131,16 +114,14 @@ class Trainer(DefaultTrainer):
         self.checkpointer = VildCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), trained_on=record, beside={"run": run}
         )
-        for hook in self._hooks:  # Detectron2's hook has its own checkpointer
-            if hasattr(hook, "checkpointer"):
+        for hook in self._hooks:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.checkpointer = self.checkpointer
-        self.register_hooks([SeedEveryStep(cfg.SEED)])
-        if cfg.TEST.BEST_METRIC:
-            best = KeepBest(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
-            self.register_hooks([best])
         self.whole = -1  # the last step that this process completed, learning rate schedule included
         self.guard = TrainingGuard(self.cfg)
-        self.register_hooks([self.guard])
+        test = cfg.TEST
+        best = KeepBest(test.BEST_METRIC, test.PATIENCE, test.EVAL_PERIOD, cfg.OUTPUT_DIR) if test.BEST_METRIC else None
+        self.register_hooks([best, self.guard])  # None is skipped
 
     def train(self):
         """As Detectron2's. After early stopping, the best checkpoint becomes ``model_final.pth`` and is evaluated.
@@ -178,6 +159,8 @@ class Trainer(DefaultTrainer):
             return self.test(self.cfg, self.model)
 
     def run_step(self):
+        iter(self._trainer._data_loader_iter)  # creates the iterator, which draws a number
+        seed_step(self.cfg.SEED, self.iter, comm.get_rank())
         try:
             super().run_step()
         except FloatingPointError as error:  # Detectron2's, for boxes of the RPN; the guard checks the losses
@@ -225,7 +208,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg, start_iteration: int = 0):
-        return build_train_loader(cfg, open_store(parse_distillation(cfg)), start_iteration)
+        return build_train_loader(cfg, open_store(cfg), start_iteration)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -254,23 +237,18 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg, model, evaluators=None):
         """Evaluate on ``DATASETS.TEST`` with the test vocabulary; writes ``inference/vild_metrics.json``."""
         bare = getattr(model, "module", model)
-        trained = getattr(bare, "vocabulary", None)
-        if trained is not None and cfg.MODEL.VILD.TEST_VOCABULARY:
-            other = Vocabulary.load(cfg.MODEL.VILD.TEST_VOCABULARY)
-            check_same_teacher(
-                other.fingerprint,
-                f"vocabulary {cfg.MODEL.VILD.TEST_VOCABULARY}",
-                trained.fingerprint,
-                "the detector",
-            )
-            bare.set_vocabulary(other)
+        trained = getattr(bare, "vocabulary", None)  # a proposal network has none
+        if trained is not None:
+            words = trained
+            if file := cfg.MODEL.VILD.TEST_VOCABULARY:
+                words = Vocabulary.load(file)
+                check_same_teacher(words.fingerprint, f"vocabulary {file}", trained.fingerprint, "the detector")
+            for name in cfg.DATASETS.TEST:
+                check_classes(words, name, marks=bare.roi_heads.fuses)
+            teacher = describe(words.fingerprint)
+            logger.info("vocabulary: %d names, prompts '%s', teacher %s", len(words), words.prompts, teacher)
+            bare.set_vocabulary(words)
         try:
-            if trained is not None:
-                for name in cfg.DATASETS.TEST:
-                    check_classes(bare.vocabulary, name, marks=bare.roi_heads.fuses)
-                words = bare.vocabulary
-                teacher = describe(words.fingerprint)
-                logger.info("vocabulary: %d names, prompts '%s', teacher %s", len(words), words.prompts, teacher)
             with signals.interruptible():  # an interrupted evaluation loses nothing
                 results = super().test(cfg, model, evaluators)
         finally:
