@@ -90,8 +90,8 @@ def test_boxes_that_are_not_finite_are_told_too(make_cfg, world, tmp_path):
 def test_ranks_end_together(monkeypatch, tmp_path, mine):
     """The rank that saw it tells, the other leaves without a word, both meet before."""
     met, dumped = [], []
-    guard = TrainingGuard(CfgNode({"OUTPUT_DIR": str(tmp_path)}))
-    guard.trainer = SimpleNamespace(iter=7, model=None)
+    guard = TrainingGuard()
+    guard.trainer = SimpleNamespace(iter=7, model=None, cfg=CfgNode({"OUTPUT_DIR": str(tmp_path)}))
     monkeypatch.setattr(guards.comm, "all_gather", lambda mine: [mine, (None, not mine[1])])
     monkeypatch.setattr(guards.comm, "synchronize", lambda: met.append(len(dumped)))
     monkeypatch.setattr(guards.comm, "get_rank", lambda: 1)
@@ -111,7 +111,7 @@ def test_ranks_end_together(monkeypatch, tmp_path, mine):
 
 def test_ranks_end_after_the_same_step(monkeypatch):
     """What one rank was asked counts for all, and only once all have told."""
-    guard = TrainingGuard(CfgNode())
+    guard = TrainingGuard()
     monkeypatch.setattr(guards.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(guards.comm, "all_gather", lambda mine: [mine, (signal.SIGTERM, False)])
     monkeypatch.setattr(guards.signals, "pending", lambda: None)

@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import REPOSITORY
 from vild.engine.launch import ProcessPlace, find_process, launch
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, one_line_errors
 
 
 def test_place_of_torchrun_and_srun():
@@ -49,7 +49,7 @@ def test_a_launch_that_cannot_be_is_one_line(monkeypatch, capsys, environment, f
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     args = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"} | flags
     with pytest.raises(SystemExit) as caught:
-        launch(print, Namespace(**args))
+        one_line_errors(launch)(print, Namespace(**args))  # as the tools do
     told = capsys.readouterr().err
     assert caught.value.code == 2 and told.startswith(line) and told.count("\n") == 1
 

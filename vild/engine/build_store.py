@@ -23,7 +23,7 @@ def build_store(args: argparse.Namespace) -> None:
     """Build, or continue, the store of ``tools/build_teacher_store.py``'s arguments, as one process of several.
 
     Raises:
-        UserError: proposals of another data set, or a store of another plan at ``args.output_dir_dir``.
+        UserError: proposals of another data set, or a store of another plan at ``args.output_dir``.
     """
     files = {r["image_id"]: r["file_name"] for r in datasets.load_dicts(args.dataset)}
     proposals = load_proposals(args.proposals)

@@ -29,15 +29,11 @@ class TrainingGuard(HookBase):
 
     Costs one exchange of a few bytes over gloo per step, without waiting: the gradients of all ranks have just been
     summed.
-
-    Args:
-        cfg: the training's config, for the dump.
     """
 
     agreed = False  # whether all ranks stop after this step
 
-    def __init__(self, cfg):
-        self.cfg = cfg
+    def __init__(self):
         self._number: int | None = None
         self._inputs: list[dict] = []
         self._losses: dict[str, Tensor] = {}
@@ -84,10 +80,10 @@ class TrainingGuard(HookBase):
         """Dump the current step, and return the error to raise."""
         from vild.engine.dump import write_dump
 
-        iteration, rank = self.trainer.iter, comm.get_rank()
+        cfg, iteration, rank = self.trainer.cfg, self.trainer.iter, comm.get_rank()
         several = f"_rank{rank}" if comm.get_world_size() > 1 else ""
-        folder = Path(self.cfg.OUTPUT_DIR) / f"nan_{iteration:07d}{several}"
-        write_dump(folder, self.cfg, self.trainer.model, self._inputs, self._losses, iteration, rank)
+        folder = Path(cfg.OUTPUT_DIR) / f"nan_{iteration:07d}{several}"
+        write_dump(folder, cfg, self.trainer.model, self._inputs, self._losses, iteration, rank)
         images = ", ".join(str(x["file_name"]) for x in self._inputs)
         return Failure(
             f"step {iteration}: {what}; images {images}; compute it again: python -m vild.engine.replay {folder}"

@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from vild.utils import signals
-from vild.utils.errors import UserError, first_to_report, one_line_errors, report_once
+from vild.utils.errors import UserError, first_to_report, report_once
 from vild.utils.untrusted import refused_as
 
 
@@ -81,7 +81,6 @@ def launch(main: Callable, args) -> None:
         dist.destroy_process_group()
 
 
-@one_line_errors
 def _checked_place(args) -> ProcessPlace | None:
     """This process's place; UserError if its GPU does not exist or the launch flags contradict each other."""
     with refused_as("torchrun or srun: the environment does not say which process this is"):

@@ -77,10 +77,6 @@ class DistillationConfig:
     extra_teachers: Sequence[dict] = ()
 
     @property
-    def uses_store(self) -> bool:
-        return self.source in ("store", "mixed")
-
-    @property
     def uses_live_teacher(self) -> bool:
         return self.source in ("teacher", "mixed")
 
@@ -162,7 +158,7 @@ def open_store(cfg) -> EmbeddingStore | None:
         UserError: there is none, or it is another teacher's than the vocabulary.
     """
     keys, distillation = cfg.MODEL.VILD, parse_distillation(cfg)
-    if not distillation.uses_store:
+    if distillation.source not in ("store", "mixed"):
         return None
     if not keys.STORE:
         raise UserError(

@@ -23,13 +23,7 @@ from vild.engine.best import BEST, KeepBest, StopEarly, check_patience
 from vild.engine.guards import TrainingGuard, seed_step
 from vild.engine.launch import ddp_without_gpu
 from vild.engine.run_record import RUN_FILE, check_resumable, run_record
-from vild.engine.sources import (
-    attach_sources,
-    check_classes,
-    is_proposal_network,
-    open_live_teacher,
-    open_store,
-)
+from vild.engine.sources import attach_sources, check_classes, is_proposal_network, open_live_teacher, open_store
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
 from vild.modeling import register_parts
 from vild.utils import signals
@@ -118,7 +112,7 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.checkpointer = self.checkpointer
         self.whole = -1  # the last step that this process completed, learning rate schedule included
-        self.guard = TrainingGuard(self.cfg)
+        self.guard = TrainingGuard()
         test = cfg.TEST
         best = KeepBest(test.BEST_METRIC, test.PATIENCE, test.EVAL_PERIOD, cfg.OUTPUT_DIR) if test.BEST_METRIC else None
         self.register_hooks([best, self.guard])  # None is skipped
