@@ -100,7 +100,7 @@ def test_checkpoint():
 
 
 def test_best():
-    assert read_history(HERE / "run" / "best.json", "bbox/AP50_novel", 10) == ([(4, 1.25), (9, 2.5)], 9)
+    assert read_history(HERE / "run" / "best.json", "bbox/AP50_novel", 10) == ({4: 1.25, 9: 2.5}, 9)
 
 
 def test_metrics():

@@ -38,23 +38,23 @@ def check_patience(metric: str, patience: int) -> None:
         raise UserError(f"TEST.PATIENCE is {patience}, but TEST.BEST_METRIC is empty: there is no metric to improve")
 
 
-def read_history(path: Path, metric: str, before: int) -> tuple[list[tuple[int, float]], int | None]:
+def read_history(path: Path, metric: str, before: int) -> tuple[dict[int, float], int | None]:
     """The evaluations that :class:`KeepBest` has recorded in a file, of iterations below ``before``.
 
     Returns:
-        (iteration, value) of each; the iteration after which patience ran out, if it did. That is written together with
-        the evaluation that decided it, so that a run killed before its ``model_final.pth`` does not train on, and a
-        finished one does not start again.
+        the value of each, by iteration; the iteration after which patience ran out, if it did. That is written
+        together with the evaluation that decided it, so that a run killed before its ``model_final.pth`` does not train
+        on, and a finished one does not start again.
 
     Raises:
         UserError: the file is for another metric, or not a history.
     """
     if not before or not path.exists():
-        return [], None
+        return {}, None
     with refused_as(f"--resume: {path} is not what TEST.BEST_METRIC writes; without it a new history begins"):
         document = parse_json(read_bytes(path))
         then, ended = document["metric"], document["ended"]
-        history = [(int(i), float(value)) for i, value in document["history"] if int(i) < before]
+        history = {int(i): float(value) for i, value in document["history"] if int(i) < before}
         ended = ended if ended is not None and int(ended) < before else None
     if then != metric:
         raise UserError(
@@ -81,14 +81,14 @@ class KeepBest(HookBase):
             raise UserError(f"TEST.BEST_METRIC is '{metric}', but TEST.EVAL_PERIOD is 0: nothing is evaluated")
         self.metric, self.patience, self.period = metric, patience, period
         self.path = Path(folder) / HISTORY
-        self.history: list[tuple[int, float]] = []
+        self.history: dict[int, float] = {}
 
     def before_train(self):
         start = self.trainer.start_iter
         self.history, ended = comm.all_gather(read_history(self.path, self.metric, start))[0]  # the main process's
         if ended is not None:
             raise StopEarly(f"it had ended after iteration {ended}, says {self.path}")
-        if start and start % self.period == 0 and start < self.trainer.max_iter and not self._knows(start - 1):
+        if start and start % self.period == 0 and start < self.trainer.max_iter and start - 1 not in self.history:
             # the run was stopped between a checkpoint and the end of the evaluation after it
             next(h for h in self.trainer._hooks if isinstance(h, hooks.EvalHook))._do_eval()
             self._evaluated(start - 1)
@@ -101,11 +101,8 @@ class KeepBest(HookBase):
     def after_train(self):
         end = self.trainer.max_iter
         # a run stopped in its last evaluation is resumed at its end, where it is evaluated again
-        if max(1, self.trainer.start_iter) <= end <= self.trainer.iter + 1 and not self._knows(end - 1):
+        if max(1, self.trainer.start_iter) <= end <= self.trainer.iter + 1 and end - 1 not in self.history:
             self._evaluated(end - 1)
-
-    def _knows(self, iteration: int) -> bool:
-        return iteration in dict(self.history)
 
     def _evaluated(self, iteration: int) -> None:
         """Record an evaluation. Called by all ranks; only the main process has the results."""
@@ -118,13 +115,13 @@ class KeepBest(HookBase):
                     k for k in latest if ("bbox/" in k or "segm/" in k) and "-" not in k.rpartition("/")[2]
                 )
                 raise UserError(f"TEST.BEST_METRIC: '{self.metric}' is not one of {known}")
-            self.history.append((iteration, latest[self.metric][0]))
-            since = evaluations_since_best([value for _, value in self.history])
+            self.history[iteration] = latest[self.metric][0]
+            since = evaluations_since_best([*self.history.values()])
             if since == 0:  # the checkpoint comes before the file that mentions it
                 self._save(iteration)
             stop = 0 < self.patience <= since and iteration + 1 < self.trainer.max_iter
             ended = iteration if stop else None
-            write_json(self.path, {"metric": self.metric, "history": self.history, "ended": ended})
+            write_json(self.path, {"metric": self.metric, "history": [*self.history.items()], "ended": ended})
         if any(comm.all_gather(stop)):
             raise StopEarly(f"no better {self.metric} in {self.patience} evaluations")
 
