@@ -113,6 +113,26 @@ class GlyphsRun(Runner):
         overrides += ("MODEL.VILD.TEACHER.NAME", f"local-dir:{self.teacher().output}")
         return stage(name, output, "diagnostics.py", *options, "--opts", *overrides, needs=[student, proposals])
 
+    def calibrated(self, student: Stage, config: str) -> Stage:
+        """A trained detector's weights, calibrated on the base classes of "dev"."""
+        name, output = f"{student.name}_calibration", student.output / "model_calibrated.pth"
+        options = ("--config-file", self.config(config), "--dataset", "glyphs_dev", "--output", output)
+        weights = ("--weights", student.output / "model_final.pth")
+        return stage(name, output, "calibrate.py", *options, *weights, needs=[student])
+
+    def evaluated(self, calibrated: Stage, config: str) -> Stage:
+        """The evaluation of calibrated weights."""
+        settings = ("MODEL.WEIGHTS", calibrated.output)
+        name = calibrated.name.replace("_calibration", "_calibrated")
+        return self.train(name, config, *settings, flags=("--eval-only",), needs=[calibrated])
+
+    def absent(self, calibrated: Stage, config: str) -> Stage:
+        """Absent words, asked of calibrated weights."""
+        name = calibrated.name.replace("_calibration", "_absent")
+        output = self.folder / f"{name}.json"
+        options = ("--config-file", self.config(config), "--dataset", "glyphs_val", "--output", output)
+        return stage(name, output, "absent_words.py", *options, "--weights", calibrated.output, needs=[calibrated])
+
     def config(self, name: str) -> Path:
         return CONFIGS / f"{name}.yaml"
 

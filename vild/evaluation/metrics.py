@@ -65,6 +65,8 @@ CLASS_METRICS = (Metric("AP"), Metric("AP50", iou=50))  # of single classes, in 
 TABLES = {
     "quickstart": ("bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/AP", "segm/AP50_novel",
                    "segm/AP50_base"),
+    "trust": (*(f"bbox/{key}{group}" for key in ("precision", "recall", "calibration_error")
+                for group in ("_novel", "_base", "")), "bbox/boxes_per_image", "bbox/objects_per_image"),
     "ablation": ("bbox/AP50_novel", "bbox/AP50_base", "bbox/AP50_all", "bbox/APr", "bbox/APc", "bbox/APf",
                  "segm/AP50_novel", "segm/AP50_base"),
     "clip_on_crops": ("bbox/AP", "bbox/AP50_novel", "bbox/AP50_base", "bbox/APr", "bbox/APc", "bbox/APf"),

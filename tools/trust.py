@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Can detections be believed? Train the four variants on the built-in world, calibrate each on base names of its dev
+scenes, and report AP, precision, recall and calibration error at the default threshold, and absent words: mean and
+standard deviation over seeds. Started again, it resumes. 25 minutes on two cores a variant and seed.
+
+    tools/trust.py --output-dir output/trust --seeds 0 1 2
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+from vild.utils.command_line import add_shared, make_parser
+from vild.utils.errors import one_line_errors
+
+VARIANTS = ("text", "image", "vild", "ensemble")
+COLUMNS = ("bbox/AP50_novel", "bbox/AP50_base")
+
+
+@one_line_errors
+def main():
+    parser = make_parser(__doc__)
+    add_shared(parser, "--output-dir", default=Path("output/trust"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="one world each")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="of MODEL.VILD.VARIANT")
+    args = parser.parse_args()
+
+    from experiments.glyphs import GlyphsRun
+
+    from vild.evaluation.metrics import TABLES, title
+    from vild.report.absent import COLUMNS as ABSENT
+    from vild.report.page import Heading, Table, write_page
+
+    rows: dict[str, list[dict]] = {}
+    for seed in args.seeds:
+        run = GlyphsRun(args.output_dir / f"seed{seed}", seed)
+        trained = {variant: run.detector(variant, variant) for variant in args.variants}
+        run.run(*trained.values())
+        calibrated = {variant: run.calibrated(student, variant) for variant, student in trained.items()}
+        run.run(
+            *(stage(each, variant) for variant, each in calibrated.items() for stage in (run.evaluated, run.absent))
+        )
+        for variant, student in trained.items():
+            rows.setdefault(variant, []).append(run.read_metrics(student.name))
+            found = run.read_metrics(f"{student.name}_calibrated")
+            for kind, summary in json.loads((run.folder / f"{student.name}_absent.json").read_text()).items():
+                found |= {f"{kind}/{key}": value for key, value in summary.items()}
+            rows.setdefault(f"{variant}, calibrated", []).append(found)
+
+    def table(columns: dict[str, str], digits: int = 1) -> Table:
+        some = {name: values for name, values in rows.items() if next(iter(columns)) in values[0]}
+        cells = [[name, *(_cell([v[c] for v in values], digits) for c in columns)] for name, values in some.items()]
+        return Table(["", *columns.values()], cells)
+
+    scores = {column: title(column) for column in TABLES["trust"]}
+    blocks = [Heading("AP"), table({c: title(c) for c in COLUMNS}), Heading("Scores at the default threshold"),
+              table(scores), Heading("Absent words")]  # fmt: skip
+    for kind in ("random", "hard"):
+        columns = {f"{kind}/{key}": f"{kind}: {name}" for key, (name, _) in ABSENT.items()}
+        blocks.append(table(columns, 3))
+    page = write_page(args.output_dir, "Detections one can trust", blocks)
+    print(page.read_text())
+
+
+def _cell(values: list[float | None], digits: int) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.{digits}f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
