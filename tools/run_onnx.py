@@ -62,7 +62,7 @@ def run(args) -> None:
     words = load_vocabulary(args.vocabulary, manifest)
     text, shown = words["embeddings"], len(words["names"])
     if args.context:
-        text, words["splits"] = with_context(words, load_vocabulary(args.context, manifest))
+        text, words["splits"] = with_context(words, load_vocabulary(args.context, manifest), manifest)
     feed = {"text": text, "shown": np.array(shown)}
     if any(x.name == "base" for x in session.get_inputs()):
         feed["base"] = np.array([s == "base" for s in words["splits"]] + [True] * (len(text) - shown))
@@ -162,13 +162,14 @@ def load_vocabulary(path: Path, manifest: dict) -> dict:
     return state
 
 
-def with_context(words: dict, context: dict) -> tuple[np.ndarray, list[str]]:
+def with_context(words: dict, context: dict, manifest: dict) -> tuple[np.ndarray, list[str]]:
     """The text matrix with the context's names below, none that is spelled as one asked for; and each asked-for
-    name's split, by whether the context has it."""
+    name's split, by whether the context has it, or else the novel names of the manifest."""
     asked = [spellings(words, i) for i in range(len(words["names"]))]
     known = [spellings(context, i) for i in range(len(context["names"]))]
     others = [i for i, names in enumerate(known) if not names & set().union(*asked)]
-    splits = ["base" if names & set().union(*known) else "novel" for names in asked]
+    novel = set(manifest.get("novel", ()))
+    splits = ["base" if names & set().union(*known) else "novel" if names & novel else "" for names in asked]
     return np.concatenate([words["embeddings"], context["embeddings"][others]]), splits
 
 

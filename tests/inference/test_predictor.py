@@ -51,7 +51,7 @@ def test_any_words(detector, vocabulary, image):
     assert detector.names == vocabulary.names == found.names and found.image_size == (100, 150)
     others = detector.with_vocabulary(["umbrella", "a thing nobody drew"])
     found = others(image)
-    assert others.names == ("umbrella", "a thing nobody drew") and others.vocabulary.splits == ("novel", "novel")
+    assert others.names == ("umbrella", "a thing nobody drew") and others.vocabulary.splits == ("novel", "")
     assert set(found.pred_classes.tolist()) <= {0, 1} and len(found) > 30  # the context takes no places
     assert len(others._offered.text) == 2 + vocabulary.splits.count("base") and others._offered.shown == 2
     marked = detector.with_vocabulary(["Sunshine", "chess_rook"])  # a synonym and another spelling of base names

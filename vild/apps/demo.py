@@ -67,6 +67,9 @@ def annotate_images(
 
 
 def describe(found: Detections) -> str:
-    """ "kite 0.93, kite 0.71, horse 0.66"."""
-    words = (f"{name} {score:.2f}" for name, score in zip(found.labels(), found.scores.tolist(), strict=True))
+    """ "mug 0.71 (or cup 0.22), horse 0.66"."""
+    words = []
+    for name, score, others in zip(found.labels(), found.scores.tolist(), found.alternatives(), strict=True):
+        also = describe_alternatives(others)
+        words.append(f"{name} {score:.2f}" + (f" (or {also})" if also else ""))
     return ", ".join(words) or "nothing"

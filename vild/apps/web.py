@@ -164,18 +164,19 @@ def drawing(findings: Findings, threshold: float) -> Image.Image:
 
 
 def table(findings: Findings, threshold: float) -> list[list[str]]:
-    """Rows of the detections: name, score, base or novel (HTML), box in pixels of the file."""
+    """Rows of the detections: name, score, what else it may be, mark (HTML), box in pixels of the file."""
     some = findings.above(threshold)
     marks = [mark(some.splits[c]) for c in some.pred_classes.tolist()]
     boxes = (some.pred_boxes.tensor * findings.photo.pixels).round().int().tolist()
     boxes = [", ".join(map(str, box)) for box in boxes]
     scores = [f"{score:.2f}" for score in some.scores.tolist()]
-    return [list(row) for row in zip(some.labels(), scores, marks, boxes, strict=True)]
+    others = map(describe_alternatives, some.alternatives())
+    return [list(row) for row in zip(some.labels(), scores, others, marks, boxes, strict=True)]
 
 
 def mark(split: str) -> str:
-    """The word "base" or "novel" in the colour of its boxes, as HTML."""
-    return f'<span class="mark" style="--mark:{to_hex(COLOURS[split])}">{split}</span>' if split else ""
+    """The mark "base", "novel" or "not in training" in the colour of its boxes, as HTML."""
+    return f'<span class="mark" style="--mark:{to_hex(COLOURS[split])}">{split or UNMARKED}</span>'
 
 
 def first_words(detector: OpenVocabularyDetector, each: int = 8) -> str:

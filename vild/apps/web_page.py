@@ -22,8 +22,8 @@ SESSIONS = 64  # with their images, up to 8 MB each
 STORED_SECONDS = 600
 
 INTRO = """<h1>Find anything</h1>
-<p>Type what to look for, in any words. {base} names had boxes in training; {novel} ones nobody annotated: the detector
-knows them from its teacher alone.</p>"""
+<p>Type what to look for, in any words. {base} names had boxes in training; {novel} ones were held out, so the detector
+knows them from its teacher alone; and it met no {unmarked} word.</p>{world}"""
 CSS = """
 .gradio-container { max-width: 1240px !important; }
 footer { display: none !important; }
@@ -45,7 +45,8 @@ footer { display: none !important; }
 def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) -> gr.Blocks:
     """Build the page. ``examples`` are the only files of this machine that it shows."""
     photos = [_example(path) for path in examples]
-    intro = INTRO.format(base=web.mark("base"), novel=web.mark("novel"))
+    world = f"<p><b>{html.escape(detector.world)}</b></p>" if detector.world else ""
+    intro = INTRO.format(base=web.mark("base"), novel=web.mark("novel"), unmarked=web.mark(""), world=world)
 
     def wrong(error: UserError) -> str:
         return f'<span class="wrong">{html.escape(web.sentence(error))}</span>'
@@ -99,8 +100,8 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
                                   elem_id="result", format="jpeg")  # fmt: skip
                 threshold = gr.Slider(0, 1, THRESHOLD, step=0.01, label="Score threshold", elem_id="threshold")
                 note = gr.HTML(elem_id="note")
-                rows = gr.Dataframe(headers=["name", "score", "split", "box (x1, y1, x2, y2)"], interactive=False,
-                                    datatype=["str", "str", "html", "str"], column_count=4, max_height=420,
+                rows = gr.Dataframe(headers=["name", "score", "or", "split", "box (x1, y1, x2, y2)"], interactive=False,
+                                    datatype=["str", "str", "str", "html", "str"], column_count=5, max_height=420,
                                     buttons=["copy"], show_label=False, elem_id="rows")  # fmt: skip
 
         shown = [result, rows, note]

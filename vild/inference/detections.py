@@ -9,6 +9,15 @@ from detectron2.structures import Instances
 from pycocotools import mask as mask_api
 
 
+UNMARKED = "not in training"  # how the split "" is shown
+LEAST_ALTERNATIVE = 0.1
+
+
+def describe_alternatives(others: Sequence[tuple[str, float]]) -> str:
+    """ "cup 0.22, bowl 0.15"; unlikely ones are left out."""
+    return ", ".join(f"{name} {score:.2f}" for name, score in others if score >= LEAST_ALTERNATIVE)
+
+
 class Detections(Instances):
     """Detections on the CPU, sorted by descending score: ``pred_boxes`` (xyxy, pixels of the image), ``scores``,
     ``pred_classes`` (indices into ``names``) and, if the detector has masks, ``pred_masks`` bool [N, H, W]."""
@@ -24,7 +33,8 @@ class Detections(Instances):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Splits of the vocabulary, by class: "base" (annotated in training), "novel" or ""."""
+        """Splits of the vocabulary, by class: "base" (annotated in training), "novel" (held out in training) or
+        "" (not in training)."""
         return self._splits
 
     def __getitem__(self, item) -> Detections:

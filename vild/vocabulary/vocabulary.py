@@ -36,7 +36,7 @@ class Vocabulary:
     Attributes:
         names: C distinct names.
         embeddings: float32 [C, D], unit rows.
-        splits: per class "base", "novel" or "" (unmarked).
+        splits: per class "base", "novel" (held out in training) or "" (not in training, or unmarked).
         synonyms: per class, further names whose embeddings are averaged in.
         prompts: name of a prompt set, learned prompts, or "import".
         fingerprint: of the teacher (``vild.teacher.teacher``); {} if unknown (imported).
@@ -188,10 +188,11 @@ class Vocabulary:
         return cls.from_state(state, f"vocabulary: {path}")
 
     def marked_by(self, trained: Vocabulary) -> Vocabulary:
-        """The same classes, marked "base" if a name or synonym matches a base class of ``trained`` (the vocabulary a
-        detector was trained with), else "novel"."""
-        known = {s for i, mark in enumerate(trained.splits) if mark == "base" for s in trained.spellings(i)}
-        splits = ("base" if self.spellings(i) & known else "novel" for i in range(len(self)))
+        """The same classes, marked as the class of ``trained`` (the vocabulary a detector was trained with) of which they
+        have a name or synonym: "base", or "novel" if it was held out; "" if there is none."""
+        known = {s: mark for i, mark in enumerate(trained.splits) for s in trained.spellings(i)}
+        marks = [{known.get(s, "") for s in self.spellings(i)} for i in range(len(self))]
+        splits = (next((mark for mark in ("base", "novel") if mark in some), "") for some in marks)
         return replace(self, splits=tuple(splits))
 
     def spellings(self, index: int) -> set[str]:
