@@ -29,9 +29,10 @@ def seeing(monkeypatch, world):
             boxes.append([x, y, x + 30, y + 30])
             classes.append(rng.integers(60))
             odds.append(rng.normal() - 2)
-        return Instances((128, 128), pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
+        found = Instances((128, 128), pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
                          pred_classes=torch.tensor(classes), log_odds=torch.tensor(odds).float(),
                          margin=torch.tensor(odds).float())  # fmt: skip
+        return found, torch.from_numpy(rng.normal(size=(1, 6))).float()
 
     monkeypatch.setattr(module, "_detect", detect)
     monkeypatch.setattr(module, "FEWEST", 5)

@@ -8,8 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from vild.inference.detections import warn_of
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.inference.words import parse_thresholds, parse_words, read_words
+from vild.modeling.calibration import Calibration
+from vild.modeling.familiarity import Familiarity
 from vild.teacher.clip import hash_weights
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
@@ -222,3 +225,15 @@ def test_words_from_a_command_line(world, vocabulary_file, tmp_path):
     for wrong in ("kite", "kite=high", "kit=0.3"):
         with pytest.raises(UserError, match="threshold"):
             parse_thresholds([wrong], words.names)
+
+
+def test_an_image_unlike_the_known_ones_is_said_to_be(detector, image):
+    """By the statistics of its features; one among several sizes keeps its own."""
+    other = np.zeros((64, 64, 3), np.uint8)
+    rows = detector.model.detect_and_compare([detector._input(image)], detector._offered)[1]
+    images = Familiarity(tuple(rows[0].tolist()), (0.1,) * rows.shape[1], 1.0)
+    assert detector(image).distance is None and detector.world.startswith("This detector and its teacher know the 60")
+    detector.model.roi_heads.calibration = Calibration((1, 0, 0), (1, 0, 0, 0), 0.01, "x", 1, 1, images)
+    known, unlike = detector([image, other])
+    assert known.distance < 0.1 and not warn_of(known)
+    assert unlike.distance > 1 and "unlike" in warn_of(unlike) and unlike[:0].distance == unlike.distance

@@ -13,6 +13,7 @@ from vild.checkpoint.checkpointer import VildCheckpointer, save_weights
 from vild.inference.predictor import ACROSS_NAMES, OpenVocabularyDetector
 from vild.modeling import fusion
 from vild.modeling.calibration import Calibration, crowding, evidence, fit, log_odds
+from vild.modeling.familiarity import Familiarity
 from vild.utils.errors import UserError
 
 MONOTONE = Calibration((1.0, 0.0, 0.0), (0.5, 0.0, 0.0, -1.0), 0.01, "dev", 100, 50)
@@ -151,13 +152,14 @@ def test_thresholds_are_of_calibrated_scores(calibrated, image):
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_files_carry_it_and_a_key_turns_it_off(calibrated, make_cfg, image, tmp_path, suffix):
-    mine, path = calibrated(FULL), tmp_path / f"model{suffix}"
+    full = replace(FULL, images=Familiarity((0.0,) * 384, (1.0,) * 384, 1.5))
+    mine, path = calibrated(full), tmp_path / f"model{suffix}"
     if suffix == ".pth":
         VildCheckpointer(mine.model, str(tmp_path)).save("model")
     else:
         save_weights(path, mine.model)
     again = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(path)))
-    assert again.model.roi_heads.calibration == FULL and again(image).scores.equal(mine(image).scores)
+    assert again.model.roi_heads.calibration == full and again(image).scores.equal(mine(image).scores)
     off = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(path), "MODEL.VILD.CALIBRATION", False))
     assert off(image).scores.equal(calibrated(None)(image).scores)
 
@@ -172,7 +174,14 @@ def test_training_from_calibrated_weights_starts_without(calibrated, make_cfg, t
 
 
 @pytest.mark.parametrize(
-    "broken", [3, {}, {**FULL.state(), "alone": [1, 2]}, {**FULL.state(), "final": [1, 2, 3, float("nan")]}]
+    "broken",
+    [
+        3,
+        {},
+        {**FULL.state(), "alone": [1, 2]},
+        {**FULL.state(), "final": [1, 2, 3, float("nan")]},
+        {**FULL.state(), "images": {"mean": [1.0], "spread": [], "limit": 1.0}},
+    ],
 )
 def test_a_broken_calibration_is_one_line(calibrated, make_cfg, tmp_path, monkeypatch, broken):
     detector = calibrated(FULL)

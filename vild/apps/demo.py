@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vild.apps.inputs import SUFFIXES, ImageFile
-from vild.inference.detections import Detections
+from vild.inference.detections import Detections, describe_alternatives, warn_of
 from vild.inference.drawing import draw
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError, printable
@@ -72,4 +72,4 @@ def describe(found: Detections) -> str:
     for name, score, others in zip(found.labels(), found.scores.tolist(), found.alternatives(), strict=True):
         also = describe_alternatives(others)
         words.append(f"{name} {score:.2f}" + (f" (or {also})" if also else ""))
-    return ", ".join(words) or "nothing"
+    return "; ".join(filter(None, (", ".join(words) or "nothing", warn_of(found))))

@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from vild.inference.detections import Detections
+from vild.inference.detections import UNMARKED, Detections, describe_alternatives, warn_of
 from vild.inference.drawing import COLOURS, draw
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.inference.words import Words, parse_words
@@ -153,6 +153,7 @@ def summary(findings: Findings, threshold: float) -> str:
         text = f"Nothing at {threshold:.2f} or more; the best score is {scores.max().item():.2f}."
     else:
         text = "Nothing found."
+    text = " ".join(filter(None, (text, warn_of(findings.found))))
     return f"{text} Words encoded in {findings.encode_seconds:.2f} s, detection {findings.detect_seconds:.2f} s."
 
 

@@ -48,8 +48,12 @@ def manifest(detector: OpenVocabularyDetector) -> dict:
     return {
         "variant": heads.variant,
         "teacher": detector.trained.fingerprint,
-        "novel": sorted(spelling for i, split in enumerate(detector.trained.splits) if split == "novel"
-                        for spelling in detector.trained.spellings(i)),
+        "novel": sorted(
+            spelling
+            for i, split in enumerate(detector.trained.splits)
+            if split == "novel"
+            for spelling in detector.trained.spellings(i)
+        ),
         "width": detector.trained.width,
         "temperature": heads.classifier.test_temperature,
         "calibration": None if heads.calibration is None else heads.calibration.state(),

@@ -15,6 +15,7 @@ from vild.evaluation.protocol import GroundTruth
 from vild.evaluation.reliability import objects_by_image
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling.calibration import Calibration, fit
+from vild.modeling.familiarity import Familiarity
 from vild.utils.errors import UserError
 from vild.utils.images import read_image
 
@@ -34,7 +35,9 @@ def calibrate(detector: OpenVocabularyDetector, name: str) -> Calibration:
     truth = _only_base(truth_of(name), base)
     records, by_image = datasets.load_dicts(name), objects_by_image(truth)
     objects = [by_image[record["image_id"]] for record in records]
-    found = [_detect(detector, record) for record in tqdm(records, desc="calibration", unit="image")]
+    found, statistics = zip(
+        *(_detect(detector, r) for r in tqdm(records, desc="calibration", unit="image")), strict=True
+    )
     boxes = [f.pred_boxes.tensor for f in found]
     sides = [box_convert(box, "xyxy", "xywh").double().numpy() for box in boxes]
     classes = [f.pred_classes.numpy() for f in found]
@@ -55,7 +58,8 @@ def calibrate(detector: OpenVocabularyDetector, name: str) -> Calibration:
     if min(counts) < FEWEST:
         raise UserError(f"calibration on {name}: {counts[0]} right and {counts[1]} wrong detections of base classes, "
                         f"fewer than {FEWEST}; take more images")  # fmt: skip
-    fitted = fit(boxes, odds, margins, judge, temperature=temperature, data_set=name)
+    fitted = fit(boxes, odds, margins, judge, temperature=temperature, data_set=name,
+                 images=Familiarity.fit(torch.cat(statistics)))  # fmt: skip
     if not (fitted.alone[0] > 0 and fitted.final[0] > 0):
         raise UserError(f"calibration on {name}: right detections do not have higher scores than wrong ones")
     return fitted
@@ -69,8 +73,9 @@ def _only_base(truth: GroundTruth, base: np.ndarray) -> GroundTruth:
 
 
 @torch.inference_mode()
-def _detect(detector: OpenVocabularyDetector, record: dict) -> Instances:
-    """The detections of an image, with what a calibrated score is made of."""
+def _detect(detector: OpenVocabularyDetector, record: dict) -> tuple[Instances, Tensor]:
+    """The detections of an image, with what a calibrated score is made of, and the image's statistics [1, S]."""
     image = read_image(record["file_name"], detector.cfg.INPUT.FORMAT)
     classes = detector.model.roi_heads.classifier.current_classes
-    return detector.model.detect([detector._input(image)], classes, evidence=True)[0].to("cpu")
+    found, statistics = detector.model.detect_and_compare([detector._input(image)], classes, evidence=True)
+    return found[0].to("cpu"), statistics.cpu()

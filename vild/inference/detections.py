@@ -8,7 +8,6 @@ import numpy as np
 from detectron2.structures import Instances
 from pycocotools import mask as mask_api
 
-
 UNMARKED = "not in training"  # how the split "" is shown
 LEAST_ALTERNATIVE = 0.1
 
@@ -18,13 +17,27 @@ def describe_alternatives(others: Sequence[tuple[str, float]]) -> str:
     return ", ".join(f"{name} {score:.2f}" for name, score in others if score >= LEAST_ALTERNATIVE)
 
 
+def warn_of(found: Detections) -> str:
+    """A sentence if the image is unlike those the detector knows, else ""."""
+    if found.distance is None or found.distance <= 1:
+        return ""
+    return "This image is unlike those the detector was calibrated on: do not rely on its scores."
+
+
 class Detections(Instances):
     """Detections on the CPU, sorted by descending score: ``pred_boxes`` (xyxy, pixels of the image), ``scores``,
     ``pred_classes`` (indices into ``names``) and, if the detector has masks, ``pred_masks`` bool [N, H, W]."""
 
-    def __init__(self, image_size: tuple[int, int], names: Sequence[str], splits: Sequence[str], **fields):
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        names: Sequence[str],
+        splits: Sequence[str],
+        distance: float | None = None,
+        **fields,
+    ):
         super().__init__(image_size, **fields)
-        self._names, self._splits = tuple(names), tuple(splits)
+        self._names, self._splits, self._distance = tuple(names), tuple(splits), distance
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -37,12 +50,22 @@ class Detections(Instances):
         "" (not in training)."""
         return self._splits
 
+    @property
+    def distance(self) -> float | None:
+        """How unlike the images of its calibration the image is to the detector: above 1, scores mean little. None if
+        the detector is not calibrated."""
+        return self._distance
+
     def __getitem__(self, item) -> Detections:
-        return Detections(self.image_size, self.names, self.splits, **super().__getitem__(item).get_fields())
+        return Detections(
+            self.image_size, self.names, self.splits, self.distance, **super().__getitem__(item).get_fields()
+        )
 
     def to(self, *args, **kwargs) -> Detections:
         """See :meth:`Instances.to`."""
-        return Detections(self.image_size, self.names, self.splits, **super().to(*args, **kwargs).get_fields())
+        return Detections(
+            self.image_size, self.names, self.splits, self.distance, **super().to(*args, **kwargs).get_fields()
+        )
 
     def labels(self) -> list[str]:
         """The name of each detection."""

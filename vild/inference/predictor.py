@@ -96,6 +96,15 @@ class OpenVocabularyDetector:
         return self.vocabulary.names
 
     @property
+    def world(self) -> str:
+        """A sentence if the detector, and so its teacher, knows only the drawings of the built-in world, else ""."""
+        from vild.glyphs.drawing import table
+
+        if set(self.trained.names) != {glyph.name for glyph in table()}:
+            return ""
+        return f"This detector and its teacher know the {len(self.trained)} drawings of the built-in world only."
+
+    @property
     def teacher(self) -> Teacher:
         """The text encoder. Raises UserError if it is not the one the detector was trained with."""
         return self._text.teacher
@@ -203,12 +212,15 @@ class OpenVocabularyDetector:
         for index, x in enumerate(inputs):
             alike[x["image"].shape].append(index)
         for indices in alike.values():
-            found = self.model.detect([inputs[i] for i in indices], self._over(threshold))
-            for i, instances in zip(indices, found, strict=True):
+            found, statistics = self.model.detect_and_compare([inputs[i] for i in indices], self._over(threshold))
+            calibration = self.model.roi_heads.calibration
+            known = None if calibration is None else calibration.images
+            distances = [None] * len(indices) if known is None else known.distance(statistics).tolist()
+            for i, instances, distance in zip(indices, found, distances, strict=True):
                 instances = instances.to("cpu")
                 keep = nms(instances.pred_boxes.tensor, instances.scores, across_names).sort().values
                 fields = instances[keep].get_fields()
-                results[i] = Detections(instances.image_size, self.names, self.vocabulary.splits, **fields)
+                results[i] = Detections(instances.image_size, self.names, self.vocabulary.splits, distance, **fields)
         return results
 
     def _over(self, threshold: float | None) -> ClassSet:

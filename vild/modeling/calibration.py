@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from vild.modeling.familiarity import Familiarity
+
 ROUNDS = 3
 LARGEST = 30.0  # log-odds beyond this are not told apart
 
@@ -77,6 +79,7 @@ class Calibration:
         temperature: of the softmax that they were fitted for.
         data_set: on whose base classes they were fitted.
         detections, right: how many there were, and how many of them were right.
+        images: what is known of its images.
     """
 
     alone: tuple[float, float, float]
@@ -85,6 +88,7 @@ class Calibration:
     data_set: str
     detections: int
     right: int
+    images: Familiarity | None = None
 
     def scores(self, boxes: Tensor, log_odds: Tensor, margin: Tensor) -> Tensor:
         """Calibrated scores [K] of the boxes [K, 4] of one image, from :func:`evidence` [K] of their classes."""
@@ -99,7 +103,10 @@ class Calibration:
 
     def state(self) -> dict:
         """Plain values, for a checkpoint."""
-        return {**asdict(self), "alone": list(self.alone), "final": list(self.final)}
+        state = {**asdict(self), "alone": list(self.alone), "final": list(self.final)}
+        if self.images is not None:
+            state["images"] |= {key: list(state["images"][key]) for key in ("mean", "spread")}
+        return state
 
     @classmethod
     def from_state(cls, state: object) -> Calibration:
@@ -111,9 +118,16 @@ class Calibration:
             str(state["data_set"]),
             int(state["detections"]),
             int(state["right"]),
+            None
+            if (images := state.get("images")) is None
+            else Familiarity(
+                tuple(map(float, images["mean"])), tuple(map(float, images["spread"])), float(images["limit"])
+            ),
         )
         if len(made.alone) != 3 or len(made.final) != 4 or not all(map(math.isfinite, made.alone + made.final)):
             raise ValueError("the calibration's numbers are not 3 and 4 finite ones")
+        if made.images is not None and len(made.images.mean) != len(made.images.spread):
+            raise ValueError("the calibration's image statistics differ in length")
         return made
 
 

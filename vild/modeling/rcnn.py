@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from vild.modeling.classifier import ClassSet
+from vild.modeling.familiarity import image_statistics
 from vild.modeling.schedule import weigh
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -53,12 +54,19 @@ class ViLDRCNN(GeneralizedRCNN):
     def detect(self, batched_inputs: list[dict], classes: ClassSet, evidence: bool = False) -> list[Instances]:
         """As :meth:`inference`, for these classes. The detector's own stay as they are, so that threads can detect
         different classes at the same time. ``evidence``: see ``OpenVocabularyROIHeads.detect_evidence``."""
+        return self.detect_and_compare(batched_inputs, classes, evidence)[0]
+
+    def detect_and_compare(
+        self, batched_inputs: list[dict], classes: ClassSet, evidence: bool = False
+    ) -> tuple[list[Instances], Tensor]:
+        """:meth:`detect`, and the statistics of each image's features [N, S] (``familiarity.py``)."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
         detect = self.roi_heads.detect_evidence if evidence else self.roi_heads.detect
         results = detect(features, proposals, classes)
-        return [r["instances"] for r in self._postprocess(results, batched_inputs, images.image_sizes)]
+        found = [r["instances"] for r in self._postprocess(results, batched_inputs, images.image_sizes)]
+        return found, image_statistics([features[level] for level in self.roi_heads.box_in_features])
 
     def forward(self, batched_inputs: list[dict]):
         """As :meth:`GeneralizedRCNN.forward`."""

@@ -188,8 +188,8 @@ class Vocabulary:
         return cls.from_state(state, f"vocabulary: {path}")
 
     def marked_by(self, trained: Vocabulary) -> Vocabulary:
-        """The same classes, marked as the class of ``trained`` (the vocabulary a detector was trained with) of which they
-        have a name or synonym: "base", or "novel" if it was held out; "" if there is none."""
+        """The same classes with the marks of the classes of ``trained`` (the vocabulary a detector was trained with)
+        that share a name or synonym: "base", or "novel" if it was held out; "" if there is none."""
         known = {s: mark for i, mark in enumerate(trained.splits) for s in trained.spellings(i)}
         marks = [{known.get(s, "") for s in self.spellings(i)} for i in range(len(self))]
         splits = (next((mark for mark in ("base", "novel") if mark in some), "") for some in marks)

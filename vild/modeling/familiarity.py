@@ -1,0 +1,50 @@
+"""Is an image like those that a detector knows? Means and spreads of its features against those of known images. No
+label is used. It tells a photograph from a drawing, not one thing from another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WITHIN = 0.9  # share of the statistics that count
+KNOWN = 0.99  # share of the known images within the limit
+
+
+def image_statistics(maps: Sequence[Tensor]) -> Tensor:
+    """Mean and standard deviation over positions of each channel of the feature maps [N, F_l, H_l, W_l] of N images:
+    [N, 2 * sum of F_l]."""
+    flat = [x.flatten(2).float() for x in maps]
+    return torch.cat([part for x in flat for part in (x.mean(2), x.std(2))], 1)
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """What is known of the images that a detector was calibrated on.
+
+    Attributes:
+        mean, spread: of each statistic over those images.
+        limit: the distance within which KNOWN of them lie.
+    """
+
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+    limit: float
+
+    @classmethod
+    def fit(cls, statistics: Tensor) -> Familiarity:
+        """From the statistics [N, S] of known images."""
+        mean, spread = statistics.mean(0), statistics.std(0).clamp(min=1e-6)
+        distances = _distance(statistics, mean, spread)
+        return cls(tuple(mean.tolist()), tuple(spread.tolist()), distances.quantile(KNOWN).item())
+
+    def distance(self, statistics: Tensor) -> Tensor:
+        """[N, S] to [N], in units of the limit: above 1, an image is unlike the known ones."""
+        mean, spread = (statistics.new_tensor(values) for values in (self.mean, self.spread))
+        return _distance(statistics, mean, spread) / self.limit
+
+
+def _distance(statistics: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    return ((statistics - mean) / spread).abs().quantile(WITHIN, dim=1)
