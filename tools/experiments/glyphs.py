@@ -122,7 +122,7 @@ class GlyphsRun(Runner):
 
     def evaluated(self, calibrated: Stage, config: str) -> Stage:
         """The evaluation of calibrated weights."""
-        settings = ("MODEL.WEIGHTS", calibrated.output)
+        settings = ("MODEL.WEIGHTS", calibrated.output, "MODEL.VILD.VOCABULARY", calibrated.output)
         name = calibrated.name.replace("_calibration", "_calibrated")
         return self.train(name, config, *settings, flags=("--eval-only",), needs=[calibrated])
 
