@@ -35,6 +35,7 @@ def main():
     from vild.inference.predictor import OpenVocabularyDetector
     from vild.report.images import comparison
     from vild.report.quickstart import quickstart_table, trust_table, write_quickstart_report
+    from vild.utils.command_line import THRESHOLD
 
     run = GlyphsRun(args.output_dir, args.seed, args.iterations, args.smoke)
     trained = {"ViLD-text": run.detector("text", "text"), "ViLD": run.detector("vild", "vild")}
@@ -66,7 +67,7 @@ def main():
         args.output_dir,
         {**metrics, "absent": absent, "gauges": diagnostics, "seconds": run.seconds},
         TEXT.format(images=images, **counts),
-        comparison(detectors, "glyphs_val", count=4, threshold=0.5),
+        comparison(detectors, "glyphs_val", count=4, threshold=THRESHOLD),
     )
     print(quickstart_table(metrics).markdown, trust_table(metrics).markdown, sep="\n\n")
     print(f"report: {page}, with the image {args.output_dir / 'report.png'}")

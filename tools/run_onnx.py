@@ -2,7 +2,7 @@
 """Detect the names of a vocabulary in images with an exported detector: onnxruntime, numpy and Pillow, no PyTorch.
 
     tools/run_onnx.py --weights out/model.onnx --vocabulary V.safetensors --input a.jpg b.jpg --output R.json \\
-        [--context out/context.safetensors] [--threshold 0.5] [--top-k 10]
+        [--context out/context.safetensors] [--threshold 0.4] [--top-k 10]
 
 R.json is a list with one record per image: file_name, height, width and detections by falling score (name, split,
 score, box as xyxy in pixels and, if the detector has masks, the mask as COCO's compressed run lengths).
@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-THRESHOLD = 0.5  # as in vild/utils/command_line.py
+THRESHOLD = 0.4  # as in vild/utils/command_line.py
 MOST_PIXELS = 89_478_485  # of an image, as in vild/utils/images.py
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
 MOST_JSON = 1 << 24  # bytes of a manifest or a vocabulary's header, as in vild/utils/untrusted.py

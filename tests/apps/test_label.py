@@ -130,7 +130,7 @@ def test_another_plan_is_refused(label, folder, tmp_path, monkeypatch):
         assert label(*flat(given))[0] == 128 + signal.SIGINT
     before = (tmp_path / "labels.json.partial").read_bytes()
     for change, opts, key in [
-        ({"--threshold": 0.3}, [], "threshold (0.5, now 0.3)"),
+        ({"--threshold": 0.3}, [], "threshold (0.4, now 0.3)"),
         ({"--threshold-of": "sun=0.2"}, [], "threshold-of"),
         ({"--vocabulary": "sun, umbrella"}, [], "vocabulary"),
         ({"--vocabulary": "chess knight, umbrella, sun"}, [], "synonyms"),

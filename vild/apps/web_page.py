@@ -14,9 +14,9 @@ from starlette.middleware import Middleware
 from vild.apps import web
 from vild.apps.web_guard import RequestFilter, is_upload
 from vild.inference.predictor import OpenVocabularyDetector
+from vild.utils.command_line import THRESHOLD
 from vild.utils.errors import UserError
 
-THRESHOLD = 0.5
 WAITING = 16  # queued calls; more are rejected
 SESSIONS = 64  # with their images, up to 8 MB each
 STORED_SECONDS = 600
