@@ -31,13 +31,13 @@ def main():
     if args.name in datasets.BUILTIN:
         raise UserError(f"--name: '{args.name}' is a built-in data set")
     entry = datasets.Entry(args.json, args.images, args.split, args.keep, args.protocol or "coco")
-    document = datasets.read_entry(args.name, entry)
+    document = datasets.read_annotations(args.name, entry)
     if args.protocol is None:
         lvis = is_lvis_form(document)
         entry = replace(entry, protocol="lvis" if lvis else "coco")
         why = "has neg_category_ids and frequencies" if lvis else "lacks neg_category_ids or frequencies"
         print(f"{args.json} {why}: evaluated by the {entry.protocol} protocol (change it with --protocol)")
-    classes = datasets.check_entry(args.name, entry)
+    classes = datasets.get_classes(args.name, entry)
     if missing := read_split(args.split, datasets.root()).absent(document["categories"]):
         print(f"warning: {len(missing)} names of split {args.split} are not in {args.json} ('{missing[0]}' ...)")
     replaced = datasets.entries().get(args.name)

@@ -21,12 +21,11 @@ SPLITS = {"lvis": "lvis", "coco": "everything", "coco-48-17": "coco_48_17"}
 def read_truth(path: str, protocol: str, split: str):
     """The ``GroundTruth`` of an annotation file under one of the protocols above."""
     from vild.data import datasets
-    from vild.data.annotations import check_annotations, is_lvis_form, read_json
+    from vild.data.annotations import is_lvis_form, load_annotations
     from vild.data.classes import make_classes, read_split
     from vild.evaluation.protocol import GroundTruth
 
-    document = read_json(path)
-    check_annotations(document, path)
+    document = load_annotations(path)
     lvis = is_lvis_form(document)
     if protocol == "lvis" and not lvis:
         raise UserError(f"--protocol lvis: {path} is not in LVIS's form (frequency, neg_category_ids)")

@@ -153,4 +153,4 @@ def test_a_split_is_checked(world, tmp_path):
                           ('{"base": ["sun"], "novel": ["sun"]}', "'sun' is both base and novel")):  # fmt: skip
         (tmp_path / "split.json").write_text(text)
         with pytest.raises(UserError, match=message):
-            datasets.check_entry("x", replace(entry, split=str(tmp_path / "split.json")))
+            datasets.get_classes("x", replace(entry, split=str(tmp_path / "split.json")))

@@ -102,9 +102,8 @@ def test_the_mapper_carries_the_stores_rows_along(world, store_folder, name):
     """Every distilled region of the mapper is some region of the store, moved as the image was."""
     store = EmbeddingStore(store_folder)
     mapper = ViLDMapper(
-        AUGMENTATIONS[name],
+        augmentations=AUGMENTATIONS[name],
         image_format="BGR",
-        mask_format="bitmask",
         store=store,
         distill_per_image=6,
         min_visible=0.5,
@@ -126,9 +125,10 @@ def test_the_mapper_carries_the_stores_rows_along(world, store_folder, name):
 
 def test_annotations_move_with_the_image_too(world):
     mapper = ViLDMapper(
-        [T.RandomFlip(prob=1.0)],
+        augmentations=[T.RandomFlip(prob=1.0)],
         image_format="BGR",
-        mask_format="bitmask",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
         store=None,
         distill_per_image=0,
         min_visible=0.5,

@@ -92,13 +92,12 @@ def _rectangle(box: list[float]) -> dict:
 def ours(truth: Path, results: Path, protocol: str, iou_type: str = "bbox") -> float:
     """AP, computed as tools/evaluate.py does."""
     from vild.data import datasets
-    from vild.data.annotations import check_annotations, read_json
+    from vild.data.annotations import load_annotations
     from vild.data.classes import make_classes, read_split
     from vild.evaluation.protocol import GroundTruth, evaluate
     from vild.evaluation.results import read_results
 
-    document = read_json(truth)
-    check_annotations(document, truth)
+    document = load_annotations(truth)
     case = GroundTruth(document, make_classes(document["categories"], read_split("lvis", datasets.root())), protocol)
     found = read_results(results, case.sizes, set(case.classes.ids), masks=iou_type == "segm")
     return evaluate(case, found, (iou_type,)).metrics[iou_type]["AP"]

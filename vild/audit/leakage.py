@@ -53,10 +53,10 @@ class Benchmark:
         """Read data sets or annotation files. ``split`` defines base and novel ("": that of ``training``)."""
         source = full or training
         entry = find_entry(source, split or find_entry(training).split)
-        classes = datasets.check_entry(source, entry)
+        classes = datasets.get_classes(source, entry)
         if "novel" not in classes.splits:
             raise UserError(f"split '{entry.split}' marks no class of {source} as novel: --split is required")
-        document = datasets.read_entry(source, entry)
+        document = datasets.read_annotations(source, entry)
         base, novel = (
             frozenset(n for n, s in zip(classes.names, classes.splits, strict=True) if s == mark)
             for mark in ("base", "novel")
@@ -84,7 +84,7 @@ class TrainingSet:
         """A data set as vild's loader reads it, or a file, which counts as read completely."""
         registered = source in datasets.entries()
         entry = find_entry(source, "" if registered else split)
-        document = datasets.read_entry(source, entry)
+        document = datasets.read_annotations(source, entry)
         names = {c["id"]: c["name"] for c in document["categories"]}
         held = [(a["id"], names[a["category_id"]]) for a in document["annotations"] if names[a["category_id"]] in novel]
         if registered:

@@ -16,7 +16,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from vild.data.annotations import check_annotations, file_of_url, read_json
+from vild.data.annotations import file_of_url, load_annotations, read_json
 from vild.data.builtin import BUILTIN, PARTIAL, Entry, origin
 from vild.data.classes import MARKS, Classes, make_classes, read_split
 from vild.utils.errors import UserError, first_line
@@ -66,18 +66,13 @@ def get_entry(name: str) -> Entry:
 @functools.lru_cache(maxsize=8)
 def _read_checked(path: str, stamp: tuple[int, int]) -> dict:
     del stamp  # in the cache key: a changed file is read again
-    document = read_json(path)
-    check_annotations(document, path)
-    return document
+    return load_annotations(path)
 
 
-def read_annotations(name: str) -> dict:
-    """The parsed and validated annotation file of a data set (cached: do not modify)."""
-    return read_entry(name, get_entry(name))
-
-
-def read_entry(name: str, entry: Entry) -> dict:
-    """:func:`read_annotations` for an entry that need not be registered."""
+def read_annotations(name: str, entry: Entry | None = None) -> dict:
+    """The parsed and validated annotation file of a data set, or of an entry that need not be registered (cached: do
+    not modify)."""
+    entry = entry or get_entry(name)
     path = root() / entry.json
     if not os.path.isfile(path):  # False, too, for invalid file names
         hint = f"; {origin(entry)}" if BUILTIN.get(name) == entry else ""
@@ -85,19 +80,18 @@ def read_entry(name: str, entry: Entry) -> dict:
     return _read_checked(str(path), (path.stat().st_mtime_ns, path.stat().st_size))
 
 
-def get_classes(name: str) -> Classes:
-    """The classes of a data set, from its annotation file and its split."""
-    return check_entry(name, get_entry(name))
-
-
-def check_entry(name: str, entry: Entry) -> Classes:
-    """The classes of an entry that need not be registered; UserError if annotation file and split do not match.
+def get_classes(name: str, entry: Entry | None = None) -> Classes:
+    """The classes of a data set, or of an entry that need not be registered.
 
     The file of a built-in data set must have the split's names with their official ids. A training file may lack the
     novel ones (COCO's ``seen_2`` does); they are classes all the same, so that one vocabulary serves training and
     evaluation. A user's file may lack some names of the split.
+
+    Raises:
+        UserError: annotation file and split do not match.
     """
-    split, categories = read_split(entry.split, root()), read_entry(name, entry)["categories"]
+    entry = entry or get_entry(name)
+    split, categories = read_split(entry.split, root()), read_annotations(name, entry)["categories"]
     if BUILTIN.get(name) == entry:
         split.check_official(categories, PARTIAL.get(name, tuple(MARKS)), root() / entry.json)
         if entry.keep == "base":
@@ -119,9 +113,8 @@ def load_dicts(name: str) -> list[dict]:
     if name not in entries() and name in DatasetCatalog.list():
         return _from_catalog(name)
     entry, classes, document = get_entry(name), get_classes(name), read_annotations(name)
-    contiguous = {i: k for k, i in enumerate(classes.ids)}
     marks = ("base",) if entry.keep == "base" else ("base", "novel")
-    kept = {i for i, s in zip(classes.ids, classes.splits, strict=True) if s in marks}
+    kept = {i: k for k, (i, s) in enumerate(zip(classes.ids, classes.splits, strict=True)) if s in marks}
     by_image: dict[int, list[dict]] = {}
     for a in document["annotations"]:
         if a["category_id"] not in kept or a["bbox"][2] <= 0 or a["bbox"][3] <= 0:
@@ -129,7 +122,7 @@ def load_dicts(name: str) -> list[dict]:
         record = {
             "bbox": a["bbox"],
             "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": contiguous[a["category_id"]],
+            "category_id": kept[a["category_id"]],
             "iscrowd": a.get("iscrowd", 0),
         }
         if segmentation := _usable_segmentation(a.get("segmentation")):

@@ -1,5 +1,5 @@
-"""Data loaders. The training stream is a pure function of (seed, position): a resumed run sees exactly what an
-uninterrupted one would have seen, with any number of workers."""
+"""Data loaders. The training stream is a pure function of (seed, position): a resumed run sees the batches of an
+uninterrupted one, with any number of workers."""
 
 from __future__ import annotations
 
@@ -46,29 +46,25 @@ class Watched:
         self.loader = loader
 
     def __iter__(self) -> Iterator:
-        return _WatchedIterator(iter(self.loader))
+        batches = iter(self.loader)
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's by now, if there are workers
+        return self._watch(batches, handler)
 
-
-class _WatchedIterator:
-    def __init__(self, iterator: Iterator):
-        self.iterator = iterator
-        self.handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's by now, if there are workers
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        signal.signal(signal.SIGCHLD, self.handler)
-        try:
-            return next(self.iterator)
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            died = str(error).strip().rstrip(".")
-            if not isinstance(error, RuntimeError) and not died.startswith("Caught"):  # not an exception in a worker
-                died = f"{WORKER}: {died}"  # it died while sending a batch
-            if not died.startswith(WORKER):
-                raise
-        finally:
-            self.handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    def _watch(self, batches: Iterator, handler) -> Iterator:
+        while True:
+            signal.signal(signal.SIGCHLD, handler)
+            try:
+                batch = next(batches)  # the stream is infinite
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                died = str(error).strip().rstrip(".")
+                if not isinstance(error, RuntimeError) and not died.startswith("Caught"):  # not raised by a worker
+                    died = f"{WORKER}: {died}"  # it died while sending a batch
+                if not died.startswith(WORKER):
+                    raise
+                break
+            finally:
+                handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            yield batch
         time.sleep(signals.ONE_REQUEST)  # if that was a scheduler, its signal is on the way to this process too
         if signals.pending() is not None:
             raise signals.Ended(signals.pending())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
@@ -17,8 +17,6 @@ from vild.data.unreadable import REASON, check_size, skips
 from vild.store.store import EmbeddingStore, StoredRegions
 from vild.utils.errors import BadImage
 from vild.utils.images import read_image
-
-logger = logging.getLogger(__name__)
 
 
 def visible_regions(boxes: Tensor, window: Sequence[float], min_visible: float) -> tuple[Tensor, Tensor]:
@@ -73,34 +71,22 @@ def training_augmentations(cfg) -> list[T.Augmentation]:
     return augmentations
 
 
-class ViLDMapper:
+class ViLDMapper(DatasetMapper):
     """Map a training record to ``image``, ``window`` (:func:`visible_window`), ``instances`` and, with a store,
     ``distill``.
 
     Args:
-        augmentations: Detectron2's, applied to image, annotations and distilled regions.
-        image_format: "BGR" or "RGB", of the detector's input.
-        mask_format: "polygon" or "bitmask", or "" for a detector without masks.
         store: the teacher's embeddings (None: no ``distill``).
-        mixed: images without regions in the store have no ``distill`` (the model computes their targets live).
         distill_per_image: maximum number of distilled regions per image, sampled from the visible ones.
         min_visible: see :func:`visible_regions`.
+        mixed: images without regions in the store have no ``distill`` (the model computes their targets live).
+        kwargs: of Detectron2's mapper.
     """
 
     def __init__(
-        self,
-        augmentations: list[T.Augmentation],
-        *,
-        image_format: str,
-        mask_format: str,
-        store: EmbeddingStore | None,
-        distill_per_image: int,
-        min_visible: float,
-        mixed: bool = False,
+        self, *, store: EmbeddingStore | None, distill_per_image: int, min_visible: float, mixed: bool = False, **kwargs
     ):
-        self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
-        self.mask_format = mask_format
+        super().__init__(True, **kwargs)
         self.store = store
         self.distill_per_image = distill_per_image
         self.min_visible = min_visible
@@ -110,9 +96,10 @@ class ViLDMapper:
     def from_config(cls, cfg, store: EmbeddingStore | None) -> ViLDMapper:
         """Build the training mapper."""
         return cls(
-            training_augmentations(cfg),
+            augmentations=training_augmentations(cfg),
             image_format=cfg.INPUT.FORMAT,
-            mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "",
+            use_instance_mask=cfg.MODEL.MASK_ON,
+            instance_mask_format=cfg.INPUT.MASK_FORMAT,
             store=store,
             distill_per_image=cfg.MODEL.VILD.DISTILL_PER_IMAGE,
             min_visible=cfg.MODEL.VILD.MIN_VISIBLE,
@@ -120,28 +107,15 @@ class ViLDMapper:
         )
 
     def __call__(self, record: dict) -> dict:
-        record = copy.deepcopy(record)
+        result = copy.deepcopy(record)
         image = read_image(record["file_name"], self.image_format)
         check_size(image, record)
         inputs = T.AugInput(image)
-        size, transforms = image.shape[:2], self.augmentations(inputs)
-        image = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
-        image_size = image.shape[1:]
-        annotations = [
-            utils.transform_instance_annotations(a, transforms, image_size)
-            for a in record.pop("annotations")
-            if not a["iscrowd"]
-        ]
-        if not self.mask_format:
-            for annotation in annotations:
-                annotation.pop("segmentation", None)
-        instances = utils.annotations_to_instances(annotations, image_size, self.mask_format or "polygon")
-        result = {
-            **record,
-            "image": torch.from_numpy(image),
-            "window": visible_window(size, transforms, image_size),
-            "instances": utils.filter_empty_instances(instances),
-        }
+        transforms = self.augmentations(inputs)
+        result["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        image_size = result["image"].shape[1:]
+        result["window"] = visible_window(image.shape[:2], transforms, image_size)
+        self._transform_annotations(result, transforms, image_size)
         image_id = record["image_id"]
         if self.store is not None and (image_id in self.store or not self.mixed):
             regions = self.store[image_id]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vild.data.annotations import check_annotations, read_json
+from vild.data.annotations import load_annotations
 from vild.data.classes import MARKS, Split, read_split
 from vild.utils.errors import UserError
 from vild.utils.files import written_whole
@@ -53,9 +53,8 @@ def keep_categories(document: dict, ids: set[int]) -> dict:
     return {**keep_images(document, ids), "categories": [c for c in document["categories"] if c["id"] in ids]}
 
 
-def keep_val2017(document: dict, ids: set[int]) -> dict:
+def keep_val2017(document: dict, _) -> dict:
     """The images of COCO's val2017, according to their URLs (MDETR's "minival")."""
-    del ids
     images = [i for i in document["images"] if i.get("coco_url", "").split("/")[-2:-1] == ["val2017"]]
     used = {i["id"] for i in images}
     return {**document, "images": images, "annotations": [a for a in document["annotations"] if a["image_id"] in used]}
@@ -77,10 +76,6 @@ class Derived:
     derive: Callable[[dict, set[int]], dict]
     marks: tuple[str, ...]
     published: tuple[int | None, int | None, int | None]
-
-    def category_ids(self, document: dict, split: Split) -> set[int]:
-        """Ids of the categories that the file may have annotations of."""
-        return {c["id"] for c in document["categories"] if split.mark(c) in {MARKS[m] for m in self.marks}}
 
 
 def _zeroshot(part: str, kind: str, derive: Callable, marks: tuple[str, ...], published: tuple) -> Derived:
@@ -119,37 +114,29 @@ def prepare(derived: Sequence[Derived], root: Path, split_name: str, official: b
         UserError: a source or an existing file is not as expected. Files written before that are kept.
     """
     split = read_split(split_name, root)
+    # one big file in memory at a time: summaries of existing files first
+    existing = {d.path: summarize(_read(d, root, split, official, say)) for d in derived if (root / d.path).is_file()}
     for source in dict.fromkeys(d.source for d in derived):
         wanted = [d for d in derived if d.source == source]
-        existing = {}
-        for d in wanted:  # one big file in memory at a time: summaries of existing files first
-            if (root / d.path).is_file():
-                document = _read(root / d.path, say)
-                _check(d, document, split, official, say)
-                existing[d.path] = summarize(document)
-                del document
         if not (root / source).is_file():
             if missing := [d.path for d in wanted if d.path not in existing]:
                 raise UserError(f"{root / source} does not exist; {missing[0]} is derived from it")
-            say(f"{source} does not exist: its {len(existing)} files are checked against the published sizes only")
+            say(f"{source} does not exist: its {len(wanted)} files are checked against the published sizes only")
             continue
-        document = _read(root / source, say)
+        say(f"reading {root / source}")
+        document = load_annotations(root / source)
         if official:
-            _check_sizes(document, OFFICIAL[source], source, say)
-            split.check_official(document["categories"], tuple(MARKS), root / source)
+            _check_official(document, source, OFFICIAL[source], tuple(MARKS), split, say)
         for d in wanted:
-            made = d.derive(document, d.category_ids(document, split))
+            made = d.derive(document, _category_ids(document, split, d.marks))
             if d.path in existing:
-                expected = summarize(made)
-                for kind, found in existing[d.path].items():
-                    if found != expected[kind]:
-                        what = f"its {found[0]:,} {kind} differ from the {expected[kind][0]:,} derived from {source}"
-                        raise UserError(f"{root / d.path}: {what}; delete it to have it written again")
+                _check_same(root / d.path, existing[d.path], summarize(made), source)
                 say(f"{d.path}: already exists, same content as derived from {source}")
                 continue
             if not made["images"]:
                 raise UserError(f"{root / source}: no image for {d.path}")
-            _check(d, made, split, official, say)
+            if official:
+                _check_official(made, d.path, d.published, d.marks, split, say)
             write_json(root / d.path, made)
             say(f"{d.path}: written")
 
@@ -165,28 +152,35 @@ def summarize(document: dict) -> dict[str, tuple[int, str]]:
     return summary
 
 
-def _read(path: Path, say) -> dict:
-    say(f"reading {path}")
-    document = read_json(path)
-    check_annotations(document, path)
-    return document
+def _category_ids(document: dict, split: Split, marks: Sequence[str]) -> set[int]:
+    return {c["id"] for c in document["categories"] if split.mark(c) in {MARKS[m] for m in marks}}
 
 
-def _check(d: Derived, document: dict, split: Split, official: bool, say) -> None:
-    """UserError for annotations of other classes than ``d.marks`` and, if ``official``, other sizes than published."""
+def _read(d: Derived, root: Path, split: Split, official: bool, say) -> dict:
+    """An existing derived file; UserError for an annotation of a class that is not of ``d.marks``."""
+    say(f"reading {root / d.path}")
+    document = load_annotations(root / d.path)
     if official:
-        _check_sizes(document, d.published, d.path, say)
-        split.check_official(document["categories"], d.marks, d.path)
-    ids, names = d.category_ids(document, split), {c["id"]: c["name"] for c in document["categories"]}
+        _check_official(document, d.path, d.published, d.marks, split, say)
+    ids, names = _category_ids(document, split, d.marks), {c["id"]: c["name"] for c in document["categories"]}
     for n, a in enumerate(document["annotations"]):
         if a["category_id"] not in ids:
             raise UserError(
                 f"{d.path}: annotations[{n}] (id {a['id']}) is of '{names[a['category_id']]}', which is not one of the "
                 f"{' or '.join(d.marks)} names of split {split.path.stem}"
             )
+    return document
 
 
-def _check_sizes(document: dict, published: tuple, path: str, say) -> None:
+def _check_same(path: Path, found: dict, expected: dict, source: str) -> None:
+    for kind, (count, digest) in found.items():
+        if (count, digest) != expected[kind]:
+            what = f"its {count:,} {kind} differ from the {expected[kind][0]:,} derived from {source}"
+            raise UserError(f"{path}: {what}; delete it to have it written again")
+
+
+def _check_official(document: dict, path: str, published: tuple, marks: tuple[str, ...], split: Split, say) -> None:
+    """UserError for other sizes than published, or other names or ids than in the split's lists ``marks``."""
     for kind, expected in zip(FIELDS, published, strict=True):
         found = len(document[kind])
         say(f"{path}: {found:,} {kind}" + (f", published {expected:,}" if expected is not None else ""))
@@ -194,6 +188,7 @@ def _check_sizes(document: dict, published: tuple, path: str, say) -> None:
             raise UserError(
                 f"{path}: {found:,} {kind}, but the published file has {expected:,} (--unofficial accepts other files)"
             )
+    split.check_official(document["categories"], marks, path)
 
 
 def write_json(path: Path, document: dict) -> None:

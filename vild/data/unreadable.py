@@ -7,9 +7,8 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,6 @@ REASON = "unreadable"  # key of a mapped record: {file: message} of the images r
 FILE = "unreadable.json"  # in an output folder: the same for the whole run
 CHOICES = ("refuse", "skip")
 UNREADABLE, OTHER_SIZE = "unreadable", "another size"  # kinds of faults
-AHEAD = 4  # images per thread, decoded or waiting
 
 
 def check_size(image: np.ndarray, record: dict) -> None:
@@ -127,12 +125,8 @@ def scan(records: Sequence[dict], workers: int) -> Iterator[Fault | None]:
     """:func:`check_image` for each record, in order, in ``workers`` threads (decoders release the GIL)."""
     if workers < 1:
         raise UserError(f"--num-workers {workers}: must be at least 1")
-    left = iter(records)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(check_image, record) for record in islice(left, AHEAD * workers)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [pool.submit(check_image, record) for record in islice(left, 1)]
+    with ThreadPool(workers) as pool:
+        yield from pool.imap(check_image, records)
 
 
 def scan_report(name: str, records: Sequence[dict], faults: Sequence[Fault]) -> dict:
