@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Show that a refactor changes no number: run the method in two checkouts and compare the results to the last bit.
 
-    tools/experiments/compare_trees.py ../vild-before . --output-dir output/compare
+    tests/compare_trees.py ../vild-before . --output-dir output/compare
 
 In each checkout, with one seed and one thread, on a small built-in world: teacher, vocabulary, proposals, store, the
 proposal network, every variant of the detector, and tools/evaluate.py on a results file. Compared are all logged
