@@ -1,9 +1,9 @@
-"""What several benchmarks use: one timer, one generator of boxes, a store and a detector with random contents."""
+"""What several benchmarks use: a timer, rows, and images, boxes, stores and detectors with random contents."""
 
 from __future__ import annotations
 
 import tempfile
-import time
+import timeit
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.benchmark import timer
 
 from vild.config import load_config
 from vild.modeling import build_model
@@ -21,42 +22,25 @@ from vild.vocabulary.vocabulary import Vocabulary
 CLASSES, WIDTH = 1203, 512  # LVIS, CLIP ViT-B/32
 
 
-def interleaved(
+def timed(
     functions: Sequence[Callable[[], object]],
     repeats: int,
-    device: str = "cpu",
-    prepare: Callable[[Callable], Callable[[], object]] = lambda function: function,
-) -> list[list[float]]:
-    """Seconds of ``repeats`` calls of each function after one call to warm up. The functions take turns, since the
-    speed of a machine changes.
+    setup: Callable[[], object] = lambda: None,
+    summary: Callable[[Iterable[float]], float] = min,
+) -> list[float]:
+    """Seconds of each function: by default the least, as whatever else the machine does only adds time.
 
-    ``prepare`` is called before each call, untimed, and returns what is timed in the function's place.
+    Of ``repeats`` calls, after one to warm up. The functions take turns, since the speed of a machine changes;
+    ``setup`` is called before each call, untimed.
     """
-    seconds: list[list[float]] = [[] for _ in functions]
-    for _ in range(repeats + 1):
-        for function, measured in zip(functions, seconds, strict=True):
-            call = prepare(function)
-            synchronise(device)
-            start = time.perf_counter()
-            call()
-            synchronise(device)
-            measured.append(time.perf_counter() - start)
-            del call
-    return [measured[1:] for measured in seconds]
+    timers = [timeit.Timer(function, setup, timer) for function in functions]
+    _, *rounds = [[each.timeit(1) for each in timers] for _ in range(repeats + 1)]
+    return [summary(seconds) for seconds in zip(*rounds, strict=True)]
 
 
-def least(*args: object, **kwargs: object) -> list[float]:
-    """The least seconds of each function (see :func:`interleaved`): whatever else the machine does only adds time."""
-    return [min(seconds) for seconds in interleaved(*args, **kwargs)]
-
-
-def synchronise(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def ratio(baseline_s: float, ours_s: float) -> dict[str, float]:
-    return {"baseline_s": baseline_s, "ours_s": ours_s, "ratio": baseline_s / ours_s}
+def row(what: str, baseline: str, baseline_s: float, ours_s: float, **measures: object) -> dict:
+    seconds = {"baseline_s": baseline_s, "ours_s": ours_s, "ratio": baseline_s / ours_s}
+    return {"what": what, "baseline": baseline, **seconds, **measures}
 
 
 def random_boxes(rng: np.random.Generator, count: int, height: float, width: float, smallest: float) -> np.ndarray:
@@ -70,9 +54,8 @@ def random_boxes(rng: np.random.Generator, count: int, height: float, width: flo
 
 
 def list_images(folder: Path) -> list[Path]:
-    files = (
-        sorted(f for f in folder.iterdir() if f.suffix.lower() in (".jpg", ".jpeg", ".png")) if folder.is_dir() else []
-    )
+    """UserError if there are none."""
+    files = sorted(f for f in folder.glob("*") if f.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
         raise UserError(f"--images {folder}: not a folder with .jpg, .jpeg or .png files")
     return files
@@ -105,14 +88,14 @@ def random_vocabulary(names: int, width: int = WIDTH) -> Vocabulary:
     return Vocabulary(tuple(f"name {n}" for n in range(names)), F.normalize(rows, dim=1), splits)
 
 
-def build_detector(config_file: str, names: int, device: str, overrides: Sequence[object] = ()) -> nn.Module:
+def build_detector(config_file: str, names: int, device: str, *overrides: object) -> nn.Module:
     """A detector of a config with random weights (seed 0) and a random vocabulary."""
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = Path(folder) / "vocabulary.safetensors"
         random_vocabulary(names).save(vocabulary)
         own = ["MODEL.VILD.VOCABULARY", str(vocabulary), "MODEL.DEVICE", device, "MODEL.WEIGHTS", ""]
         torch.manual_seed(0)
-        return build_model(load_config(str(config_file), [*own, *overrides]))
+        return build_model(load_config(config_file, [*own, *overrides]))
 
 
 def min_cosine(a: Tensor, b: Tensor) -> float:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,72 +18,68 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import roi_align
-from torchvision.transforms.functional import normalize, to_tensor
+from torchvision.transforms.functional import normalize, pil_to_tensor, to_tensor
 
-from benchmarks.common import interleaved, list_images, min_cosine, random_boxes, ratio
+from benchmarks.common import list_images, min_cosine, random_boxes, row, timed
 from vild.teacher.crops import SCALES, crop_batch, enlarge, normalise, to_pixels
 from vild.teacher.teacher import Teacher, build_teacher
+
+Batch = tuple[list[Tensor], list[Tensor]]  # images uint8 [3, H_i, W_i], and the boxes float [N_i, 4] of each
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
     if args.threads:
         torch.set_num_threads(args.threads)
     teacher = build_teacher(args.teacher, args.pretrained, args.device)
+    batches = make_batches(args)
+    reference = "PIL and CLIP's preprocessing"
+    ways = {reference: pil, "roi_align, sampling ratio 2": aligned, "ours": ours}
+    embedded = torch.zeros(args.boxes, dtype=torch.bool)
+    embedded[torch.linspace(0, args.boxes - 1, min(args.embedded, args.boxes)).long()] = True
+    errors, rows = {name: [] for name in ways}, {name: [] for name in ways}
+    for batch, chosen in zip(batches, embedded.split([sum(map(len, b)) for _, b in batches]), strict=True):
+        crops = {name: way(*batch, teacher) for name, way in ways.items()}
+        for name, found in crops.items():
+            errors[name].append(difference(pixels(found, teacher), pixels(crops[reference], teacher)))
+            rows[name].append(embed(teacher, found[chosen]))
+
+    def accuracy(name: str) -> dict[str, float]:
+        share, largest = torch.cat(errors[name]).amax(0).tolist()
+        cosine = min_cosine(torch.cat(rows[name]), torch.cat(rows[reference]))
+        return {"worst_crop_share_over_2": share, "max_abs_diff_255": round(largest, 3), "min_cosine": cosine}
+
+    ready = torch.randn(embedded.sum(), len(SCALES), 3, *teacher.size, device=args.device)
+    functions = [*(partial(crop_all, way, batches, teacher) for way in ways.values()), partial(embed, teacher, ready)]
+    *baselines_s, ours_s, encoder_s = timed(functions, args.repeats, summary=statistics.median)
+    crops_per_s, encoded_per_s = len(SCALES) * args.boxes / ours_s, len(SCALES) * len(ready) / encoder_s
+    what = f"{len(SCALES) * args.boxes} crops of {sum(len(images) for images, _ in batches)} images, {args.device}"
+    for name, baseline_s in zip(ways, baselines_s, strict=False):
+        theirs = {f"baseline_{key}": value for key, value in accuracy(name).items()}
+        speeds = {"crops_per_s": crops_per_s, "share_of_encoder": encoded_per_s / crops_per_s}
+        yield row(what, name, baseline_s, ours_s, **speeds, **accuracy("ours"), **theirs)
+
+
+def make_batches(args: argparse.Namespace) -> list[Batch]:
+    """About ``--at-once`` boxes per batch, spread evenly over the images."""
     rng = np.random.default_rng(0)
     if args.images:
-        images = [Image.open(file).convert("RGB") for file in list_images(args.images)[: args.boxes]]
-        images = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
+        files = list_images(args.images)[: args.boxes]
+        images = [pil_to_tensor(Image.open(file).convert("RGB")) for file in files]
     else:
         images = [synthetic_scene(rng) for _ in range(min(8, args.boxes))]
     counts = [len(share) for share in np.array_split(np.arange(args.boxes), len(images))]
     boxes = [boxes_of_all_shapes(rng, n, *p.shape[1:]) for p, n in zip(images, counts, strict=True)]
     at_once = args.at_once or (256 if args.device == "cpu" else 2048)
-    images_per_call = max(1, at_once * len(images) // args.boxes)
-    starts = range(0, len(images), images_per_call)
-    work = [(images[i : i + images_per_call], boxes[i : i + images_per_call]) for i in starts]
-
-    embedded = np.linspace(0, args.boxes - 1, min(args.embedded, args.boxes)).astype(int)
-    baselines = {"PIL and CLIP's preprocessing": pil_chain, "roi_align, sampling ratio 2": by_roi_align}
-    ways = {**baselines, "ours": ours}
-    errors, chosen, first = {name: [] for name in ways}, {name: [] for name in ways}, 0
-    for batch in work:
-        crops = {name: way(*batch, teacher) for name, way in ways.items()}
-        count = len(crops["ours"])
-        for name, found in crops.items():
-            errors[name].append(
-                difference(pixels(found, teacher), pixels(crops["PIL and CLIP's preprocessing"], teacher))
-            )
-            chosen[name].append(found[embedded[(embedded >= first) & (embedded < first + count)] - first])
-        first += count
-    chosen = {name: torch.cat(found) for name, found in chosen.items()}
-    embeddings = {name: embed(teacher, found) for name, found in chosen.items()}
-
-    def run_way(way) -> None:
-        for batch in work:
-            way(*batch, teacher)
-
-    functions = [*(lambda way=way: run_way(way) for way in ways.values()), lambda: embed(teacher, chosen["ours"])]
-    *baseline_s, ours_s, encoder_s = map(statistics.median, interleaved(functions, args.repeats, args.device))
-
-    def accuracy(name: str) -> dict[str, float]:
-        worst = torch.cat(errors[name])
-        return {
-            "worst_crop_share_over_2": worst[:, 0].max().item(),
-            "max_abs_diff_255": round(worst[:, 1].max().item(), 3),
-            "min_cosine": min_cosine(embeddings[name], embeddings["PIL and CLIP's preprocessing"]),
-        }
-
-    crops = len(SCALES) * args.boxes
-    for name, seconds in zip(baselines, baseline_s, strict=True):
-        yield {
-            "what": f"{crops} crops of {len(images)} images, {args.device}", "baseline": name,
-            **ratio(seconds, ours_s), "crops_per_s": crops / ours_s,
-            "share_of_encoder": ours_s / crops / (encoder_s / (len(SCALES) * len(embedded))), **accuracy("ours"),
-            **{f"baseline_{key}": value for key, value in accuracy(name).items()},
-        }  # fmt: skip
+    step = max(1, at_once * len(images) // args.boxes)
+    return [(images[i : i + step], boxes[i : i + step]) for i in range(0, len(images), step)]
 
 
-def pil_chain(images: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
+def crop_all(way: Callable, batches: list[Batch], teacher: Teacher) -> None:
+    for batch in batches:
+        way(*batch, teacher)
+
+
+def pil(images: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
     """Normalised crops [N, 2, 3, h, w] on the teacher's device, as of the other ways."""
     mode, crops = Image.Resampling[teacher.interpolation.upper()], []
     for image, of_image in zip(images, boxes, strict=True):
@@ -93,7 +90,7 @@ def pil_chain(images: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Te
     return torch.stack(crops).view(-1, len(SCALES), 3, *teacher.size).to(teacher.device)
 
 
-def by_roi_align(images: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
+def aligned(images: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
     crops = []
     for image, of_image in zip(images, boxes, strict=True):
         normalised = normalise(image.to(teacher.device)[None], teacher.mean, teacher.std)

@@ -25,23 +25,20 @@ SIZE = (480, 640)  # height, width
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
-    from benchmarks.common import ratio
+    from benchmarks.common import row
 
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         count = args.reference_images
         small = write_case(Path(folder), count, 300)
         for protocol, baseline, reference in (("coco", "pycocotools", pycocotools), ("lvis", "lvis-api", lvis_api)):
             mine, theirs = measure(ours, *small, protocol), measure(reference, *small)
-            yield {
-                "what": f"{protocol} box AP, {count} images", "baseline": baseline,
-                **ratio(theirs[1], mine[1]),
-                "baseline_GiB": theirs[2], "ours_GiB": mine[2], "baseline_AP": theirs[0], "ours_AP": mine[0],
-            }  # fmt: skip
+            measures = {"baseline_GiB": theirs[2], "ours_GiB": mine[2], "baseline_AP": theirs[0], "ours_AP": mine[0]}
+            yield row(f"{protocol} box AP, {count} images", baseline, theirs[1], mine[1], **measures)
         large = write_case(Path(folder), args.num_images, 300, masks=args.masks)
         for iou_type in ("bbox", "segm")[: 1 + args.masks]:
-            mine = measure(ours, *large, "lvis", iou_type)
-            yield {"what": f"lvis {iou_type} AP, {args.num_images} images", "baseline": None, "ours_s": mine[1],
-                   "ours_GiB": mine[2], "ours_AP": mine[0]}  # fmt: skip
+            ap, seconds, gibibytes = measure(ours, *large, "lvis", iou_type)
+            what = f"lvis {iou_type} AP, {args.num_images} images"
+            yield {"what": what, "baseline": None, "ours_s": seconds, "ours_GiB": gibibytes, "ours_AP": ap}
 
 
 def write_case(folder: Path, image_count: int, per_image: int, masks: bool = False, seed: int = 0) -> tuple[Path, Path]:

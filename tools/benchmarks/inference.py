@@ -12,62 +12,60 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import CLASSES, build_detector, least, random_vocabulary, ratio
+from benchmarks.common import CLASSES, build_detector, random_vocabulary, row, timed
 from vild.config import load_config
 from vild.modeling import build_model
 
+PER_IMAGE = 300  # detections
+
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
-    ours = build_detector(args.config_file, CLASSES, args.device, ["TEST.DETECTIONS_PER_IMAGE", 300]).eval()
-    heads = ours.roi_heads
+    ours = build_detector(args.config_file, CLASSES, args.device, "TEST.DETECTIONS_PER_IMAGE", PER_IMAGE).eval()
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, args.size, args.size), generator=generator, dtype=torch.uint8)
-    scale = spread_scores(ours, image)
-    heads.score_threshold = args.threshold
-    plain = build_plain(args.config_file, ours, scale, args)
+    plain = build_plain(ours, spread_scores(ours, image), args)
+    functions = [partial(detect, plain, image), partial(detect, ours, image)]
+    baseline = f"Mask R-CNN, {CLASSES} classes, threshold {args.threshold:g}"
     for names in args.names:
-        vocabulary = random_vocabulary(names)
         for threshold in (args.threshold, 0.0):
-            ours.set_vocabulary(vocabulary)
-            heads.score_threshold = threshold
-            functions = [lambda: detect(plain, image), lambda: detect(ours, image)]
-            baseline_s, ours_s = least(functions, args.repeats, args.device)
-            found, pairs = [f()[0]["instances"] for f in functions], [count_pairs(*x) for x in (
-                (plain, image, args.threshold), (ours, image, threshold))]  # fmt: skip
-            memory = [peak_mib(f, args.device) for f in functions]
-            yield {
-                "what": f"{names} names, {args.size} px, threshold {threshold:g}",
-                "baseline": f"Mask R-CNN, {CLASSES} classes, threshold {args.threshold:g}",
-                **ratio(baseline_s, ours_s),
-                "times_baseline": ours_s / baseline_s, "baseline_MiB": memory[0], "ours_MiB": memory[1],
-                "baseline_pairs": pairs[0], "pairs": pairs[1],
-                "baseline_detections": len(found[0]), "detections": len(found[1]),
-            }  # fmt: skip
+            ours.set_vocabulary(random_vocabulary(names))
+            ours.roi_heads.score_threshold = threshold
+            baseline_s, ours_s = timed(functions, args.repeats)
+            measures = {"times_baseline": ours_s / baseline_s}
+            measures["baseline_MiB"], measures["ours_MiB"] = (peak_mib(f, args.device) for f in functions)
+            measures["baseline_pairs"] = count_plain_pairs(plain, image, args.threshold)
+            measures["pairs"] = count_pairs(ours, image, threshold)
+            found = [len(f()[0]["instances"]) for f in functions]
+            measures["baseline_detections"], measures["detections"] = found
+            what = f"{names} names, {args.size} px, threshold {threshold:g}"
+            yield row(what, baseline, baseline_s, ours_s, **measures)
 
 
-def build_plain(config_file: str, ours: nn.Module, scale: float, args: argparse.Namespace) -> nn.Module:
+def build_plain(ours: nn.Module, scale: float, args: argparse.Namespace) -> nn.Module:
     """The Mask R-CNN with all weights of ours (variants of one head); its class weights are classes times projection
     times ``scale``, so that its logits are ours but for the length of each region's embedding."""
     overrides = [
         "MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
         "MODEL.ROI_HEADS.NUM_CLASSES", CLASSES, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.threshold,
-        "TEST.DETECTIONS_PER_IMAGE", 300, "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "",
+        "TEST.DETECTIONS_PER_IMAGE", PER_IMAGE, "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "",
     ]  # fmt: skip
-    plain = build_model(load_config(str(config_file), overrides)).eval()
+    plain = build_model(load_config(args.config_file, overrides)).eval()
     renamed = {"embedding.head.": "box_head.", "roi_heads.bbox_pred": "roi_heads.box_predictor.bbox_pred"}
     state = ours.state_dict()
     for mine, theirs in renamed.items():
         state = {key.replace(mine, theirs): value for key, value in state.items()}
-    projection, heads = ours.roi_heads.embedding.projection, ours.roi_heads
-    classes = heads.classifier.matrix(heads.classifier.text).detach() * scale / heads.classifier.temperature
+    heads = ours.roi_heads
+    projection, classifier = heads.embedding.projection, heads.classifier
+    classes = classifier.matrix(classifier.text).detach() * scale / classifier.temperature
     state["roi_heads.box_predictor.cls_score.weight"] = classes @ projection.weight.detach()
     state["roi_heads.box_predictor.cls_score.bias"] = classes @ projection.bias.detach()
-    plain.load_state_dict({k: state[k] for k in plain.state_dict()})
+    plain.load_state_dict({key: state[key] for key in plain.state_dict()})
     return plain
 
 
@@ -79,29 +77,36 @@ def spread_scores(detector: nn.Module, image: Tensor) -> float:
         norm.momentum = 1.0
         norm.train()
     detect(detector, image)
-    for norm in norms:
-        norm.eval()
-    projection, seen = detector.roi_heads.embedding.projection, []
-    hook = projection.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    detect(detector, image)
-    hook.remove()
+    detector.eval()
+    projection = detector.roi_heads.embedding.projection
+    embeddings = output_of(projection, detector, image)
+    centre = embeddings.mean(0)
     with torch.no_grad():
-        projection.bias -= seen[0].mean(0)
-    return 1 / (seen[0] - seen[0].mean(0)).norm(dim=1).mean().item()
+        projection.bias -= centre
+    return 1 / (embeddings - centre).norm(dim=1).mean().item()
 
 
 @torch.inference_mode()
 def count_pairs(detector: nn.Module, image: Tensor, threshold: float) -> int:
     """(Proposal, class) pairs of one image that score above the threshold."""
-    seen, heads = [], detector.roi_heads
-    last = heads.embedding if hasattr(heads, "embedding") else heads.box_predictor
-    hook = last.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    heads = detector.roi_heads
+    embeddings, *_ = output_of(heads.embedding, detector, image)
+    blocks = heads._score_blocks([embeddings], heads.classifier.current_classes)
+    return sum((scores > threshold).sum().item() for scores in blocks)
+
+
+def count_plain_pairs(plain: nn.Module, image: Tensor, threshold: float) -> int:
+    logits, _ = output_of(plain.roi_heads.box_predictor, plain, image)
+    return (logits.softmax(1)[:, :-1] > threshold).sum().item()
+
+
+def output_of(module: nn.Module, detector: nn.Module, image: Tensor) -> object:
+    """What a part of a detector returns for an image."""
+    seen = []
+    hook = module.register_forward_hook(lambda module, inputs, output: seen.append(output))
     detect(detector, image)
     hook.remove()
-    if last is heads.box_predictor:
-        return (seen[0].softmax(1)[:, :-1] > threshold).sum().item()
-    blocks = heads._score_blocks([seen[0]], heads.classifier.current_classes)
-    return sum((scores > threshold).sum().item() for scores in blocks)
+    return seen[0]
 
 
 @torch.inference_mode()
@@ -119,13 +124,13 @@ def peak_mib(function: Callable[[], object], device: str) -> float | None:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = _resident("VmRSS")
-        function()
-        return (_resident("VmHWM") - before) / 2**10
     except OSError:
         return None
+    before = _resident_mib("VmRSS")
+    function()
+    return _resident_mib("VmHWM") - before
 
 
-def _resident(key: str) -> int:
+def _resident_mib(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(key)))
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 2**10

@@ -10,60 +10,51 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from detectron2.structures import Instances
 
-from benchmarks.common import CLASSES, build_detector, least, random_regions, ratio, write_store
-from benchmarks.train_step import build_mapper, train_step, write_images
+from benchmarks.common import CLASSES, build_detector, row, timed
+from benchmarks.train_step import build_mapper, describe, train_step, write_data
 from vild.modeling.objectives import OBJECTIVES, names_with, parse_objectives
 from vild.utils.errors import UserError
 
-NAMES = list(OBJECTIVES)
 MAP = (768, 7, 7)  # channels, height and width of ViT-B/32's last feature map
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
-    names = args.objectives or NAMES
-    if unknown := set(names) - set(NAMES):
-        raise UserError(f"--objectives: {min(unknown)} is not one of {', '.join(NAMES)}")
-    every = [{"NAME": name} for name in NAMES]
+    names = args.objectives or list(OBJECTIVES)
+    if unknown := set(names) - set(OBJECTIVES):
+        raise UserError(f"--objectives: {min(unknown)} is not one of {', '.join(OBJECTIVES)}")
+    every = [{"NAME": name} for name in OBJECTIVES]
     overrides = ["MODEL.VILD.VARIANT", "vild", "MODEL.VILD.OBJECTIVES", every, "MODEL.VILD.MAP_CHANNELS", MAP[0]]
-    detector = build_detector(args.config_file, CLASSES, args.device, overrides).train()
+    detector = build_detector(args.config_file, CLASSES, args.device, *overrides).train()
     detector.set_live_teacher(RandomMaps())
     heads = detector.roi_heads
     built = {"roi": heads.adapter, "image": heads.picture_adapter}
     step = train_step(detector, args)
     with tempfile.TemporaryDirectory() as folder:
-        records = write_images(Path(folder), args.batch_size, args.size)
-        store = write_store(
-            Path(folder) / "store", range(args.batch_size), lambda i: random_regions(i, args.regions, args.size)
-        )
+        records, store = write_data(Path(folder), args)
         mapper = build_mapper(args, store)
         inputs = [mapper(r) for r in records]
     with_maps = [dict(x, distill=Instances(x["distill"].image_size, **x["distill"].get_fields())) for x in inputs]
     for x in with_maps:
         x["distill"].maps = torch.randn(len(x["distill"]), *MAP)
 
-    def step_with(entries: list[dict]) -> None:
+    def step_with(*names: str) -> None:
         torch.manual_seed(0)
-        objectives = parse_objectives(entries)
+        objectives = parse_objectives([{"NAME": name} for name in names])
         heads.distillation.objectives = objectives
         needed = {o.function.adapter for o in objectives}
         heads.adapter, heads.picture_adapter = (built[kind] if kind in needed else None for kind in built)
         step(with_maps if names_with(objectives, "needs_maps") else inputs)
 
-    settings = [[], *([{"NAME": name}] for name in names)]
-    baseline_s, *seconds = least(
-        [lambda entries=entries: step_with(entries) for entries in settings], args.repeats, args.device
-    )
+    baseline_s, *seconds = timed([step_with, *(partial(step_with, name) for name in names)], args.repeats)
     for name, ours_s in zip(names, seconds, strict=True):
-        yield {
-            "what": f"step, {name}, {args.batch_size} x {args.size} px, {args.regions} regions",
-            "baseline": "no objective",
-            **ratio(baseline_s, ours_s), "times_baseline": ours_s / baseline_s,
-        }  # fmt: skip
+        what = f"step, {name}, {describe(args)}"
+        yield row(what, "no objective", baseline_s, ours_s, times_baseline=ours_s / baseline_s)
 
 
 class RandomMaps:

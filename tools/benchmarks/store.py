@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import least, min_cosine, random_regions, ratio, write_store
+from benchmarks.common import min_cosine, random_regions, row, timed, write_store
 from vild.store.shards import DTYPES, minimum_size, pack, plan_size, unpack
 from vild.store.store import EmbeddingStore
 
@@ -33,10 +33,13 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
         with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
             yield from compare(Path(folder), dtype, args.num_images, args.regions, args.width)
     for dtype in DTYPES:
-        minimum = minimum_size(LVIS_IMAGES * PER_IMAGE, 512, dtype)
         size = plan_size([PER_IMAGE] * LVIS_IMAGES, 512, dtype)
-        yield {"what": f"LVIS train, {PER_IMAGE} per image, 512-d {dtype}: by arithmetic", "baseline": None,
-               "bytes": size, "minimum_bytes": minimum, "share_over_minimum": size / minimum - 1}  # fmt: skip
+        what = f"LVIS train, {PER_IMAGE} per image, 512-d {dtype}: by arithmetic"
+        yield {"what": what, "baseline": None, **sizes(size, minimum_size(LVIS_IMAGES * PER_IMAGE, 512, dtype))}
+
+
+def sizes(size: int, minimum: int) -> dict[str, float]:
+    return {"bytes": size, "minimum_bytes": minimum, "share_over_minimum": size / minimum - 1}
 
 
 def compare(folder: Path, dtype: str, images: int, regions: int, width: int) -> Iterator[dict]:
@@ -63,36 +66,32 @@ def compare(folder: Path, dtype: str, images: int, regions: int, width: int) -> 
         return unpack(record["embeddings"], record.get("scales"))
 
     rows = [(store[i].embeddings, load_units(i), original(i).embeddings) for i in ids[:100]]
-    del store  # it has mapped its shards
     shards = list((folder / "store").glob("*.safetensors"))
-    size, minimum = sum(path.stat().st_size for path in shards), minimum_size(images * regions, width, dtype)
+    size = sum(path.stat().st_size for path in shards)
     measures = {
         "record_copied_in_s": size / images / copy_rate(),
-        "bytes": size, "minimum_bytes": minimum, "share_over_minimum": size / minimum - 1,
+        **sizes(size, minimum_size(images * regions, width, dtype)),
         "max_abs_diff": max(float((mine - theirs).abs().max()) for mine, theirs, _ in rows),
         "min_cosine": min(min_cosine(mine, first) for mine, _, first in rows),
-    }  # fmt: skip
-    for what, theirs, mine in (
-        ("as stored", load, EmbeddingStore.read),
-        ("float32 unit rows", load_units, EmbeddingStore.__getitem__),
-    ):
-        for state, drop in (("cached", []), ("not cached", [*shards, *(folder / "pth").iterdir()])):
+    }
+    order = ids
 
-            def prepare(make_reader: Callable, drop: list[Path] = drop) -> Callable[[], object]:
-                """Opens the store anew: pages that a process has mapped stay in the cache."""
-                read, order = make_reader(), rng.permutation(ids).tolist()
-                drop_from_cache(drop)
-                return lambda: [read(image_id) is None for image_id in order]
+    def setup(uncached: list[Path]) -> None:
+        """Opens the store anew: pages that a process has mapped stay in the cache."""
+        nonlocal store, order
+        store, order = EmbeddingStore(folder / "store"), rng.permutation(ids).tolist()
+        drop_from_cache(uncached)
 
-            make_readers = [
-                lambda theirs=theirs: theirs,
-                lambda mine=mine: partial(mine, EmbeddingStore(folder / "store")),
-            ]
-            baseline_s, ours_s = (s / len(ids) for s in least(make_readers, ROUNDS, prepare=prepare))
-            yield {
-                "what": f"{dtype}, {state}, {what}: one record of {regions}", "baseline": "torch.load of a .pth",
-                **ratio(baseline_s, ours_s), **measures,
-            }  # fmt: skip
+    def read_all(read: Callable[[int], object]) -> None:
+        for image_id in order:
+            read(image_id)
+
+    readers = {"as stored": (load, lambda i: store.read(i)), "float32 unit rows": (load_units, lambda i: store[i])}
+    for what, pair in readers.items():
+        for state, uncached in (("cached", []), ("not cached", [*shards, *(folder / "pth").iterdir()])):
+            seconds = timed([partial(read_all, read) for read in pair], ROUNDS, partial(setup, uncached))
+            name = f"{dtype}, {state}, {what}: one record of {regions}"
+            yield row(name, "torch.load of a .pth", *(s / images for s in seconds), **measures)
 
 
 def drop_from_cache(files: list[Path]) -> None:
@@ -105,4 +104,4 @@ def drop_from_cache(files: list[Path]) -> None:
 def copy_rate(size: int = 2**28) -> float:
     """Bytes per second that this machine copies in memory."""
     source, target = torch.zeros(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
-    return size / least([lambda: target.copy_(source)], 5)[0]
+    return size / timed([lambda: target.copy_(source)], 5)[0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,50 +24,50 @@ from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import CLASSES, build_detector, least, random_boxes, random_regions, ratio, write_store
+from benchmarks.common import CLASSES, build_detector, random_boxes, random_regions, row, timed, write_store
 from vild.config import load_config
 from vild.data.mapper import ViLDMapper
+from vild.evaluation.cost import count_flops
 from vild.store.store import EmbeddingStore
 
 AIM = 1.15
+OBJECTS = 8  # per image
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder:
-        records = write_images(Path(folder), args.batch_size, args.size)
-        store = write_store(
-            Path(folder) / "store", range(args.batch_size), lambda i: random_regions(i, args.regions, args.size)
-        )
+        records, store = write_data(Path(folder), args)
         steps, flops = {}, {}
         for variant in ("text", *args.variants):
+            detector = build_detector(args.config_file, CLASSES, args.device, "MODEL.VILD.VARIANT", variant)
             mapper = build_mapper(args, None if variant == "text" else store)
-            overrides = ["MODEL.VILD.VARIANT", variant]
-            step = train_step(build_detector(args.config_file, CLASSES, args.device, overrides).train(), args)
-            inputs = [mapper(r) for r in records]
-            steps["step", variant] = lambda step=step, inputs=inputs: step(inputs)
+            step, inputs = train_step(detector.train(), args), [mapper(r) for r in records]
+            steps["step", variant] = partial(step, inputs)
             steps["step and data", variant] = lambda step=step, mapper=mapper: step([mapper(r) for r in records])
-            with FlopCounterMode(display=False) as counter:
-                step(inputs)
-            flops[variant] = counter.get_total_flops()
-        seconds = dict(zip(steps, least(list(steps.values()), args.repeats, args.device), strict=True))
+            flops[variant] = count_flops(partial(step, inputs))
+        seconds = dict(zip(steps, timed(steps.values(), args.repeats), strict=True))
     for what in ("step", "step and data"):
         for variant in args.variants:
             baseline_s, ours_s = seconds[what, "text"], seconds[what, variant]
             extra = ours_s / baseline_s - 1
-            yield {
-                "what": f"{what}, {variant}, {args.batch_size} x {args.size} px, {args.regions} regions",
-                "baseline": "text", **ratio(baseline_s, ours_s),
-                "times_baseline": 1 + extra, "times_flops": flops[variant] / flops["text"],
-                "baseline_TFLOP": flops["text"] / 1e12, "ours_TFLOP": flops[variant] / 1e12,
+            measures = {
+                "times_baseline": 1 + extra,
+                "times_flops": flops[variant] / flops["text"],
+                "baseline_TFLOP": flops["text"] / 1e12,
+                "ours_TFLOP": flops[variant] / 1e12,
                 f"regions_at_{AIM}": round(args.regions * (AIM - 1) / extra) if extra > 0 else None,
-            }  # fmt: skip
+            }
+            yield row(f"{what}, {variant}, {describe(args)}", "text", baseline_s, ours_s, **measures)
+
+
+def describe(args: argparse.Namespace) -> str:
+    return f"{args.batch_size} x {args.size} px, {args.regions} regions"
 
 
 def train_step(detector: nn.Module, args: argparse.Namespace) -> Callable[[list[dict]], None]:
     """A function that takes one step of SGD on its inputs, with a learning rate that leaves the weights unchanged."""
-    cfg = load_config(str(args.config_file), ["SOLVER.BASE_LR", 1e-9, "SOLVER.OPTIMIZER", "SGD"])
+    cfg = load_config(args.config_file, ["SOLVER.BASE_LR", 1e-9, "SOLVER.OPTIMIZER", "SGD"])
     optimizer = build_optimizer(cfg, detector)
     amp = args.device.startswith("cuda") and cfg.SOLVER.AMP.ENABLED
 
@@ -86,22 +87,20 @@ def build_mapper(args: argparse.Namespace, store: EmbeddingStore | None) -> ViLD
         "INPUT.MIN_SIZE_TRAIN", (args.size,), "INPUT.MAX_SIZE_TRAIN", args.size,
         "MODEL.VILD.DISTILL_PER_IMAGE", args.regions,
     ]  # fmt: skip
-    return ViLDMapper.from_config(load_config(str(args.config_file), overrides), store)
+    return ViLDMapper.from_config(load_config(args.config_file, overrides), store)
 
 
-def write_images(folder: Path, count: int, size: int, objects: int = 8) -> list[dict]:
-    """JPEG files of noise; their records, with boxes and rectangular masks of base classes."""
-    rng, records = np.random.default_rng(0), []
-    for image_id in range(count):
+def write_data(folder: Path, args: argparse.Namespace) -> tuple[list[dict], EmbeddingStore]:
+    """JPEG files of noise, as records with boxes and rectangular masks of base classes; and their store."""
+    rng, size, records = np.random.default_rng(0), args.size, []
+    for image_id in range(args.batch_size):
         path = folder / f"{image_id}.jpg"
         Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
-        annotations = []
-        for x0, y0, x1, y1 in random_boxes(rng, objects, size, size, size / 16).tolist():
-            annotations.append({
-                "bbox": [x0, y0, x1, y1], "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0,
-                "category_id": int(rng.integers(CLASSES // 4)) * 4, "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
-            })  # fmt: skip
-        records.append({
-            "file_name": str(path), "height": size, "width": size, "image_id": image_id, "annotations": annotations,
-        })  # fmt: skip
-    return records
+        record = {"file_name": str(path), "height": size, "width": size, "image_id": image_id, "annotations": []}
+        for x0, y0, x1, y1 in random_boxes(rng, OBJECTS, size, size, size / 16).tolist():
+            box = {"bbox": [x0, y0, x1, y1], "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0}
+            mask, base = [[x0, y0, x1, y0, x1, y1, x0, y1]], int(rng.integers(CLASSES // 4)) * 4
+            record["annotations"].append({**box, "segmentation": mask, "category_id": base})
+        records.append(record)
+    regions = partial(random_regions, count=args.regions, size=size)
+    return records, write_store(folder / "store", range(args.batch_size), regions)

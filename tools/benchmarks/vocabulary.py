@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.common import CLASSES, build_detector, least, min_cosine, random_vocabulary, ratio
+from benchmarks.common import CLASSES, build_detector, min_cosine, random_vocabulary, row, timed
 from vild.glyphs.teacher import MODEL_CFG, build_model
 from vild.teacher.clip import save_local
 from vild.teacher.teacher import Teacher, build_teacher
 from vild.vocabulary.cache import TextCache
 from vild.vocabulary.prompts import PROMPT_SETS, fill
 from vild.vocabulary.vocabulary import Vocabulary
+
+TEMPLATES = PROMPT_SETS["vild"]
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
@@ -39,27 +41,23 @@ def encoding(teacher: Teacher, args: argparse.Namespace) -> dict:
     def one_by_one() -> None:
         rows = []
         for word in words:
-            texts = torch.cat([teacher.encode_text([text]) for text in fill(PROMPT_SETS["vild"], word)])
+            texts = torch.cat([teacher.encode_text([text]) for text in fill(TEMPLATES, word)])
             rows.append(F.normalize(texts.mean(0), dim=0))
         results["baseline"] = torch.stack(rows).cpu()
 
     def batched() -> None:
         results["ours"] = Vocabulary.from_names(teacher, words).embeddings
 
-    baseline_s, ours_s = least([one_by_one, batched], args.repeats, args.device)
-    texts = len(words) * len(PROMPT_SETS["vild"])
-    return {
-        "what": f"encode {len(words)} names, {texts} texts", "baseline": "a text at a time",
-        **ratio(baseline_s, ours_s), "ours_texts_per_s": texts / ours_s,
-        "min_cosine": min_cosine(results["baseline"], results["ours"]),
-    }  # fmt: skip
+    seconds, texts = timed([one_by_one, batched], args.repeats), len(words) * len(TEMPLATES)
+    measures = {"ours_texts_per_s": texts / seconds[1], "min_cosine": min_cosine(results["baseline"], results["ours"])}
+    return row(f"encode {len(words)} names, {texts} texts", "a text at a time", *seconds, **measures)
 
 
 def swapping(detector: nn.Module, names: int, args: argparse.Namespace) -> dict:
     vocabulary, weights, built = random_vocabulary(names), detector.state_dict(), []
     cache = TextCache({}, None)
     teacher = SimpleNamespace(encode_text=None, fingerprint={}, logit_scale=None, logit_bias=0.0)
-    cache.get(vocabulary.names, PROMPT_SETS["vild"], lambda _: vocabulary.embeddings)
+    cache.get(vocabulary.names, TEMPLATES, lambda _: vocabulary.embeddings)
 
     def build() -> None:
         anew = build_detector(args.config_file, names, args.device).eval()
@@ -69,16 +67,13 @@ def swapping(detector: nn.Module, names: int, args: argparse.Namespace) -> dict:
     def swap() -> None:
         detector.set_vocabulary(Vocabulary.from_names(teacher, vocabulary.names, cache=cache))
 
-    baseline_s, ours_s = least([build, swap], args.repeats, args.device)
-    width = vocabulary.width
-    regions = F.normalize(torch.randn(64, width, generator=torch.Generator().manual_seed(0)), dim=1).to(args.device)
+    seconds = timed([build, swap], args.repeats)
+    generator = torch.Generator().manual_seed(0)
+    regions = F.normalize(torch.randn(64, vocabulary.width, generator=generator), dim=1).to(args.device)
     with torch.inference_mode():
-        scores = [model.roi_heads.classifier(regions).softmax(1) for model in (built[0], detector)]
-    return {
-        "what": f"swap in {names} cached names", "baseline": "the detector built anew",
-        **ratio(baseline_s, ours_s),
-        "max_abs_diff": (scores[0] - scores[1]).abs().max().item(),
-    }  # fmt: skip
+        theirs, ours = (model.roi_heads.classifier(regions).softmax(1) for model in (*built, detector))
+    difference = (theirs - ours).abs().max().item()
+    return row(f"swap in {names} cached names", "the detector built anew", *seconds, max_abs_diff=difference)
 
 
 def load_teacher(args: argparse.Namespace) -> Teacher:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from detectron2.evaluation import inference_context
 from detectron2.structures import Boxes, Instances
 from fvcore.nn import parameter_count
 from torch import nn
+from torch.utils.benchmark import timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from vild.config import load_config
@@ -37,38 +39,32 @@ def flops(model: nn.Module, size: int) -> dict[str, int]:
 
     The heads run on as many proposals, and the mask head on as many detections, as the config allows, so that the
     number does not depend on the weights."""
-    device, heads, rpn = model.device, model.roi_heads, model.proposal_generator
+    heads, rpn = model.roi_heads, model.proposal_generator
     divisor = max(model.backbone.size_divisibility, 1)
     side = -(-size // divisor) * divisor  # padded, as in detection
-    image = torch.zeros(1, 3, side, side, device=device)
-    box = torch.tensor([[0.0, 0.0, size / 2, size / 2]], device=device)
-
-    def masks() -> None:
-        count = heads.per_image
-        classes = torch.zeros(count, dtype=torch.int64, device=device)
-        found = Instances((size, size), pred_boxes=Boxes(box.repeat(count, 1)), pred_classes=classes)
-        heads.forward_with_given_boxes(features, [found])
-
-    training = model.training
-    model.eval()
-    features = model.backbone(image)
+    image = torch.zeros(1, 3, side, side, device=model.device)
+    box = torch.tensor([[0.0, 0.0, size / 2, size / 2]], device=model.device)
     proposals = [Boxes(box.repeat(rpn.post_nms_topk[False], 1))]
-    body = _count(lambda: model.backbone.bottom_up(image))
-    counts = (
-        body,
-        _count(lambda: model.backbone(image)) - body,
-        _count(lambda: rpn.rpn_head([features[f] for f in rpn.in_features])),
-        _count(lambda: heads.scores(heads._pool(features, proposals))) + _count(masks),
-    )
-    model.train(training)
-    return _by_part(*counts)
+    found = Instances((size, size), pred_boxes=Boxes(box.repeat(heads.per_image, 1)))
+    found.pred_classes = torch.zeros(heads.per_image, dtype=torch.int64, device=model.device)
+    with inference_context(model):
+        features = model.backbone(image)
+        body = count_flops(lambda: model.backbone.bottom_up(image))
+        return _by_part(
+            body,
+            count_flops(lambda: model.backbone(image)) - body,
+            count_flops(lambda: rpn.rpn_head([features[f] for f in rpn.in_features])),
+            count_flops(lambda: heads.scores(heads._pool(features, proposals)))
+            + count_flops(lambda: heads.forward_with_given_boxes(features, [found])),
+        )
 
 
 def _by_part(*counts: int) -> dict[str, int]:
     return dict(zip(PARTS, counts, strict=True)) | {"all": sum(counts)}
 
 
-def _count(function: Callable[[], object]) -> int:
+def count_flops(function: Callable[[], object]) -> int:
+    """FLOPs of convolutions and matrix products during a call."""
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
@@ -78,16 +74,10 @@ def _count(function: Callable[[], object]) -> int:
 def latency(model: nn.Module, size: int, runs: int = 5) -> float:
     """Median seconds of ``runs`` detections in an image of random noise, batch size 1, after a warm-up run."""
     image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
-    inputs, seconds, training = [{"image": image, "height": size, "width": size}], [], model.training
-    model.eval()
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        model(inputs)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    model.train(training)
-    return statistics.median(seconds[1:])
+    inputs = [{"image": image, "height": size, "width": size}]
+    with inference_context(model):
+        _, *seconds = timeit.repeat(lambda: model(inputs), timer=timer, repeat=runs + 1, number=1)
+    return statistics.median(seconds)
 
 
 def detector_of_run(run: Path, *overrides: object) -> tuple[nn.Module, int] | None:
@@ -101,7 +91,7 @@ def detector_of_run(run: Path, *overrides: object) -> tuple[nn.Module, int] | No
     if not Path(config).is_file():
         return None
     try:
-        cfg = load_config(config, [*overrides])
+        cfg = load_config(config, overrides)
         vocabularies = (cfg.MODEL.VILD.VOCABULARY, run / "model_final.pth", cfg.MODEL.WEIGHTS)
         vocabulary = next((str(v) for v in vocabularies if v and Path(v).is_file()), None)
         if vocabulary is None:
