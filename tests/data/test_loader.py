@@ -33,9 +33,9 @@ def test_an_epoch_holds_every_record_once():
 def test_ranks_share_the_stream(monkeypatch):
     whole = take(ResumableSampler(torch.ones(5), seed=0, start=3), 20)
     parts = []
-    monkeypatch.setattr("vild.data.loader.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
     for rank in (0, 1):
-        monkeypatch.setattr("vild.data.loader.comm.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
         parts += take(ResumableSampler(torch.ones(5), seed=0, start=3), 10)
     assert sorted(parts) == sorted(whole)
 

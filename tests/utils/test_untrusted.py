@@ -320,8 +320,8 @@ def test_run_lengths_are_those_of_pycocotools():
             mask[height // 3 : height // 2 + 1, width // 4 :] = 1
         text = mask_api.encode(mask)["counts"].decode()
         flat = np.concatenate([[0], mask.T.ravel(), [2]])
-        assert run_lengths(text).tolist() == np.diff((flat[1:] != flat[:-1]).nonzero()[0], prepend=0).tolist()
-        assert fits(text, height, width) and fits(run_lengths(text).tolist(), height, width)
+        assert run_lengths(text) == np.diff((flat[1:] != flat[:-1]).nonzero()[0], prepend=0).tolist()
+        assert fits(text, height, width) and fits(run_lengths(text), height, width)
         assert not fits(text, height, width + 1) and not fits("", height, width)
 
 

@@ -15,7 +15,6 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.data.build import worker_init_reset_seed
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
-from detectron2.utils import comm
 
 from vild.data import datasets
 from vild.data.mapper import InferenceMapper, ViLDMapper
@@ -108,7 +107,7 @@ class SeededStream(torch.utils.data.Dataset):
         raise UserError(f"{MOST_SKIPPED} unusable images in a row; the last: {[*unreadable.values()][-1]}")
 
 
-class ResumableSampler(torch.utils.data.Sampler):
+class ResumableSampler(RepeatFactorTrainingSampler):
     """An infinite stream of (position, index), shuffled every epoch, that can start at any position.
 
     Args:
@@ -117,16 +116,12 @@ class ResumableSampler(torch.utils.data.Sampler):
     """
 
     def __init__(self, repeats: torch.Tensor, seed: int, start: int = 0):
-        self.repeats = repeats
-        self.seed = seed
+        super().__init__(repeats, seed=seed)
         self.start = start
-        self.rank, self.world = comm.get_rank(), comm.get_world_size()  # not available in worker processes
 
     def _epoch(self, number: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed + number)
-        whole = self.repeats.trunc()
-        counts = whole + (torch.rand(len(self.repeats), generator=generator) < self.repeats - whole)
-        indices = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
+        generator = torch.Generator().manual_seed(self._seed + number)
+        indices = self._get_epoch_indices(generator)
         return indices[torch.randperm(len(indices), generator=generator)].tolist()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -135,7 +130,7 @@ class ResumableSampler(torch.utils.data.Sampler):
             indices = self._epoch(epoch)
             first = max(self.start - position, 0)
             for offset in range(first, len(indices)):
-                if (position + offset) % self.world == self.rank:
+                if (position + offset) % self._world_size == self._rank:
                     yield position + offset, indices[offset]
             position, epoch = position + len(indices), epoch + 1
 

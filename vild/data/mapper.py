@@ -112,8 +112,8 @@ class ViLDMapper(DatasetMapper):
         check_size(image, record)
         inputs = T.AugInput(image)
         transforms = self.augmentations(inputs)
+        image_size = inputs.image.shape[:2]
         result["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
-        image_size = result["image"].shape[1:]
         result["window"] = visible_window(image.shape[:2], transforms, image_size)
         self._transform_annotations(result, transforms, image_size)
         image_id = record["image_id"]

@@ -76,15 +76,13 @@ def judge_network(network: dict, novel: Collection[str], known: Collection[str])
         return CLEAN, f"{network['file']} is an image classifier"
     if network["trained_on"] is None:
         return UNKNOWN, f"{network['file']} ({network['sha']}) has no record of its training"
-    verdicts, sentences = [], []
-    for judged in [
+    judged = [
         *(_judge_data_set(d, novel, known) for d in network["trained_on"]["data_sets"]),
         *(judge_proposals(s["provenance"], novel, known, "its store's") for s in network["trained_on"]["stores"]),
         *(judge_network(start, novel, known) for start in network["trained_on"]["starts"]),
-    ]:
-        verdicts.append(judged[0])
-        sentences.append(judged[1])
-    return worst(verdicts), f"{network['file']} ({network['sha']}): {'; '.join(sentences) or 'trained on nothing'}"
+    ]
+    evidence = "; ".join(sentence for _, sentence in judged) or "trained on nothing"
+    return worst([verdict for verdict, _ in judged]), f"{network['file']} ({network['sha']}): {evidence}"
 
 
 def judge_proposals(

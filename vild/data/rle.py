@@ -3,33 +3,28 @@ older versions writes beyond the end of the mask."""
 
 from __future__ import annotations
 
-import numpy as np
 
-_LONGEST_NUMBER = 7  # characters of five bits each: no mask of 2^31 pixels needs more
-
-
-def run_lengths(counts: str) -> np.ndarray:
-    """Decode a compressed string into run lengths, int64; ValueError if it is invalid.
+def run_lengths(counts: str) -> list[int]:
+    """Decode a compressed string into run lengths; ValueError if it is invalid.
 
     A character has five bits and a continuation bit; from the fourth number on, a number is the difference to the last
     but one.
     """
-    bits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
-    if not len(bits):
-        return bits
-    last = bits & 32 == 0  # of its number
-    if bits.min() < 0 or bits.max() > 63 or not last[-1]:
-        raise ValueError("not run lengths, or truncated")
-    stops = last.nonzero()[0]
-    starts = np.concatenate([[0], stops[:-1] + 1])
-    place = np.arange(len(bits)) - np.repeat(starts, stops - starts + 1)
-    if place.max() >= _LONGEST_NUMBER:
-        raise ValueError("a run length of more than 2^31")
-    values = np.add.reduceat((bits & 31) << 5 * place, starts)
-    values[bits[stops] & 16 > 0] -= 1 << 5 * (place[stops[bits[stops] & 16 > 0]] + 1)
-    for first in (1, 2):  # neither the first number is a difference, nor is any relative to it
-        values[first::2] = values[first::2].cumsum()
-    return values
+    lengths, value, shift = [], 0, 0
+    for bits in (ord(character) - 48 for character in counts):
+        if not 0 <= bits < 64 or shift > 30:  # no mask of 2^31 pixels needs more than seven characters
+            raise ValueError("not run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("truncated run lengths")
+    return lengths
 
 
 def check_end(counts: str) -> None:
@@ -43,5 +38,5 @@ def fits(counts: str | list[int], height: int, width: int) -> bool:
     """Do run lengths (a list or a compressed string) add up to a mask of this size?"""
     if not isinstance(counts, list | str):
         raise ValueError("neither a list nor a string")
-    lengths = np.array(counts, np.int64) if isinstance(counts, list) else run_lengths(counts)
-    return bool((lengths >= 0).all()) and int(lengths.sum()) == height * width
+    lengths = [int(n) for n in counts] if isinstance(counts, list) else run_lengths(counts)
+    return min(lengths, default=0) >= 0 and sum(lengths) == height * width

@@ -8,7 +8,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from vild.utils.errors import UserError
+from vild.utils.untrusted import refused_as
 
 # VOC's class names in its order
 NAMES = (
@@ -20,7 +20,7 @@ SPELLED_OUT = {
     "diningtable": "dining table",
     "pottedplant": "potted plant",
     "tvmonitor": "tv monitor",
-}  # for the text encoder
+}
 
 
 def read_voc(folder: Path, image_set: str) -> dict:
@@ -32,10 +32,8 @@ def read_voc(folder: Path, image_set: str) -> dict:
         UserError: a file is missing or not in VOC's format.
     """
     listing = folder / "ImageSets" / "Main" / f"{image_set}.txt"
-    try:
+    with refused_as(f"{listing} cannot be read"):
         stems = listing.read_text().split()
-    except OSError as error:
-        raise UserError(f"{listing} cannot be read ({error.strerror})") from error
     document = {
         "images": [],
         "annotations": [],
@@ -43,12 +41,10 @@ def read_voc(folder: Path, image_set: str) -> dict:
     }
     for stem in stems:
         path = folder / "Annotations" / f"{stem}.xml"
-        try:
-            image, annotations = _read_image(path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror})") from error
-        except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not a VOC annotation ({error})") from error
+        with refused_as(f"{path} cannot be read"):
+            xml = path.read_bytes()
+        with refused_as(f"{path} is not a VOC annotation"):
+            image, annotations = _parse(xml)
         image_id = len(document["images"]) + 1
         document["images"].append({"id": image_id, "file_name": f"{stem}.jpg", **image})
         for annotation in annotations:
@@ -56,9 +52,9 @@ def read_voc(folder: Path, image_set: str) -> dict:
     return document
 
 
-def _read_image(path: Path) -> tuple[dict, list[dict]]:
-    """Size and annotations of one XML file."""
-    tree = ElementTree.parse(path).getroot()
+def _parse(xml: bytes) -> tuple[dict, list[dict]]:
+    """Size and annotations of one image."""
+    tree = ElementTree.fromstring(xml)
     size = {key: int(tree.find(f"size/{key}").text) for key in ("width", "height")}
     annotations = []
     for item in tree.iter("object"):
