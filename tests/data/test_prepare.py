@@ -1,5 +1,7 @@
 """The derived files: what they keep, that they are checked, and that a wrong file is refused."""
 
+import contextlib
+import io
 import json
 from dataclasses import replace
 
@@ -43,10 +45,11 @@ COCO_FILES = tuple(small(d) for d in prepare.COCO)
 
 
 def run(root, derived, official=True):
-    lines = []
     split = "coco_48_17" if derived[0].path.startswith("coco") else "lvis_v1" if official else "lvis"
-    prepare.prepare(derived, root, split, official, lines.append)
-    return lines
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        prepare.prepare(derived, root, split, official)
+    return printed.getvalue().splitlines()
 
 
 def contents(root, path):

@@ -68,11 +68,8 @@ def audit_vocabulary(path, teacher, benchmark):
     if vocabulary.fingerprint:
         check_same_teacher(vocabulary.fingerprint, f"vocabulary {path}", teacher.fingerprint, "--teacher")
     sets = {str(own): find_prompts(own)} if own in PROMPT_SETS or isinstance(own, LearnedPrompts) else PROMPT_SETS
-    synonyms = vocabulary.synonyms or ((),) * len(vocabulary)
-    expected = {
-        name: encode_names(teacher.encode_text, vocabulary.names, synonyms, prompts).cpu()
-        for name, prompts in sets.items()
-    }
+    words = vocabulary.names, vocabulary.synonyms or ((),) * len(vocabulary)
+    expected = {name: encode_names(teacher.encode_text, *words, prompts).cpu() for name, prompts in sets.items()}
     yield "measured", *judge_vocabulary(vocabulary, expected, benchmark)
 
 

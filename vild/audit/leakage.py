@@ -10,10 +10,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from vild.audit.pasted_boxes import EXACT, ImageTruth, measure_boxes, truth_by_image
+from vild.audit.pasted_boxes import EXACT, ImageTruth, measure_boxes, truth_by_image, xyxy
 from vild.data import datasets
 from vild.data.provenance import CLEAN, LEAK, UNKNOWN
 from vild.utils.errors import UserError
@@ -71,7 +70,7 @@ class TrainingSet:
 
     Attributes:
         where: description of the source.
-        handed: (class name, box xyxy) of each annotation passed to training, by image.
+        handed: (class name, box xywh) of each annotation passed to training, by image.
         novel_in_file: (id, class name) of all novel annotations in the file, passed to training or not.
     """
 
@@ -88,21 +87,13 @@ class TrainingSet:
         names = {c["id"]: c["name"] for c in document["categories"]}
         held = [(a["id"], names[a["category_id"]]) for a in document["annotations"] if names[a["category_id"]] in novel]
         if registered:
-            own = datasets.get_classes(source).names
-            handed = {
-                r["image_id"]: [(own[a["category_id"]], _corners(a["bbox"])) for a in r["annotations"]]
-                for r in datasets.load_dicts(source)
-            }
+            names, records = datasets.get_classes(source).names, datasets.load_dicts(source)
+            handed = {r["image_id"]: [(names[a["category_id"]], a["bbox"]) for a in r["annotations"]] for r in records}
             return cls(f"{entry.json} (split {entry.split}, keep {entry.keep})", handed, held)
         handed = {i["id"]: [] for i in document["images"]}
         for a in document["annotations"]:
-            handed[a["image_id"]].append((names[a["category_id"]], _corners(a["bbox"])))
+            handed[a["image_id"]].append((names[a["category_id"]], a["bbox"]))
         return cls(entry.json, handed, held)
-
-
-def _corners(bbox: list[float]) -> list[float]:
-    x, y, w, h = bbox
-    return [x, y, x + w, y + h]
 
 
 def judge_training_set(training: TrainingSet, benchmark: Benchmark) -> tuple[str, str]:
@@ -116,7 +107,7 @@ def judge_training_set(training: TrainingSet, benchmark: Benchmark) -> tuple[str
     evidence += f"; {len(through)} of them reach training, with {sum(map(len, handed.values())) - len(through)} others"
     hidden = 0
     if truth is not None:
-        boxes = {i: torch.tensor([b for n, b in rows if n not in novel]).reshape(-1, 4) for i, rows in handed.items()}
+        boxes = {i: xyxy([b for n, b in rows if n not in novel]).float() for i, rows in handed.items()}
         measured = measure_boxes(boxes.items(), truth, edges=True)
         hidden = int((measured.novel.distance <= EXACT).sum())
         empty = [i for i, b in boxes.items() if len(b) == 0]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from vild.data.datasets import Classes
 from vild.data.provenance import CLEAN, LEAK, UNKNOWN
@@ -69,18 +70,21 @@ class Measured:
 
 def truth_by_image(document: dict, classes: Classes) -> dict[int, ImageTruth]:
     """The boxes of an annotation file (COCO or LVIS style) without crowds and empty boxes."""
-    base_ids, novel_ids = (
-        {i for i, s in zip(classes.ids, classes.splits, strict=True) if s == mark} for mark in ("base", "novel")
-    )
-    rows: dict[int, tuple[list, list]] = {i["id"]: ([], []) for i in document["images"]}
+    marks = dict(zip(classes.ids, classes.splits, strict=True))
+    rows = {i["id"]: {"base": [], "novel": []} for i in document["images"]}
     for a in document["annotations"]:
-        x, y, w, h = a["bbox"]
-        if a["category_id"] in base_ids | novel_ids and w > 0 and h > 0 and not a.get("iscrowd", 0):
-            rows[a["image_id"]][a["category_id"] in novel_ids].append([x, y, x + w, y + h])
+        mark = marks.get(a["category_id"])
+        if mark and min(a["bbox"][2:]) > 0 and not a.get("iscrowd", 0):
+            rows[a["image_id"]][mark].append(a["bbox"])
     return {
-        i["id"]: ImageTruth(*(torch.tensor(r).double().reshape(-1, 4) for r in rows[i["id"]]), i["height"], i["width"])
+        i["id"]: ImageTruth(xyxy(rows[i["id"]]["base"]), xyxy(rows[i["id"]]["novel"]), i["height"], i["width"])
         for i in document["images"]
     }
+
+
+def xyxy(boxes: list[list[float]]) -> Tensor:
+    """Boxes in xywh as corners, float64 [N, 4]."""
+    return box_convert(torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4), "xywh", "xyxy")
 
 
 def distances(truth: Tensor, found: Tensor) -> Tensor:

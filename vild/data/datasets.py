@@ -48,8 +48,7 @@ def entries() -> dict[str, Entry]:
 def add_entry(name: str, entry: Entry) -> Path:
     """Add a data set to the user's file; returns its path."""
     path = root() / USER_FILE
-    known = {n: asdict(e) for n, e in _user_entries().items()}
-    write_json(path, {**known, name: asdict(entry)})
+    write_json(path, {n: asdict(e) for n, e in {**_user_entries(), name: entry}.items()})
     return path
 
 
@@ -117,7 +116,7 @@ def load_dicts(name: str) -> list[dict]:
     kept = {i: k for k, (i, s) in enumerate(zip(classes.ids, classes.splits, strict=True)) if s in marks}
     by_image: dict[int, list[dict]] = {}
     for a in document["annotations"]:
-        if a["category_id"] not in kept or a["bbox"][2] <= 0 or a["bbox"][3] <= 0:
+        if a["category_id"] not in kept or min(a["bbox"][2:]) <= 0:
             continue
         record = {
             "bbox": a["bbox"],
@@ -182,8 +181,6 @@ def register_all() -> None:
     coco_2017_val, ...) so that all readers see the same images and classes."""
     for name in entries():
         if name in DatasetCatalog.list():
-            if MetadataCatalog.get(name).get("evaluator_type") == "vild":
-                continue
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
         DatasetCatalog.register(name, lambda name=name: load_dicts(name))

@@ -153,12 +153,9 @@ def training_records(names: tuple[str, ...], filter_empty: bool) -> list[dict]:
 
 
 def check_masks(records: list[dict], mask_format: str) -> None:
-    """UserError unless every annotation has a mask in ``INPUT.MASK_FORMAT``."""
+    """UserError unless every annotation that is not a crowd has a mask in ``INPUT.MASK_FORMAT``."""
     for record in records:
-        for annotation in record["annotations"]:
-            mask = annotation.get("segmentation")
-            if annotation["iscrowd"]:
-                continue
+        for mask in (a.get("segmentation") for a in record["annotations"] if not a["iscrowd"]):
             if not mask:
                 raise UserError(f"image {record['file_name']}: a box without a mask, but MODEL.MASK_ON is True")
             if isinstance(mask, dict) and mask_format == "polygon":

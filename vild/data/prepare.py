@@ -101,44 +101,47 @@ COCO = (
 )
 
 
-def prepare(derived: Sequence[Derived], root: Path, split_name: str, official: bool, say=print) -> None:
+def prepare(derived: Sequence[Derived], root: Path, split_name: str, official: bool) -> None:
     """Write the files that do not exist yet, and check those that do.
 
     Args:
         root: ``DETECTRON2_DATASETS``.
         split_name: defines the base and novel classes.
         official: the sources must be the published files, with the published sizes, names and ids.
-        say: called with each line of progress.
 
     Raises:
         UserError: a source or an existing file is not as expected. Files written before that are kept.
     """
     split = read_split(split_name, root)
     # one big file in memory at a time: summaries of existing files first
-    existing = {d.path: summarize(_read(d, root, split, official, say)) for d in derived if (root / d.path).is_file()}
+    existing = {d.path: summarize(_read(d, root, split, official)) for d in derived if (root / d.path).is_file()}
     for source in dict.fromkeys(d.source for d in derived):
         wanted = [d for d in derived if d.source == source]
         if not (root / source).is_file():
             if missing := [d.path for d in wanted if d.path not in existing]:
                 raise UserError(f"{root / source} does not exist; {missing[0]} is derived from it")
-            say(f"{source} does not exist: its {len(wanted)} files are checked against the published sizes only")
+            print(f"{source} does not exist: its {len(wanted)} files are checked against the published sizes only")
             continue
-        say(f"reading {root / source}")
+        print(f"reading {root / source}")
         document = load_annotations(root / source)
         if official:
-            _check_official(document, source, OFFICIAL[source], tuple(MARKS), split, say)
+            _check_official(document, source, OFFICIAL[source], tuple(MARKS), split)
         for d in wanted:
             made = d.derive(document, _category_ids(document, split, d.marks))
             if d.path in existing:
-                _check_same(root / d.path, existing[d.path], summarize(made), source)
-                say(f"{d.path}: already exists, same content as derived from {source}")
+                expected = summarize(made)
+                for kind, found in existing[d.path].items():
+                    if found != expected[kind]:
+                        what = f"its {found[0]:,} {kind} differ from the {expected[kind][0]:,} derived from {source}"
+                        raise UserError(f"{root / d.path}: {what}; delete it to have it written again")
+                print(f"{d.path}: already exists, same content as derived from {source}")
                 continue
             if not made["images"]:
                 raise UserError(f"{root / source}: no image for {d.path}")
             if official:
-                _check_official(made, d.path, d.published, d.marks, split, say)
+                _check_official(made, d.path, d.published, d.marks, split)
             write_json(root / d.path, made)
-            say(f"{d.path}: written")
+            print(f"{d.path}: written")
 
 
 def summarize(document: dict) -> dict[str, tuple[int, str]]:
@@ -156,12 +159,12 @@ def _category_ids(document: dict, split: Split, marks: Sequence[str]) -> set[int
     return {c["id"] for c in document["categories"] if split.mark(c) in {MARKS[m] for m in marks}}
 
 
-def _read(d: Derived, root: Path, split: Split, official: bool, say) -> dict:
+def _read(d: Derived, root: Path, split: Split, official: bool) -> dict:
     """An existing derived file; UserError for an annotation of a class that is not of ``d.marks``."""
-    say(f"reading {root / d.path}")
+    print(f"reading {root / d.path}")
     document = load_annotations(root / d.path)
     if official:
-        _check_official(document, d.path, d.published, d.marks, split, say)
+        _check_official(document, d.path, d.published, d.marks, split)
     ids, names = _category_ids(document, split, d.marks), {c["id"]: c["name"] for c in document["categories"]}
     for n, a in enumerate(document["annotations"]):
         if a["category_id"] not in ids:
@@ -172,18 +175,11 @@ def _read(d: Derived, root: Path, split: Split, official: bool, say) -> dict:
     return document
 
 
-def _check_same(path: Path, found: dict, expected: dict, source: str) -> None:
-    for kind, (count, digest) in found.items():
-        if (count, digest) != expected[kind]:
-            what = f"its {count:,} {kind} differ from the {expected[kind][0]:,} derived from {source}"
-            raise UserError(f"{path}: {what}; delete it to have it written again")
-
-
-def _check_official(document: dict, path: str, published: tuple, marks: tuple[str, ...], split: Split, say) -> None:
+def _check_official(document: dict, path: str, published: tuple, marks: tuple[str, ...], split: Split) -> None:
     """UserError for other sizes than published, or other names or ids than in the split's lists ``marks``."""
     for kind, expected in zip(FIELDS, published, strict=True):
         found = len(document[kind])
-        say(f"{path}: {found:,} {kind}" + (f", published {expected:,}" if expected is not None else ""))
+        print(f"{path}: {found:,} {kind}" + (f", published {expected:,}" if expected is not None else ""))
         if expected not in (None, found):
             raise UserError(
                 f"{path}: {found:,} {kind}, but the published file has {expected:,} (--unofficial accepts other files)"

@@ -43,10 +43,8 @@ def skips(cfg) -> bool:
 
 class UnreadableCounter:
     """Wrap a training loader: log each unreadable image once, write all to ``unreadable.json`` in ``folder`` (rank N:
-    ``unreadable-N.json``) and their number to the metric ``unreadable_pictures``.
-
-    It counts distinct images, not how often they were drawn, so a resumed run has the same count as an uninterrupted
-    one.
+    ``unreadable-N.json``) and their number to the metric ``unreadable_pictures``. (Distinct images are counted, so that
+    a resumed run has the same count as an uninterrupted one.)
     """
 
     def __init__(self, loader, folder: str | Path, resumed: bool):
@@ -86,11 +84,10 @@ def gather_unreadable(found: dict[str, str], name: str, output_dir: str | Path |
         logger.warning("without detections: %s", why)
     if together:
         logger.warning("%s: %d images CANNOT BE READ; they count as images without detections", name, len(together))
-    if output_dir:
-        if together:
+        if output_dir:
             write_json(Path(output_dir) / FILE, together)
-        else:
-            (Path(output_dir) / FILE).unlink(missing_ok=True)
+    elif output_dir:
+        (Path(output_dir) / FILE).unlink(missing_ok=True)
     return len(together)
 
 
