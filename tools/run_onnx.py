@@ -43,10 +43,8 @@ def main():
     parser.add_argument("--input", required=True, nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="output file (JSON)")
     parser.add_argument("--context", type=Path, metavar="FILE", help="names that take part but are not reported")
-    parser.add_argument(
-        "--threshold", type=float, default=THRESHOLD, metavar="SCORE",
-        help=f"minimum score of a detection (default: {THRESHOLD})",
-    )  # fmt: skip
+    text = f"minimum score of a detection (default: {THRESHOLD})"
+    parser.add_argument("--threshold", type=float, default=THRESHOLD, metavar="SCORE", help=text)
     parser.add_argument("--top-k", type=int, metavar="N", help="report at most this many per image (default: all)")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
     args = parser.parse_args()
@@ -72,16 +70,15 @@ def run(args) -> None:
             left = (time.monotonic() - start) / max(done, 1) * (len(args.input) - done)
             print(f"\r{done} of {len(args.input)} images, {left:.0f} s left ", end="", file=sys.stderr)
         array = read_image(file_name, manifest["picture"]["format"])
-        detections = detect(session, resize(array, manifest["picture"]), array.shape[:2], feed, words)
-        detections = [d for d in detections if d["score"] > args.threshold][: args.top_k]
-        records.append(
-            {"file_name": file_name, "height": array.shape[0], "width": array.shape[1], "detections": detections}
-        )
+        height, width, _ = array.shape
+        found = detect(session, resize(array, manifest["picture"]), (height, width), feed, words)
+        found = [d for d in found if d["score"] > args.threshold][: args.top_k]
+        records.append({"file_name": file_name, "height": height, "width": width, "detections": found})
     write_whole(args.output, json.dumps(records, indent=1))
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The file is there whole, on the disk, or as it was; an error leaves nothing beside it."""
+    """Write a file atomically; an error leaves nothing beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
     try:
@@ -90,10 +87,9 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
+    finally:
+        with suppress(OSError):  # after another error, which is the one to report
             aside.unlink(missing_ok=True)
-        raise
 
 
 def detect(session, image: np.ndarray, size: tuple[int, int], feed: dict, words: dict) -> list[dict]:
@@ -120,9 +116,7 @@ def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # no warning that 'shown' can be given and can be left out: it is meant
     try:
-        if beside.stat().st_size > MOST_JSON:
-            raise Mistake(f"{beside} is larger than {MOST_JSON} bytes")
-        manifest = json.loads(beside.read_text())
+        manifest = parse_json(beside.read_bytes())
         manifest["picture"], manifest["teacher"], manifest["width"]
         providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
         return onnxruntime.InferenceSession(path, options, providers=providers), manifest
@@ -133,33 +127,33 @@ def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
 def load_vocabulary(path: Path, manifest: dict) -> dict:
     """A vocabulary file's names, splits, synonyms and embeddings [C, D]; its teacher must be the model's."""
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > MOST_JSON:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-            state, place = json.loads(header["__metadata__"]["vild"]), header["embeddings"]
-            shape = place["shape"]
-            file.seek(place["data_offsets"][0], os.SEEK_CUR)
-            if 4 * shape[0] * shape[1] > path.stat().st_size or min(shape) < 0:
-                raise ValueError(f"embeddings {shape} in a file of {path.stat().st_size} bytes")
-            state["embeddings"] = np.frombuffer(file.read(4 * shape[0] * shape[1]), "<f4").reshape(shape)
-            theirs = state["fingerprint"]
-            theirs.get("weights"), state["synonyms"]
-            if not len(state["names"]) == len(state["splits"]) == shape[0]:
-                raise ValueError(f"{shape[0]} embeddings of {len(state['names'])} names")
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = parse_json(content[8:start])
+        words, (low, high) = json.loads(header["__metadata__"]["vild"]), header["embeddings"]["data_offsets"]
+        rows = np.frombuffer(content[start + low : start + high], "<f4").reshape(header["embeddings"]["shape"])
+        count, width = rows.shape
+        if not len(words["names"]) == len(words["splits"]) == count:
+            raise ValueError(f"{count} embeddings of {len(words['names'])} names")
+        weights, name = words["fingerprint"].get("weights"), words["fingerprint"].get("name", "unknown")
+        words["embeddings"] = rows
     except FileNotFoundError as error:
         raise Mistake(f"vocabulary: {path} does not exist") from error
     except Exception as error:  # a broken file can fail anywhere
         raise Mistake(f"vocabulary: {path} is not a vocabulary file ({first_line(error)})") from error
-    mine = manifest["teacher"]
-    if shape[1] != manifest["width"] or theirs.get("weights") != mine.get("weights"):
+    model = manifest["teacher"]
+    if (width, weights) != (manifest["width"], model.get("weights")):
         raise Mistake(
-            f"vocabulary {path} is of teacher {theirs.get('name', 'unknown')} (width {shape[1]}, weights "
-            f"{theirs.get('weights')}), but the model is of teacher {mine.get('name', 'unknown')} (width "
-            f"{manifest['width']}, weights {mine.get('weights')})"
+            f"vocabulary {path} is of teacher {name} (width {width}, weights {weights}), but the model is of teacher "
+            f"{model.get('name', 'unknown')} (width {manifest['width']}, weights {model.get('weights')})"
         )
-    return state
+    return words
+
+
+def parse_json(content: bytes) -> dict:
+    if len(content) > MOST_JSON:
+        raise ValueError(f"more than {MOST_JSON} bytes of JSON")
+    return json.loads(content)
 
 
 def with_context(words: dict, context: dict, manifest: dict) -> tuple[np.ndarray, list[str]]:
@@ -175,8 +169,7 @@ def with_context(words: dict, context: dict, manifest: dict) -> tuple[np.ndarray
 
 def spellings(words: dict, index: int) -> set[str]:
     """The names of a class, cleaned as vild/vocabulary/prompts.py does it."""
-    synonyms = words["synonyms"][index] if words["synonyms"] else []
-    names = (words["names"][index], *synonyms)
+    names = [words["names"][index], *(words["synonyms"][index] if words.get("synonyms") else [])]
     return {n.replace("_", " ").replace("/", " or ").lower().strip().removesuffix(".") for n in names}
 
 
