@@ -116,7 +116,7 @@ def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # no warning that 'shown' can be given and can be left out: it is meant
     try:
-        manifest = parse_json(beside.read_bytes())
+        manifest = parse_json(np.memmap(beside, np.uint8, "r"))
         manifest["picture"], manifest["teacher"], manifest["width"]
         providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
         return onnxruntime.InferenceSession(path, options, providers=providers), manifest
@@ -126,19 +126,19 @@ def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
 
 def load_vocabulary(path: Path, manifest: dict) -> dict:
     """A vocabulary file's names, splits, synonyms and embeddings [C, D]; its teacher must be the model's."""
+    if not path.is_file():
+        raise Mistake(f"vocabulary: {path} does not exist")
     try:
-        content = path.read_bytes()
-        start = 8 + int.from_bytes(content[:8], "little")
+        content = np.memmap(path, np.uint8, "r")  # only what the header names is read
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
         header = parse_json(content[8:start])
         words, (low, high) = json.loads(header["__metadata__"]["vild"]), header["embeddings"]["data_offsets"]
-        rows = np.frombuffer(content[start + low : start + high], "<f4").reshape(header["embeddings"]["shape"])
+        rows = np.array(content[start + low : start + high]).view("<f4").reshape(header["embeddings"]["shape"])
         count, width = rows.shape
         if not len(words["names"]) == len(words["splits"]) == count:
             raise ValueError(f"{count} embeddings of {len(words['names'])} names")
         weights, name = words["fingerprint"].get("weights"), words["fingerprint"].get("name", "unknown")
         words["embeddings"] = rows
-    except FileNotFoundError as error:
-        raise Mistake(f"vocabulary: {path} does not exist") from error
     except Exception as error:  # a broken file can fail anywhere
         raise Mistake(f"vocabulary: {path} is not a vocabulary file ({first_line(error)})") from error
     model = manifest["teacher"]
@@ -150,10 +150,10 @@ def load_vocabulary(path: Path, manifest: dict) -> dict:
     return words
 
 
-def parse_json(content: bytes) -> dict:
+def parse_json(content: np.ndarray) -> dict:
     if len(content) > MOST_JSON:
         raise ValueError(f"more than {MOST_JSON} bytes of JSON")
-    return json.loads(content)
+    return json.loads(content.tobytes())
 
 
 def with_context(words: dict, context: dict, manifest: dict) -> tuple[np.ndarray, list[str]]:
