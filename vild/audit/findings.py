@@ -34,8 +34,8 @@ def audit_boxes(found, benchmark):
 def audit_proposals(path, benchmark):
     yield "measured", *audit_boxes(((i, boxes) for i, (boxes, _) in load_proposals(path).items()), benchmark)
     labels = read_labels(path)
-    if len(labels) > 1:  # one and the same label says nothing
-        yield "measured", UNKNOWN, f"carries {len(labels)} class labels (vild reads none); whose, cannot be measured"
+    if len(labels) > 1:  # a single label carries no information
+        yield "measured", UNKNOWN, f"carries {len(labels)} class labels (vild reads none) of unknown origin"
     with recorded_by("proposals", path):
         judged = judge_proposals(read_provenance(path), benchmark.novel, benchmark.known)
     yield "recorded", *judged
@@ -63,7 +63,7 @@ def audit_vocabulary(path, teacher, benchmark):
         yield "recorded", verdict, f"its prompts ({own}) were learned on {len(known or ())} names, novel: {met[:5]}"
     origin = f"prompts '{own}' of teacher {describe(vocabulary.fingerprint)}"
     if teacher is None:
-        yield "recorded", UNKNOWN, f"says it is {origin}; --teacher measures it"
+        yield "recorded", UNKNOWN, f"claims {origin}; give --teacher to measure it"
         return
     if vocabulary.fingerprint:
         check_same_teacher(vocabulary.fingerprint, f"vocabulary {path}", teacher.fingerprint, "--teacher")

@@ -107,7 +107,7 @@ def judge_training_set(training: TrainingSet, benchmark: Benchmark) -> tuple[str
     evidence += f"; {len(through)} of them reach training, with {sum(map(len, handed.values())) - len(through)} others"
     hidden = 0
     if truth is not None:
-        boxes = {i: xyxy([b for n, b in rows if n not in novel]).float() for i, rows in handed.items()}
+        boxes = {i: xyxy([b for n, b in rows if n not in novel]) for i, rows in handed.items()}
         measured = measure_boxes(boxes.items(), truth, edges=True)
         hidden = int((measured.novel.distance <= EXACT).sum())
         empty = [i for i, b in boxes.items() if len(b) == 0]

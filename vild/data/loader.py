@@ -196,12 +196,10 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
         check_store(store, cfg.DATASETS.TRAIN, records, cfg.MODEL.VILD.DISTILL_FROM == "mixed")
     datasets.forget()
     seed = max(cfg.SEED, 0)
+    repeats = torch.ones(len(records))
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        repeats = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD
-        )
-    else:
-        repeats = torch.ones(len(records))
+        threshold = cfg.DATALOADER.REPEAT_THRESHOLD
+        repeats = ResumableSampler.repeat_factors_from_category_frequency(records, threshold)
     skip = skips(cfg)
     loader = build_detection_train_loader(
         dataset=SeededStream(records, ViLDMapper.from_config(cfg, store), seed, skip),

@@ -34,11 +34,8 @@ def visible_regions(boxes: Tensor, window: Sequence[float], min_visible: float) 
 
 
 def visible_window(size: tuple[int, int], transforms: T.TransformList, image_size: tuple[int, int]) -> tuple[int, ...]:
-    """The part of an augmented image that is not padding (as of large-scale jitter): xyxy.
-
-    Args:
-        size, image_size: (height, width) before and after augmentation.
-    """
+    """The part of an augmented image that is not padding (as of large-scale jitter), xyxy; ``size`` and ``image_size``
+    are (height, width) before and after augmentation."""
     corners = transforms.apply_box(np.array([[0.0, 0.0, size[1], size[0]]])).reshape(2, 2)
     return tuple(corners.round().clip(0, image_size[::-1]).astype(int).flatten().tolist())
 
@@ -46,16 +43,8 @@ def visible_window(size: tuple[int, int], transforms: T.TransformList, image_siz
 def transform_regions(
     boxes: Tensor, transforms: T.TransformList, image_size: tuple[int, int], min_visible: float
 ) -> tuple[Tensor, Tensor]:
-    """Apply an augmentation to boxes.
-
-    Args:
-        boxes: [N, 4] xyxy in the original image.
-        image_size: (height, width) after augmentation.
-        min_visible: see :func:`visible_regions`.
-
-    Returns:
-        boxes [K, 4] in the augmented image, clipped; row indices, int64 [K].
-    """
+    """Apply an augmentation to boxes [N, 4], xyxy in the original image; :func:`visible_regions` of the augmented one,
+    whose size is (height, width)."""
     moved = torch.from_numpy(transforms.apply_box(boxes.numpy())).float()
     return visible_regions(moved, (0, 0, image_size[1], image_size[0]), min_visible)
 
