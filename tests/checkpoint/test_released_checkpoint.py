@@ -165,6 +165,7 @@ def test_the_teacher_must_recognise_the_names(arrays, teacher):
     rows = dict(zip(vocabulary.names, vocabulary.embeddings, strict=True))
 
     class OtherTeacher:
+        logit_scale, logit_bias = 100.0, 0.0
         fingerprint = {"name": "other", "pretrained": "", "width": 512, "weights": "0"}  # noqa: RUF012
 
         def encode_text(self, texts):
@@ -246,13 +247,13 @@ def test_the_mask_head(arrays, detector):
 
 
 def test_the_converted_detector_detects(detector, image):
-    found = detector(image)
+    found = detector(image, across_names=1.0)
     assert len(found) == 20 and len(detector.names) == 1203 and found.pred_masks.any() and found.scores.isfinite().all()
 
 
 def test_any_image_any_words(thin_cfg, image, tmp_path):
     detector = OpenVocabularyDetector(thin_cfg)
-    found = detector(image)
+    found = detector(image, across_names=1.0)
     assert found.image_size == (90, 150) and len(found) == 20 and found.pred_masks.shape == (20, 90, 150)
     assert detector.names[0] == "aerosol_can" and found.pred_masks.any()
     rows = torch.nn.functional.normalize(torch.randn(4, 512, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -260,10 +261,10 @@ def test_any_image_any_words(thin_cfg, image, tmp_path):
     others = detector.with_vocabulary(four)(image)
     assert set(others.labels()) <= {*"abcd"} and len(others)
     detector.save(tmp_path / "folder", teacher=False)
-    again = OpenVocabularyDetector.from_folder(tmp_path / "folder", "cpu")(image)
+    again = OpenVocabularyDetector.from_folder(tmp_path / "folder", "cpu")(image, across_names=1.0)
     assert torch.equal(again.pred_boxes.tensor, found.pred_boxes.tensor) and torch.equal(again.scores, found.scores)
     sizes = [image, image[:40, :60], image]
-    together = detector(sizes)
+    together = detector(sizes, across_names=1.0)
     assert [len(x) for x in together] == [20] * 3 and torch.allclose(together[2].scores, found.scores, atol=1e-5)
 
 
@@ -393,7 +394,7 @@ def test_it_can_be_exported(thin_cfg, image, tmp_path):
     for array in (image, image[:, :40], image[:9, :7]):
         feed = {"picture": array, "text": vocabulary.embeddings.numpy(), "base": vocabulary.mask("base").numpy()}
         boxes, scores, classes, masks = session.run(None, feed)
-        found = detector(array)
+        found = detector(array, across_names=1.0)
         near = (torch.from_numpy(boxes)[:, None] - found.pred_boxes.tensor).abs().amax(2) < 1e-2
         near &= torch.from_numpy(classes)[:, None] == found.pred_classes
         near &= (torch.from_numpy(scores)[:, None] - found.scores).abs() < 1e-4

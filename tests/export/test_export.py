@@ -208,7 +208,7 @@ def test_the_ensemble_asks_which_names_are_base(vocabulary_file, images, tmp_pat
                        "--input", *images, "--output", tmp_path / "r.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     for record, image in zip(json.loads((tmp_path / "r.json").read_text()), images, strict=True):
-        check_same(record["detections"], detector(image, vocabulary).to_dict()["detections"])
+        check_same(record["detections"], detector(image, vocabulary, across_names=1.0).to_dict()["detections"])
     session, text = session_of(tmp_path / "model.onnx"), vocabulary.embeddings.numpy()
     assert [x.name for x in session.get_inputs()] == ["picture", "text", "base"]
     assert [x.name for x in session.get_outputs()] == ["boxes", "scores", "classes"]

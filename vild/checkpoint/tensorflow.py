@@ -238,4 +238,5 @@ def with_teacher(vocabulary: Vocabulary, teacher, every: int = 80) -> Vocabulary
     right = (nearest == torch.tensor(sample)).sum().item()
     if right * 2 < len(sample):
         raise UserError(f"{where}: only {right} of {len(sample)} names have similar text embeddings in the checkpoint")
-    return replace(vocabulary, fingerprint=teacher.fingerprint)
+    learned = {"logit_scale": teacher.logit_scale, "logit_bias": teacher.logit_bias}
+    return replace(vocabulary, fingerprint=teacher.fingerprint, **learned)
