@@ -44,41 +44,37 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
 def write_case(folder: Path, image_count: int, per_image: int, masks: bool = False, seed: int = 0) -> tuple[Path, Path]:
     """Write synthetic ground truth in LVIS's format (twelve boxes per image, classes by a power law) and results, which
     find each box once, moved a little, among noise up to ``per_image``. With ``masks``: rectangles. Returns both."""
+    from benchmarks.common import random_boxes
+
     rng, frequency = np.random.default_rng(seed), 1 / np.arange(1, CLASSES + 1) ** 0.8
     truth, results = folder / f"gt_{image_count}.json", folder / f"results_{image_count}.json"
     images, annotations = [], []
 
-    def record(image_id: int, box: list[float], name: int, **more: object) -> dict:
-        mask = {"segmentation": _rectangle(box)} if masks else {}
-        return {"image_id": image_id, "category_id": name, "bbox": box, **mask, **more}
+    def records(image_id: int, boxes: np.ndarray, names: np.ndarray) -> Iterator[dict]:
+        for box, name in zip(boxes.tolist(), names.tolist(), strict=True):
+            mask = {"segmentation": _rectangle(box)} if masks else {}
+            yield {"image_id": image_id, "category_id": name, "bbox": box, **mask}
 
     with open(results, "w") as file:
         for image_id in range(1, image_count + 1):
             names = rng.choice(CLASSES, per_image, p=frequency / frequency.sum()) + 1
-            boxes, scores = _boxes(rng, per_image), rng.uniform(0, 0.7, per_image)
-            for box, name in zip(boxes[:12].tolist(), names[:12].tolist(), strict=True):
-                more = {"id": len(annotations) + 1, "area": box[2] * box[3], "iscrowd": 0}
-                annotations.append(record(image_id, box, name, **more))
+            boxes, scores = random_boxes(rng, per_image, *SIZE, smallest=16), rng.uniform(0, 0.7, per_image)
+            boxes[:, 2:] -= boxes[:, :2]  # xywh
+            for record in records(image_id, boxes[:12], names[:12]):
+                _, _, width, height = record["bbox"]
+                annotations.append({**record, "id": len(annotations) + 1, "area": width * height, "iscrowd": 0})
             negative = np.setdiff1d(rng.integers(1, CLASSES + 1, 6), names[:12]).tolist()
-            images.append({"id": image_id, "height": SIZE[0], "width": SIZE[1], "file_name": f"{image_id}.jpg",
-                           "neg_category_ids": negative, "not_exhaustive_category_ids": []})  # fmt: skip
+            image = {"id": image_id, "height": SIZE[0], "width": SIZE[1], "file_name": f"{image_id}.jpg"}
+            images.append({**image, "neg_category_ids": negative, "not_exhaustive_category_ids": []})
             boxes[:12] = (boxes[:12] + rng.normal(0, 3, (12, 4))).clip(1)
             scores[:12] = rng.uniform(0.3, 1, 12)
-            for box, name, score in zip(boxes.tolist(), names.tolist(), scores.tolist(), strict=True):
-                start = "[\n" if file.tell() == 0 else ",\n"
-                file.write(start + json.dumps(record(image_id, box, name, score=score)))
+            found = [{**r, "score": s} for r, s in zip(records(image_id, boxes, names), scores.tolist(), strict=True)]
+            file.write("[\n" if image_id == 1 else ",\n")
+            file.write(",\n".join(map(json.dumps, found)))
         file.write("\n]\n")
     categories = [{"id": c, "name": f"class {c}", "frequency": "fcr"[c % 3]} for c in range(1, CLASSES + 1)]
     truth.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return truth, results
-
-
-def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """xywh float64 [count, 4]."""
-    from benchmarks.common import random_boxes
-
-    boxes = random_boxes(rng, count, *SIZE, smallest=16)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
 
 
 def _rectangle(box: list[float]) -> dict:
