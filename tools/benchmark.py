@@ -51,11 +51,11 @@ def add_flags(verb: str, parser: argparse.ArgumentParser) -> None:
         add("--scratch", type=Path, metavar="FOLDER", help="a folder with several GB of space (the system's)")
     if verb in ("crops", "teacher"):
         add("--images", type=Path, metavar="FOLDER", help="photographs (default: synthetic images)")
+        add_shared(parser, "--teacher", default="ViT-B-32")
+    if verb == "vocabulary":
+        add_shared(parser, "--teacher", note="default: the built-in world's text tower")
+        count("--encode", 50, "names to encode")
     if verb in ("crops", "teacher", "vocabulary"):
-        if verb == "vocabulary":
-            add_shared(parser, "--teacher", note="default: the built-in world's text tower")
-        else:
-            add_shared(parser, "--teacher", default="ViT-B-32")
         add_shared(parser, "--pretrained", default="random")
 
     if verb == "crops":
@@ -84,8 +84,6 @@ def add_flags(verb: str, parser: argparse.ArgumentParser) -> None:
         add("--compile", action="store_true", help="compile the image tower")
     elif verb == "train-step":
         add("--variants", nargs="+", default=["vild", "ensemble"], choices=["vild", "ensemble"], help="(both)")
-    elif verb == "vocabulary":
-        count("--encode", 50, "names to encode")
 
 
 @one_line_errors
@@ -97,6 +95,8 @@ def main():
     from vild.utils.files import write_json
 
     args.device = getattr(args, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(args.device).index or 0)  # which the timers synchronise
     rows = []
     for row in importlib.import_module(f"benchmarks.{args.verb.replace('-', '_')}").run(args):
         rows.append(row)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from experiments.glyphs import GlyphsRun
@@ -126,15 +127,15 @@ def plot(results: Mapping[str, list[dict]], path: Path) -> None:
 
 def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
     """Novel (filled) and base (open) box AP50 over GFLOP per image; no plot if all rows cost the same."""
-    rows = [(n, *row) for n, row in enumerate(results.items()) if row[1] and GFLOP in row[1][0]]
-    if len({round(values[0][GFLOP], 6) for _, _, values in rows}) < 2:
+    costs = {name: values[0][GFLOP] for name, values in results.items() if values and GFLOP in values[0]}
+    if len({round(gflop, 6) for gflop in costs.values()}) < 2:
         return
     with _axes(path, results, "GFLOP per image", "box AP50, novel (filled) and base classes") as axes:
-        for number, name, values in rows:
+        for number, (name, values) in enumerate(results.items()):
             for group, style in (("novel", {"label": name}), ("base", {"markerfacecolor": "none"})):
                 y = [v.get(f"bbox/AP50_{group}") for v in values]
-                if None not in y:
-                    axes.errorbar(values[0][GFLOP], np.mean(y), yerr=_spread(y), **_style(number), **style)
+                if name in costs and None not in y:
+                    axes.errorbar(costs[name], np.mean(y), yerr=_spread(y), **_style(number), **style)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:.3g}")
         axes.xaxis.set_minor_formatter("{x:.3g}")
@@ -152,12 +153,8 @@ def _spread(values: Sequence[float]) -> float | None:
 @contextmanager
 def _axes(path: Path, results: Mapping[str, list[dict]], x: str, y: str) -> Iterator[Any]:
     """Axes with a legend beside them; written to ``path`` when the block ends."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 6))
+    figure = Figure(figsize=(9, 6))
+    axes = figure.subplots()
     seeds = max(map(len, results.values()))
     axes.set_title(f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed")
     axes.set(xlabel=x, ylabel=y)
@@ -166,4 +163,3 @@ def _axes(path: Path, results: Mapping[str, list[dict]], x: str, y: str) -> Iter
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     with written_whole(path) as aside:
         figure.savefig(aside, format=path.suffix[1:], dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
