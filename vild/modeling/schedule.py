@@ -9,7 +9,7 @@ the distilled regions).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,6 +22,12 @@ SHAPES = {
     "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
     "step": lambda x: float(x >= 1),
 }
+
+# Ranges of values: the check, and how a message continues after a value that fails it
+Range = tuple[Callable[[float], bool], str]
+POSITIVE: Range = (lambda x: x > 0, "not above 0")
+NOT_NEGATIVE: Range = (lambda x: x >= 0, "below 0")
+PROBABILITY: Range = (lambda x: 0 <= x <= 1, "not within 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -40,15 +46,22 @@ class Schedule:
         return self.first + (self.last - self.first) * SHAPES[self.shape](x)
 
 
-def parse_schedule(value: object, where: str) -> Schedule:
+def parse_schedule(value: object, where: str, limits: Range | None = None) -> Schedule:
     """A number, or {"FROM": 1.0, "TO": 0.0, "SHAPE": "cosine", "BETWEEN": [0.2, 0.8]}. SHAPE defaults to "linear" and
     BETWEEN to [0, 1]; "step" needs a BETWEEN that ends below 1, because no training step has progress 1.
 
     Raises:
-        UserError: anything else; ``where`` names the key.
+        UserError: anything else, or a value that leaves its ``limits``; ``where`` names the key.
     """
-    if _is_number(value):
-        return Schedule(float(value), float(value))
+    schedule = Schedule(float(value), float(value)) if _is_number(value) else _parse_entry(value, where)
+    if limits is not None:
+        fits, wrong = limits
+        if not (fits(schedule.first) and fits(schedule.last)):
+            raise UserError(f"{where}: {value} is {wrong}")
+    return schedule
+
+
+def _parse_entry(value: object, where: str) -> Schedule:
     wanted = 'a number or {"FROM": a, "TO": b, "SHAPE": "linear, cosine or step", "BETWEEN": [0, 1]}'
     if not isinstance(value, dict) or not {"FROM", "TO"} <= value.keys() <= {"FROM", "TO", "SHAPE", "BETWEEN"}:
         raise UserError(f"{where}: {value!r} is not {wanted}")
@@ -60,14 +73,6 @@ def parse_schedule(value: object, where: str) -> Schedule:
     if shape == "step" and numbers[3] >= 1:
         raise UserError(f'{where}: SHAPE "step" jumps where BETWEEN ends, which must be below 1, not {value}')
     return Schedule(float(numbers[0]), float(numbers[1]), shape, float(numbers[2]), float(numbers[3]))
-
-
-def parse_weight(value: object, where: str) -> Schedule:
-    """As :func:`parse_schedule`; UserError if the weight becomes negative."""
-    schedule = parse_schedule(value, where)
-    if min(schedule.first, schedule.last) < 0:
-        raise UserError(f"{where}: {value} is below 0")
-    return schedule
 
 
 def _is_number(value: object) -> bool:
@@ -87,7 +92,7 @@ def parse_loss_weights(entries: Sequence[dict]) -> dict[str, Schedule]:
             raise UserError(f'{KEY}: {entry} is not {{"LOSS": "loss_text", "WEIGHT": a number or a schedule}}')
         if entry["LOSS"] in weights:
             raise UserError(f"{KEY}: duplicate loss '{entry['LOSS']}'")
-        weights[entry["LOSS"]] = parse_weight(entry["WEIGHT"], f"{KEY}, {entry['LOSS']}, WEIGHT")
+        weights[entry["LOSS"]] = parse_schedule(entry["WEIGHT"], f"{KEY}, {entry['LOSS']}, WEIGHT", NOT_NEGATIVE)
     return weights
 
 

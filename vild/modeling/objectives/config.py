@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vild.modeling.objectives.regions import RegionBatch
-from vild.modeling.objectives.registry import OBJECTIVES, ObjectiveFunction, Range
-from vild.modeling.schedule import Schedule, parse_schedule, parse_weight
+from vild.modeling.objectives.registry import OBJECTIVES, ObjectiveFunction
+from vild.modeling.schedule import NOT_NEGATIVE, Range, Schedule, parse_schedule
 from vild.utils.errors import UserError
 from vild.utils.fingerprint import check_same_teacher
 from vild.vocabulary.prompts import clean_name
@@ -62,7 +62,8 @@ def parse_objectives(entries: Sequence[dict]) -> list[Objective]:
             known[k].name: _parse_value(v, known[k], function.ranges.get(known[k].name), f"{where}, {k}")
             for k, v in rest.items()
         }
-        objectives.append(Objective(name, parse_weight(entry.get("WEIGHT", 1.0), f"{where}, WEIGHT"), parameters))
+        weight = parse_schedule(entry.get("WEIGHT", 1.0), f"{where}, WEIGHT", NOT_NEGATIVE)
+        objectives.append(Objective(name, weight, parameters))
     return objectives
 
 
@@ -72,12 +73,7 @@ def _parse_value(value: object, parameter: inspect.Parameter, limits: Range | No
         if not isinstance(value, str):
             raise UserError(f"{where}: {value} is not text")
         return value
-    schedule = parse_schedule(value, where)
-    if limits is not None:
-        fits, wrong = limits
-        if not (fits(schedule.first) and fits(schedule.last)):
-            raise UserError(f"{where}: {value} is {wrong}")
-    return schedule
+    return parse_schedule(value, where, limits)
 
 
 def names_with(objectives: Sequence[Objective], trait: str) -> list[str]:

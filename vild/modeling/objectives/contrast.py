@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vild.modeling.losses import cosine_logits
 from vild.modeling.objectives.regions import RegionBatch
-from vild.modeling.objectives.registry import POSITIVE, objective
+from vild.modeling.objectives.registry import objective
+from vild.modeling.schedule import POSITIVE
 
 
 @objective(runs_when_empty=True, ranges={"temperature": POSITIVE})  # all ranks must take part in the gathering

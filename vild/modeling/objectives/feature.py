@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vild.modeling.losses import image_loss
 from vild.modeling.objectives.regions import RegionBatch
-from vild.modeling.objectives.registry import NOT_NEGATIVE, objective
+from vild.modeling.objectives.registry import objective
+from vild.modeling.schedule import NOT_NEGATIVE
 
 
 @objective()

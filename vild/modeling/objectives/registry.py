@@ -10,12 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from vild.modeling.objectives.regions import RegionBatch
-
-# Ranges of parameters: the check, and how a message continues after a value that fails it
-Range = tuple[Callable[[float], bool], str]
-POSITIVE: Range = (lambda x: x > 0, "not above 0")
-NOT_NEGATIVE: Range = (lambda x: x >= 0, "below 0")
-PROBABILITY: Range = (lambda x: 0 <= x <= 1, "not within 0 and 1")
+from vild.modeling.schedule import Range
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vild.modeling.objectives.regions import RegionBatch
-from vild.modeling.objectives.registry import POSITIVE, PROBABILITY, objective
+from vild.modeling.objectives.registry import objective
+from vild.modeling.schedule import POSITIVE, PROBABILITY
 
 
 @objective(averages_teachers=True, ranges={"temperature": POSITIVE})

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> Tensor:
+def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     """Probabilities [N, M, M] in boxes [N, 4] (xyxy, pixels of the image) to bool [N, height, width].
 
     As in the first Detectron: the mask gets a border of zeros and its box grows by (M + 2) / M; the corners are
@@ -23,7 +23,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
     corners = torch.cat([centre - half, centre + half], 1).trunc().long().tolist()
     for n, (left, top, right, bottom) in enumerate(corners):
         size = (max(bottom - top + 1, 1), max(right - left + 1, 1))
-        whole = F.interpolate(padded[n, None, None], size, mode="bilinear", align_corners=False)[0, 0] > threshold
+        whole = F.interpolate(padded[n, None, None], size, mode="bilinear", align_corners=False)[0, 0] > 0.5
         above, below = (min(max(edge, 0), height) for edge in (top, top + size[0]))
         before, behind = (min(max(edge, 0), width) for edge in (left, left + size[1]))
         if above < below and before < behind:
