@@ -200,6 +200,5 @@ class ExtraTeachers(nn.Module):
     def _shares(self, first: RegionBatch, targets: Sequence[Tensor], words: Sequence[Tensor]) -> Tensor:
         """:func:`region_shares` over the base names at tau."""
         pairs = zip([first.teacher, *targets], [first.words["base"], *words], strict=True)
-        with torch.autocast(first.teacher.device.type, enabled=False):
-            logits = [cosine_logits(rows.float(), texts.float(), self.temperature) for rows, texts in pairs]
+        logits = [cosine_logits(rows.float(), texts.float(), self.temperature) for rows, texts in pairs]
         return region_shares(logits, (1.0, *self.weights), self.by_confidence)

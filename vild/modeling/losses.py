@@ -13,7 +13,9 @@ from torch import Tensor
 
 def cosine_logits(embeddings: Tensor, text: Tensor, temperature: float) -> Tensor:
     """cos(region, text) / temperature, for unit [R, D] and unit [C, D]: [R, C] (eq. 2)."""
-    return (embeddings @ text.T).div_(temperature)
+    # at a temperature of 0.01, half-precision cosines would change logits by some hundredths
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return (embeddings @ text.T).div_(temperature)
 
 
 def text_loss(logits: Tensor, labels: Tensor, trained: Tensor) -> Tensor:

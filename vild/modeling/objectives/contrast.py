@@ -21,8 +21,7 @@ def contrast(regions: RegionBatch, *, temperature: float = 0.07) -> Tensor:
     teacher, first = _all_ranks(regions.teacher.float())
     if not len(regions.student):
         return regions.zero()
-    with torch.autocast(regions.student.device.type, enabled=False):
-        logits = cosine_logits(regions.student.float(), teacher, temperature)
+    logits = cosine_logits(regions.student.float(), teacher, temperature)
     own = torch.arange(len(logits), device=logits.device) + first
     return regions.mean(F.cross_entropy(logits, own, reduction="none"))
 

@@ -51,13 +51,12 @@ class RegionBatch:
     def logits(self, over: str, temperature: float) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's float32 logits [M, K] over a word list, at tau times ``temperature``. With
         ``extra`` teachers the second is the logarithm of the average distribution."""
-        with torch.autocast(self.student.device.type, enabled=False):  # see TextClassifier
-            words, scale = self.words[over].float(), self.temperature * temperature
-            student = cosine_logits(self.student.float(), words, scale)
-            teacher = cosine_logits(self.teacher.float(), words.detach(), scale)
-            if self.extra:
-                extra = [cosine_logits(rows.float(), texts.float(), scale) for rows, texts in self.extra]
-                teacher = average_distributions([teacher, *extra], self.shares)
+        words, scale = self.words[over].float(), self.temperature * temperature
+        student = cosine_logits(self.student.float(), words, scale)
+        teacher = cosine_logits(self.teacher.float(), words.detach(), scale)
+        if self.extra:
+            extra = [cosine_logits(rows.float(), texts.float(), scale) for rows, texts in self.extra]
+            teacher = average_distributions([teacher, *extra], self.shares)
         return student, teacher
 
     def mean(self, values: Tensor) -> Tensor:
