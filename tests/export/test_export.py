@@ -140,7 +140,7 @@ def test_threshold_top_k_and_context(trained, model, images, tmp_path, monkeypat
     )  # fmt: skip
     asked.save(tmp_path / "v.safetensors")
     monkeypatch.setattr(trained, "_encode", lambda words, *rest: asked)
-    everything = trained(images[0], list(asked.names)).to_dict()["detections"]
+    everything = trained(images[0], list(asked.names), across_names=1.0).to_dict()["detections"]
     scores = np.array([d["score"] for d in everything])[10:-10]  # falling
     gap = (scores[1:] / scores[:-1]).argmin()
     middle = float(np.sqrt(scores[gap] * scores[gap + 1]))  # between two scores, whatever the last bits
