@@ -115,7 +115,7 @@ class TextClassifier(nn.Module):
 
     def logits(self, embeddings: Tensor, matrix: Tensor, temperature: float) -> Tensor:
         """Unit [R, D] and the result [C + 1, D] of :meth:`matrix` to logits [R, C + 1]."""
-        logits = _scaled_cosines(embeddings, matrix, temperature)
+        logits = cosine_logits(embeddings, matrix, temperature)
         if self.bias:
             logits[:, :-1] += self.bias
         return logits
@@ -135,13 +135,7 @@ class TextClassifier(nn.Module):
             block = [head[first : first + step] for head in heads]
             logits = [self.logits(x, matrix, self.test_temperature) for x in block[:own]]
             others = zip(block[own:], extra, strict=True)
-            yield logits + [_scaled_cosines(x, classes, self.test_temperature) for x, classes in others]
-
-
-def _scaled_cosines(embeddings: Tensor, classes: Tensor, temperature: float) -> Tensor:
-    # at a temperature of 0.01, half-precision cosines would change logits by some hundredths
-    with torch.autocast(embeddings.device.type, enabled=False):
-        return cosine_logits(embeddings.float(), classes, temperature)
+            yield logits + [cosine_logits(x, classes, self.test_temperature) for x, classes in others]
 
 
 def softmax_settings(temperature: float, vocabulary: Vocabulary) -> tuple[float, float]:
