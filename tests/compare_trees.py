@@ -47,7 +47,8 @@ class Checkout:
         self.run(
             "train_net.py", "--config-file", self.tree / f"configs/Glyphs/{name}.yaml", "--num-gpus", 0,
             "OUTPUT_DIR", name, "SOLVER.MAX_ITER", iterations, "MODEL.VILD.VOCABULARY", VOCABULARY,
-            "MODEL.VILD.STORE", STORE, "MODEL.VILD.TEACHER.NAME", TEACHER, *overrides,
+            "MODEL.VILD.STORE", STORE, "MODEL.VILD.TEACHER.NAME", TEACHER,
+            "MODEL.VILD.TEMPERATURE", 0.01, *overrides,  # the default has changed
         )  # fmt: skip
 
     def run_method(self, iterations: int) -> None:
@@ -86,9 +87,10 @@ def read_findings(folder: Path) -> dict[str, str]:
                 f"{name}/{record['iteration']}/{k}": v for k, v in record.items() if k not in (*TIMES, "iteration")
             }
         metrics = folder / name / "inference/vild_metrics.json"
-        found[f"{name}/metrics"] = json.loads(metrics.read_text()) if metrics.exists() else None
-    for name in ("vild_metrics", "per_class"):
-        found[f"evaluated/{name}"] = json.loads((folder / f"evaluated/{name}.json").read_text())
+        if metrics.exists():
+            found |= {f"{name}/metrics/{k}": v for k, v in json.loads(metrics.read_text()).items()}
+    found["evaluated/per_class"] = json.loads((folder / "evaluated/per_class.json").read_text())
+    found |= {f"evaluated/{k}": v for k, v in json.loads((folder / "evaluated/vild_metrics.json").read_text()).items()}
     # Weights record the commit that trained them; proposals and store record hashes of the files they were made from
     own = {
         hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]: name
@@ -115,10 +117,12 @@ def main() -> None:
             checkout.run_method(args.iterations)
         found.append(read_findings(checkout.folder))
     a, b = found
-    differing = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    differing = sorted(key for key in a.keys() & b.keys() if a[key] != b[key])
     for key in differing[:20]:
-        print(f"{key}: " + " and ".join(side.get(key, "missing")[:100] for side in found))
-    print(f"{len(a.keys() | b.keys())} findings compared, {len(differing)} differ")
+        print(f"{key}: " + " and ".join(side[key][:100] for side in found))
+    if alone := sorted(a.keys() ^ b.keys()):
+        print(f"only one of the checkouts has {len(alone)}: {', '.join(alone[:5])} ...")
+    print(f"{len(a.keys() & b.keys())} findings compared, {len(differing)} differ")
     sys.exit(bool(differing))
 
 
