@@ -311,7 +311,7 @@ def test_calibration_is_in_the_graph(trained, images, tmp_path, monkeypatch):
             boxes, scores, classes, *_ = session.run(None, inputs)
             some = trained.with_vocabulary(trained.trained)
             some._offered = replace(some._offered, shown=shown)
-            found = some(file)
+            found = some(file, across_names=1.0)
             expected = records(found.pred_boxes.tensor.numpy(), found.scores, found.pred_classes)
             check_same(records(boxes, scores, classes), expected)
             assert (np.diff(scores) <= 0).all() and (classes < shown).all() and len(expected) > 0
