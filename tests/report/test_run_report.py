@@ -51,6 +51,11 @@ def test_whole_although_the_network_cannot_be_built_any_more(evaluated, report, 
     page = (evaluated / "report" / "report.md").read_text()
     assert status == 0 and "report.md" in line and "class_" in page and "71.5" in page
     assert "## Cost" not in page
+    assert "reliability_glyphs_val.png" in page and (evaluated / "report" / "reliability_glyphs_val.png").is_file()
+    truth = len(datasets.read_annotations("glyphs_val")["annotations"])
+    row = next(line for line in page.splitlines() if "0.9 to 1.0" in line)  # every box scores 1.0 and is right
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2] == cells[4] == "100.0" and int(cells[1]) + int(cells[3]) == truth
 
 
 def test_a_proposal_network_has_none(evaluated, report):

@@ -13,10 +13,13 @@ from vild.data import unreadable
 from vild.data.annotations import read_json
 from vild.engine.run_record import RUN_FILE
 from vild.evaluation import cost
-from vild.evaluation.evaluator import CLASSES_FILE, IMAGES, METRICS_FILE, RESULTS_FILE
+from vild.evaluation.evaluator import CLASSES_FILE, IMAGES, METRICS_FILE, RESULTS_FILE, truth_of
 from vild.evaluation.metrics import DIAGNOSTICS, TABLES, decimal, title
+from vild.evaluation.reliability import judge
+from vild.evaluation.results import read_results
 from vild.report.images import class_images
 from vild.report.page import Block, Heading, Paragraph, Table, Verbatim, metric_table
+from vild.report.reliability import reliability_blocks
 from vild.utils.errors import UserError
 from vild.utils.untrusted import refused_as
 
@@ -56,6 +59,7 @@ def run_blocks(run: Path, name: str, metrics: dict, only: bool, folder: Path, th
     counts = counts.replace("_", " ").replace("picture", "image")  # the keys of files stay
     blocks = [Heading(name), Paragraph(counts), *unreadable_blocks(inference, "count as images without detections")]
     blocks += beside_published(name, metrics)
+    blocks += _reliability(name, inference / RESULTS_FILE, folder)
     ranked = ranked_novel(document["classes"], column)
     tables = class_tables(document["classes"], column)
     if ranked:
@@ -63,6 +67,12 @@ def run_blocks(run: Path, name: str, metrics: dict, only: bool, folder: Path, th
         blocks.append(Heading("The best and the worst novel classes"))
         blocks += class_images(name, inference / RESULTS_FILE, chosen, folder, threshold)
     return blocks + tables
+
+
+def _reliability(name: str, results: Path, folder: Path) -> list[Block]:
+    truth = truth_of(name)
+    found = read_results(results, truth.sizes, {c["id"] for c in truth.document["categories"]}, masks=False)
+    return reliability_blocks(name, judge(truth, found), truth.classes.splits, folder)
 
 
 def beside_published(name: str, metrics: dict[str, float | None]) -> list[Block]:
