@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from vild.data import datasets
 from vild.inference.detections import Detections
 from vild.modeling import build_model
 from vild.modeling.classifier import ClassSet
-from vild.teacher.teacher import Teacher, build_teacher
 from vild.utils.errors import UserError
 from vild.utils.files import cache_folder, write_text
 from vild.utils.fingerprint import check_same_teacher
@@ -32,6 +32,9 @@ from vild.vocabulary.prompts import LearnedPrompts
 from vild.vocabulary.vocabulary import Vocabulary
 
 CONFIG, WEIGHTS, TEACHER = "config.yaml", "model.safetensors", "teacher"  # in a folder of OpenVocabularyDetector.save
+if TYPE_CHECKING:  # words in the cache need no teacher
+    from vild.teacher.teacher import Teacher
+
 ACROSS_NAMES = 0.7
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -261,6 +264,8 @@ class _TextEncoder:
         with self._lock:
             if self._teacher is None:
                 spec = self.cfg.MODEL.VILD.TEACHER
+                from vild.teacher.teacher import build_teacher
+
                 teacher = build_teacher(spec.NAME, spec.PRETRAINED, self.cfg.MODEL.DEVICE)
                 where = f"checkpoint {self.cfg.MODEL.WEIGHTS}"
                 check_same_teacher(teacher.fingerprint, f"MODEL.VILD.TEACHER ({spec.NAME})", self.fingerprint, where)
