@@ -181,6 +181,8 @@ def test_training_from_calibrated_weights_starts_without(calibrated, make_cfg, t
         {**FULL.state(), "alone": [1, 2]},
         {**FULL.state(), "final": [1, 2, 3, float("nan")]},
         {**FULL.state(), "images": {"mean": [1.0], "spread": [], "limit": 1.0}},
+        {**FULL.state(), "images": {"mean": [1.0] * 3, "spread": [1.0] * 3, "limit": 1.0}},
+        {**FULL.state(), "images": {"mean": [1.0] * 384, "spread": [1.0] * 384, "limit": 0.0}},
     ],
 )
 def test_a_broken_calibration_is_one_line(calibrated, make_cfg, tmp_path, monkeypatch, broken):

@@ -162,7 +162,9 @@ class VildCheckpointer(DetectionCheckpointer):
             raise UserError(f"{where} is of variant '{state['variant']}', MODEL.VILD.VARIANT is '{heads.variant}'")
         if self.calibrated and "calibration" in state:
             with refused_as(f"{where}: its calibration"):
-                heads.calibration = Calibration.from_state(state["calibration"])
+                levels = self.model.backbone.output_shape()
+                count = 2 * sum(levels[name].channels for name in heads.box_in_features)
+                heads.calibration = Calibration.from_state(state["calibration"], count)
         same = list(state["names"]) == list(mine.names) and state["embeddings"].equal(mine.embeddings.cpu())
         if resumes and not same:
             raise UserError(f"{where} was trained with another vocabulary than MODEL.VILD.VOCABULARY")

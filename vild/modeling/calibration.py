@@ -109,8 +109,9 @@ class Calibration:
         return state
 
     @classmethod
-    def from_state(cls, state: object) -> Calibration:
-        """Inverse of :meth:`state`. ValueError, TypeError or KeyError for something else."""
+    def from_state(cls, state: object, statistics: int | None = None) -> Calibration:
+        """Inverse of :meth:`state`. ValueError, TypeError or KeyError for something else, or another number of image
+        statistics than ``statistics``."""
         made = cls(
             tuple(map(float, state["alone"])),
             tuple(map(float, state["final"])),
@@ -126,8 +127,14 @@ class Calibration:
         )
         if len(made.alone) != 3 or len(made.final) != 4 or not all(map(math.isfinite, made.alone + made.final)):
             raise ValueError("the calibration's numbers are not 3 and 4 finite ones")
-        if made.images is not None and len(made.images.mean) != len(made.images.spread):
-            raise ValueError("the calibration's image statistics differ in length")
+        if (images := made.images) is not None:
+            numbers = (*images.mean, *images.spread, images.limit)
+            if not all(map(math.isfinite, numbers)) or min(*images.spread, images.limit) <= 0:
+                raise ValueError(
+                    "the calibration's image statistics are not finite, or a spread or limit is not above 0"
+                )
+            if {len(images.mean), len(images.spread)} != {statistics or len(images.mean)}:
+                raise ValueError(f"the calibration has {len(images.mean)} image statistics, the detector {statistics}")
         return made
 
 
