@@ -32,7 +32,7 @@ def seeing(monkeypatch, world):
         found = Instances((128, 128), pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
                          pred_classes=torch.tensor(classes), log_odds=torch.tensor(odds).float(),
                          margin=torch.tensor(odds).float())  # fmt: skip
-        return found, torch.from_numpy(rng.normal(size=(1, 6))).float()
+        return found, torch.from_numpy(rng.normal(size=(1, 384))).float()
 
     monkeypatch.setattr(module, "_detect", detect)
     monkeypatch.setattr(module, "FEWEST", 5)
