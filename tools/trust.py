@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Can detections be believed? Train the four variants on the built-in world, calibrate each on base names of its dev
+"""Can detections be believed? Train variants on the built-in world, calibrate each on base names of its dev
 scenes, and report AP, precision, recall and calibration error at the default threshold, and absent words: mean and
-standard deviation over seeds. Started again, it resumes. 25 minutes on two cores a variant and seed.
+standard deviation over seeds. Started again, it resumes.
 
     tools/trust.py --output-dir output/trust --seeds 0 1 2
 """

@@ -220,3 +220,12 @@ def test_one_box_a_thing_with_alternatives(calibrated, image):
         assert found.to_dict()["detections"][0]["alternatives"][0].keys() == {"name", "score"}
     alone = detector(image, detector.trained.take([4]))
     assert alone.alternatives() == [[]] * len(alone)
+
+
+def test_another_temperature_than_the_calibrations_is_said(calibrated, make_cfg, tmp_path, caplog):
+    save_weights(tmp_path / "model.safetensors", calibrated(FULL).model)
+    cfg = ("vild", "MODEL.WEIGHTS", str(tmp_path / "model.safetensors"))
+    OpenVocabularyDetector(make_cfg(*cfg))
+    assert "was calibrated at temperature" not in caplog.text
+    OpenVocabularyDetector(make_cfg(*cfg, "MODEL.VILD.TEST_TEMPERATURE", 0.02))
+    assert "was calibrated at temperature 0.01, not 0.02" in caplog.text

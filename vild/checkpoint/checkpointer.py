@@ -165,6 +165,10 @@ class VildCheckpointer(DetectionCheckpointer):
                 levels = self.model.backbone.output_shape()
                 count = 2 * sum(levels[name].channels for name in heads.box_in_features)
                 heads.calibration = Calibration.from_state(state["calibration"], count)
+            fitted, now = heads.calibration.temperature, heads.classifier.test_temperature
+            if abs(fitted - now) > 1e-9:
+                self.logger.warning("%s was calibrated at temperature %s, not %s: its scores are no probabilities; "
+                                    "run tools/calibrate.py again", where, fitted, now)  # fmt: skip
         same = list(state["names"]) == list(mine.names) and state["embeddings"].equal(mine.embeddings.cpu())
         if resumes and not same:
             raise UserError(f"{where} was trained with another vocabulary than MODEL.VILD.VOCABULARY")

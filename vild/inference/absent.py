@@ -35,7 +35,9 @@ class Question:
     present: tuple[int, ...]
 
 
-def ask(objects: Objects, similarity: np.ndarray, negatives: Sequence[int], kind: str, seed: int) -> Question:
+def ask(
+    objects: Objects, similarity: np.ndarray, negatives: Sequence[int], kind: str, seed: int | list[int]
+) -> Question:
     """The question for one image.
 
     Args:
@@ -101,18 +103,13 @@ def absent_words(
         negatives = range(len(names)) if objects.known is None else sorted(objects.known)
         image = read_image(record["file_name"], detector.cfg.INPUT.FORMAT)
         for kind in KINDS:
-            question = ask(objects, similarity, [*negatives], kind, hash_seed(seed, record["image_id"]))
+            question = ask(objects, similarity, negatives, kind, [seed, record["image_id"] & (2**63 - 1)])
             if not (asked := [*question.absent, *question.present]):
                 continue
             found = detector.with_vocabulary(names.take(asked), context=True)(image, threshold=threshold)
             classes = np.array(asked)[found.pred_classes.numpy()]
             answers[kind].add(question, objects, _xywh(found.pred_boxes.tensor), classes, found.scores.numpy())
     return {kind: each.summary() for kind, each in answers.items()}
-
-
-def hash_seed(seed: int, image_id: int) -> list[int]:
-    """A seed for numpy from two numbers, also of an image id below 0."""
-    return [seed, image_id & (2**63 - 1)]
 
 
 def _xywh(boxes: Tensor) -> np.ndarray:
