@@ -1,5 +1,6 @@
 """A training that cannot go on: what it says, what it leaves behind."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from vild.checkpoint.checkpointer import VildCheckpointer
-from vild.data.loader import WorkerDied
+from vild.data.loader import Watched, WorkerDied
 from vild.engine import dump, guards
 from vild.engine.dump import pack, unpack
 from vild.engine.guards import TrainingGuard, not_finite
@@ -154,6 +155,25 @@ def test_a_worker_that_was_killed_is_told_after_a_whole_step(make_cfg, world, tm
     assert line.endswith(f"--resume continues from {kept}")
     assert torch.load(kept, weights_only=True)["iteration"] == trainer.whole
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+
+
+def test_a_worker_that_dies_while_its_handler_is_replaced(monkeypatch):
+    """PyTorch's handler runs within signal.signal when the signal is already pending there."""
+    died = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    batches = Watched(itertools.count())
+    real, calls = signal.signal, []
+
+    def pending(number, handler):
+        calls.append(handler)
+        if calls == ["a handler", signal.SIG_DFL]:  # the first batch is there, its handler not yet gone
+            raise died
+        return real(number, signal.SIG_DFL)
+
+    stream = batches._watch(iter(batches.loader), "a handler")
+    monkeypatch.setattr(signal, "signal", pending)
+    with pytest.raises(WorkerDied, match="DataLoader worker .pid 7. is killed"):
+        next(stream)
+    assert calls == ["a handler", signal.SIG_DFL, signal.SIG_DFL]
 
 
 @pytest.mark.parametrize(

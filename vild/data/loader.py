@@ -46,14 +46,16 @@ class Watched:
 
     def __iter__(self) -> Iterator:
         batches = iter(self.loader)
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's by now, if there are workers
-        return self._watch(batches, handler)
+        return self._watch(batches, silence())  # PyTorch's handler by now, if there are workers
 
     def _watch(self, batches: Iterator, handler) -> Iterator:
         while True:
-            signal.signal(signal.SIGCHLD, handler)
             try:
-                batch = next(batches)  # the stream is infinite
+                signal.signal(signal.SIGCHLD, handler)
+                try:
+                    batch = next(batches)  # the stream is infinite
+                finally:
+                    handler = silence()  # inside the outer try: it may raise for a worker that has just died
             except (RuntimeError, ConnectionError, EOFError) as error:
                 died = str(error).strip().rstrip(".")
                 if not isinstance(error, RuntimeError) and not died.startswith("Caught"):  # not raised by a worker
@@ -61,13 +63,21 @@ class Watched:
                 if not died.startswith(WORKER):
                     raise
                 break
-            finally:
-                handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield batch
         time.sleep(signals.ONE_REQUEST)  # if that was a scheduler, its signal is on the way to this process too
         if signals.pending() is not None:
             raise signals.Ended(signals.pending())
         raise WorkerDied(f"{died} ({KILLED})")
+
+
+def silence():
+    """Replace the handler of a child's death by the default, and return it. A signal that is pending is handled first,
+    which may raise; the handler is replaced nevertheless."""
+    try:
+        return signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except RuntimeError:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise
 
 
 class SeededStream(torch.utils.data.Dataset):
