@@ -10,34 +10,11 @@ from the variables; the text matrix becomes the vocabulary in the file. The chec
 --teacher records it, which detecting other words and distilling from a store need.
 """
 
-import os
+from dataclasses import replace
 from pathlib import Path
 
 from vild.utils.command_line import add_shared, make_parser
 from vild.utils.errors import UserError, one_line_errors
-
-
-def read_checkpoint(path: Path) -> dict:
-    """All variables by name."""
-    prefix = path
-    if path.is_dir():
-        found = sorted(path.glob("*.index"))
-        if len(found) != 1:
-            raise UserError(f"{path}: the folder holds {len(found)} checkpoints (*.index), not one; name it")
-        prefix = found[0].with_suffix("")
-    if not prefix.with_name(prefix.name + ".index").is_file():
-        raise UserError(f"{prefix}: no such checkpoint ({prefix.name}.index is not there)")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its log messages
-    try:
-        import tensorflow
-    except ImportError as error:
-        raise UserError("the checkpoint is read with TensorFlow: pip install -e '.[tensorflow]'") from error
-    try:
-        reader = tensorflow.train.load_checkpoint(str(prefix))
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tensorflow.errors.OpError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{prefix}: not a checkpoint that TensorFlow can read ({reason})") from error
 
 
 @one_line_errors
@@ -50,16 +27,17 @@ def main():
     if args.output.suffix not in (".safetensors", ".pth"):
         raise UserError(f"--output {args.output}: must end in .safetensors or .pth")
 
-    from vild.checkpoint.checkpointer import write_weights
-    from vild.checkpoint.tensorflow import convert, with_teacher
+    from vild.checkpoint.released import convert
+    from vild.checkpoint.tensorflow import with_teacher
     from vild.teacher.teacher import build_teacher
 
-    state, vocabulary, variant, depth = convert(read_checkpoint(args.checkpoint), str(args.checkpoint))
+    found = convert(args.checkpoint)
     if args.teacher:
-        vocabulary = with_teacher(vocabulary, build_teacher(args.teacher, args.pretrained, "cpu"))
-    write_weights(args.output, state, vocabulary, variant)
-    config = f"configs/LVIS/released/{variant}_R{depth}.yaml"
-    print(f"{variant}, ResNet-{depth}, {len(vocabulary):,} names, for {config}: {args.output}")
+        vocabulary = with_teacher(found.vocabulary, build_teacher(args.teacher, args.pretrained, "cpu"))
+        found = replace(found, vocabulary=vocabulary)
+    found.write(args.output)
+    names = len(found.vocabulary)
+    print(f"{found.variant}, ResNet-{found.depth}, {names:,} names, for configs/{found.config}: {args.output}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from tests.data.official import lvis_document
 from tests.modeling.test_lvis_models import images
 from tests.modeling.test_released import agrees
 from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record, save_weights, write_weights
-from vild.checkpoint.tensorflow import Variables, convert, lvis_vocabulary, resnet, with_teacher
+from vild.checkpoint.released import convert, read_variables
+from vild.checkpoint.tensorflow import Variables, convert_variables, lvis_vocabulary, resnet, with_teacher
 from vild.config import load_config
 from vild.data import datasets
 from vild.engine.trainer import Trainer
@@ -46,7 +47,7 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def weights(arrays, tmp_path_factory):
-    state, vocabulary, variant, depth = convert(arrays, "CKPT")
+    state, vocabulary, variant, depth = convert_variables(arrays, "CKPT")
     assert (variant, depth) == ("ensemble", 50)
     path = tmp_path_factory.mktemp("released") / "ensemble.safetensors"
     write_weights(path, state, vocabulary, variant)
@@ -123,7 +124,7 @@ def test_every_weight_of_either_resnet_has_its_place(depth):
 def test_variant_vocabulary_and_what_training_leaves(arrays):
     plain = {name: arrays[name] for name in reference.shapes("vild", 50)}
     plain |= {"global_step": np.int64(180000), "fpn/l2/kernel/Momentum": np.zeros(3, np.float32)}
-    state, vocabulary, variant, _ = convert(plain, "CKPT")
+    state, vocabulary, variant, _ = convert_variables(plain, "CKPT")
     assert variant == "vild" and not any("image_embedding" in key for key in state)
     assert len(vocabulary) == 1203 and vocabulary.names[:2] == ("aerosol_can", "air_conditioner")
     assert vocabulary.splits.count("base") == 866 and vocabulary.splits.count("novel") == 337
@@ -149,13 +150,13 @@ def test_variant_vocabulary_and_what_training_leaves(arrays):
 def test_a_checkpoint_that_does_not_fit_is_one_line(arrays, change, message):
     changed = {name: array for name, array in {**arrays, **change}.items() if array is not None}
     with pytest.raises(UserError) as error:
-        convert(changed, "CKPT")
+        convert_variables(changed, "CKPT")
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_checkpoint_of_something_else():
     with pytest.raises(UserError, match="the variables belong to none, not to resnet50 or resnet152"):
-        convert({"dense/kernel": np.zeros((3, 4))}, "CKPT")
+        convert_variables({"dense/kernel": np.zeros((3, 4))}, "CKPT")
 
 
 def test_the_teacher_must_recognise_the_names(arrays, teacher):
@@ -369,6 +370,12 @@ def test_mistakes_of_the_tool_are_one_line(stand_in, tmp_path, monkeypatch, caps
     assert not (tmp_path / "x.pth").exists()
 
 
+def test_the_config_that_is_expected_must_be_the_one_found(stand_in):
+    assert convert(stand_in, "LVIS/released/ensemble_R50.yaml").config == "LVIS/released/ensemble_R50.yaml"
+    with pytest.raises(UserError, match="belongs to LVIS/released/ensemble_R50.yaml, not to LVIS/released/vild_R50.y"):
+        convert(stand_in, "LVIS/released/vild_R50.yaml")
+
+
 def test_a_file_that_tensorflow_wrote(tmp_path):
     tensorflow = pytest.importorskip("tensorflow")
     arrays = {"a/kernel": random(3, 4), "a/bias": random(4), "global_step": np.int64(7)}
@@ -376,11 +383,11 @@ def test_a_file_that_tensorflow_wrote(tmp_path):
     tensorflow.raw_ops.SaveV2(
         prefix=str(tmp_path / "model.ckpt"), tensor_names=list(arrays), shape_and_slices=[""] * 3, tensors=values
     )
-    read = convert_tf_checkpoint.read_checkpoint(tmp_path)
+    read = read_variables(tmp_path / "model.ckpt")
     assert read.keys() == arrays.keys() and all(np.array_equal(read[n], arrays[n]) for n in arrays)
     (tmp_path / "model.ckpt.index").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="not a checkpoint that TensorFlow can read"):
-        convert_tf_checkpoint.read_checkpoint(tmp_path)
+        read_variables(tmp_path / "model.ckpt")
 
 
 def test_it_can_be_exported(thin_cfg, image, tmp_path):

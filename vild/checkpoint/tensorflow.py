@@ -88,7 +88,7 @@ class Variables:
             raise UserError(f"{self.where}: the variable '{min(self.left)}'{more} has no place in this detector")
 
 
-def convert(arrays: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, Tensor], Vocabulary, str, int]:
+def convert_variables(arrays: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, Tensor], Vocabulary, str, int]:
     """Weights by Detectron2's names, vocabulary, variant ("vild" or "ensemble") and depth of the ResNet.
 
     Raises:
