@@ -45,7 +45,7 @@ lint: install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt vild/install_detectron2.py
-	@echo "installing into $(VENV): about 3 GB, a few minutes the first time"
+	@echo "installing into $(VENV): 6.6 GB, a few minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) 'setuptools<82' wheel
 	$(PIP) -e '.[dev]'
