@@ -68,7 +68,7 @@ def start():
     args = parse()
     from vild.engine.launch import launch
 
-    launch(main, args)
+    launch(main, args, args.device)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,10 @@ def main(args):
 @one_line_errors
 def start():
     args = training_parser(__doc__).parse_args()
+    from vild.config import load_config
     from vild.engine.launch import launch
 
-    launch(main, args)
+    launch(main, args, load_config(args.config_file, args.opts).MODEL.DEVICE)
 
 
 if __name__ == "__main__":

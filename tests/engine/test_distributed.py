@@ -31,7 +31,7 @@ TAKE_ALL = (
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100_000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 1000,
     "MODEL.VILD.DISTILL_PER_IMAGE", 1000, "INPUT.RANDOM_FLIP", "none",
     "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.02, "SOLVER.WARMUP_ITERS", 0,
-    "SOLVER.CHECKPOINT_PERIOD", 100, "DATASETS.TEST", "()",
+    "SOLVER.CHECKPOINT_PERIOD", 100, "DATASETS.TEST", "()", "MODEL.DEVICE", "cpu",
 )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def on_ranks(main, **arguments):
     """Run ``main`` under the launcher, within minutes; its exit status."""
     args = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto", **arguments)
     try:
-        launch(functools.partial(alone, main), args)
+        launch(functools.partial(alone, main), args, "cpu")
     except SystemExit as ended:
         return ended.code
     return 0
@@ -116,7 +116,8 @@ def evaluate(args):
 
 def test_evaluation_equals_one_process(make_cfg, checkpoint_file, tmp_path):
     """In new interpreters: the evaluation's threads (hotcoco's) do not live on in a copy of a process that had them."""
-    cfgs = [make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file), "OUTPUT_DIR", str(tmp_path / n)) for n in "ab"]
+    settings = ("MODEL.WEIGHTS", str(checkpoint_file), "MODEL.DEVICE", "cpu")
+    cfgs = [make_cfg("vild", *settings, "OUTPUT_DIR", str(tmp_path / n)) for n in "ab"]
     assert on_ranks(evaluate, cfg=cfgs[0]) == 0
     alone(evaluate, argparse.Namespace(cfg=cfgs[1]))
     signal.alarm(0)
@@ -165,7 +166,7 @@ def test_a_dead_process_takes_the_job_down_with_its_own_error(forked, capfd, how
 
 def test_a_mistake_is_told_once_by_a_command_of_two_processes(command, tmp_path):  # noqa: F811
     done = subprocess.run(
-        command(tmp_path / "o", "MODEL.VILD.STORE", "/nowhere", flags=("--num-gpus", "2")),
+        command(tmp_path / "o", "MODEL.VILD.STORE", "/nowhere", "MODEL.DEVICE", "cpu", flags=("--num-gpus", "2")),
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -176,7 +177,8 @@ def test_a_mistake_is_told_once_by_a_command_of_two_processes(command, tmp_path)
 
 def test_two_processes_end_together_on_a_signal(command, tmp_path):  # noqa: F811
     """It goes to their launcher; what they leave can be gone on with."""
-    arguments = command(tmp_path, "SOLVER.MAX_ITER", "200", "DATALOADER.NUM_WORKERS", "0", flags=("--num-gpus", "2"))
+    settings = ("SOLVER.MAX_ITER", "200", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu")
+    arguments = command(tmp_path, *settings, flags=("--num-gpus", "2"))
     process = subprocess.Popen([*arguments[:2], "--dist-url", "auto", *arguments[2:]], text=True,
                                env=os.environ | {"OMP_NUM_THREADS": "1"},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip

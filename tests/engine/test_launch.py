@@ -4,12 +4,16 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2 import engine
+from detectron2.engine import defaults
+from detectron2.utils import comm
 
 from tests.conftest import REPOSITORY
-from vild.engine.launch import ProcessPlace, find_process, launch
+from vild.engine.launch import ProcessPlace, ddp_on, find_process, launch
 from vild.utils.errors import UserError, one_line_errors
 
 
@@ -54,6 +58,101 @@ def test_a_launch_that_cannot_be_is_one_line(monkeypatch, capsys, environment, f
     assert caught.value.code == 2 and told.startswith(line) and told.count("\n") == 1
 
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "13", "WORLD_SIZE": "16", "LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "8"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "13", "SLURM_LOCALID": "5",
+        "MASTER_ADDR": "node0"}  # fmt: skip
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """How a process joins a job, on a machine with so many visible GPUs; nothing of it needs one."""
+
+    def run(environment, gpus, device=None, uuids=range(16), num_gpus=1):
+        for key in [k for k in os.environ if k.startswith(("SLURM", "TORCHELASTIC", "MASTER"))]:
+            monkeypatch.delenv(key)
+        for key, value in {**environment, "CUDA_VISIBLE_DEVICES": "all"}.items():
+            monkeypatch.setenv(key, value)
+        seen = {"gpu": None}
+        cuda, dist = torch.cuda, torch.distributed
+        monkeypatch.setattr(cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(cuda, "set_device", lambda index: seen.update(gpu=index))
+        monkeypatch.setattr(cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="own"))
+        monkeypatch.setattr(dist, "init_process_group", lambda backend, **k: seen.update(backend=backend, **k))
+        monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+        monkeypatch.setattr(comm, "create_local_process_group", lambda size: seen.update(local_world=size))
+        monkeypatch.setattr(comm, "all_gather", lambda mine: [(mine[0], uuid) for uuid in uuids])
+        launcher = lambda main, processes, *_: seen.update(  # noqa: E731
+            processes=processes, visible=os.environ["CUDA_VISIBLE_DEVICES"]
+        )
+        monkeypatch.setattr(engine, "launch", launcher)
+        args = Namespace(num_gpus=num_gpus, num_machines=1, machine_rank=0, dist_url="auto")
+        launch(lambda args: seen.update(ran=True), args, device)
+        return seen
+
+    return run
+
+
+@pytest.mark.parametrize("started_by", [TORCHRUN, SRUN])
+@pytest.mark.parametrize(("gpus", "own"), [(1, 0), (8, 5), (9, 5)])
+def test_each_process_takes_its_own_gpu(joined, started_by, gpus, own):
+    """The one that it sees (srun --gpus-per-task=1), or that of its local rank."""
+    seen = joined(started_by, gpus)
+    assert seen["ran"] and seen["gpu"] == own and seen["backend"] == "nccl"
+    assert (seen["rank"], seen["world_size"], seen["local_world"]) == (13, 16, 8)
+
+
+@pytest.mark.parametrize("started_by", [TORCHRUN, SRUN])
+def test_processes_that_share_a_gpu_are_refused(joined, started_by):
+    with pytest.raises(UserError, match="processes here 8: 4 GPUs can be seen"):
+        joined(started_by, 4)
+    with pytest.raises(UserError, match=r"processes 2 and 3 see the same GPU .*--gpus-per-task=1"):
+        joined(started_by, 1, uuids=[0, 1, 2, 2, 4, 5, 6, 7])
+
+
+def test_nccl_is_for_gpus(joined):
+    """A training on the CPU of a machine with GPUs takes gloo and none of them, however many processes it has."""
+    for gpus, device in ((8, "cpu"), (4, "cpu"), (0, None), (0, "cuda")):
+        seen = joined(TORCHRUN, gpus, device)
+        assert seen["ran"] and seen["gpu"] is None and seen["backend"] == "gloo"
+    assert joined(TORCHRUN, 8, "cuda")["backend"] == "nccl"
+    assert joined({}, 1, "cpu", num_gpus=3).items() >= {"processes": 3, "visible": ""}.items()
+    for device in ("cuda", None):
+        assert joined({}, 2, device, num_gpus=2).items() >= {"processes": 2, "visible": "all"}.items()
+
+
+@pytest.mark.parametrize(("device", "ids"), [("cuda", [0]), ("cpu", None)])
+def test_ddp_takes_the_process_s_own_gpu(monkeypatch, device, ids):
+    """Not that of its local rank, which is another one where each process sees one GPU only."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 8)
+    monkeypatch.setattr(comm, "get_local_rank", lambda: 5)
+    monkeypatch.setattr(defaults, "DistributedDataParallel", lambda model, **settings: settings)
+    with ddp_on(device):
+        assert defaults.create_ddp_model(None, broadcast_buffers=False)["device_ids"] == ids
+
+
+def test_the_device_of_a_training_decides_about_the_backend(tool, monkeypatch):
+    asked = []
+    monkeypatch.setattr("vild.engine.launch.launch", lambda main, args, device: asked.append(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = ("--config-file", REPOSITORY / "configs" / "Glyphs" / "vild.yaml")
+    for name in ("train_net.py", "transfer.py"):
+        assert tool(name, *config) == tool(name, *config, "MODEL.DEVICE", "cpu") == 0
+    store = ("--dataset", "d", "--proposals", "p", "--teacher", "t", "--output-dir", "o")
+    tool("build_teacher_store.py", *store, "--device", "cpu")
+    assert asked == ["cuda", "cpu", "cuda", "cpu", "cpu"]
+
+
+def test_tests_hide_the_gpus():
+    code = "import os, tests; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    environment = {k: v for k, v in os.environ.items() if k != "VILD_TEST_GPU"} | {"CUDA_VISIBLE_DEVICES": "3"}
+    for more, visible in (({}, ""), ({"VILD_TEST_GPU": "1"}, "3")):
+        done = subprocess.run([sys.executable, "-c", code], env=environment | more, cwd=REPOSITORY, text=True,
+                              capture_output=True)  # fmt: skip
+        assert done.stdout.strip() == visible
+
+
 def files_of(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
@@ -63,7 +162,7 @@ def test_two_processes_write_the_same_store_as_one(world, proposals_file, teache
     def command(output):
         return [str(REPOSITORY / "tools" / "build_teacher_store.py"), "--dataset", "glyphs_train", "--proposals",
                 str(proposals_file), "--teacher", f"local-dir:{teacher_folder}", "--shard-images", "8",
-                "--num-workers", "0", "--output-dir", str(tmp_path / output)]  # fmt: skip
+                "--num-workers", "0", "--device", "cpu", "--output-dir", str(tmp_path / output)]  # fmt: skip
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     port = str(29600 + os.getpid() % 300)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import socket
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,32 +57,60 @@ def find_process(environment: Mapping[str, str]) -> ProcessPlace | None:
     return None
 
 
-def launch(main: Callable, args) -> None:
+def launch(main: Callable, args, device: str | None = None) -> None:
     """Run ``main(args)`` on every process.
 
     Args:
         args: with Detectron2's num_gpus, num_machines, machine_rank and dist_url, which are ignored if torchrun or srun
-            started the processes. Without a GPU, num_gpus is the number of processes.
+            started the processes. Without GPUs, num_gpus is the number of processes.
+        device: what ``main`` computes on (None: a GPU if there is one). Unless it is a GPU, the processes communicate
+            by gloo, and need no GPU.
     """
-    here = _checked_place(args)
+    gpus = 0
+    if torch.cuda.is_available() and (device is None or device.startswith("cuda")):
+        gpus = torch.cuda.device_count()
+    here = _checked_place(args, gpus)
     if here is None:
-        _launch_here(main, args)
+        _launch_here(main, args, gpus)
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(here.local_rank)
+    if gpus:
+        torch.cuda.set_device(gpu_of(here, gpus))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if gpus else "gloo"
     dist.init_process_group(backend, rank=here.rank, world_size=here.world, timeout=DEFAULT_TIMEOUT)
-    comm.create_local_process_group(here.local_world)
-    comm.synchronize()
     try:
+        comm.create_local_process_group(here.local_world)
+        if gpus == 1 and here.local_world > 1:
+            uuid = str(torch.cuda.get_device_properties(0).uuid)
+            check_different_gpus(comm.all_gather((socket.gethostname(), uuid)))
+        comm.synchronize()
         main(args)
     finally:
         dist.destroy_process_group()
 
 
-def _checked_place(args) -> ProcessPlace | None:
+def gpu_of(here: ProcessPlace, gpus: int) -> int:
+    """The index of a process's GPU among those that it sees: the only one (``srun --gpus-per-task=1`` shows each
+    process its own), or that of its local rank."""
+    return 0 if gpus == 1 else here.local_rank
+
+
+def check_different_gpus(gpus: Sequence[tuple[str, str]]) -> None:
+    """UserError if two processes have the same GPU, which NCCL cannot use.
+
+    Args:
+        gpus: machine and GPU of each process, by rank.
+    """
+    for rank, gpu in enumerate(gpus):
+        if (first := gpus.index(gpu)) < rank:
+            raise UserError(
+                f"processes {first} and {rank} see the same GPU of {gpu[0]} and no other; start one process for each "
+                "GPU, or give each its own (srun --gpus-per-task=1)"
+            )
+
+
+def _checked_place(args, gpus: int) -> ProcessPlace | None:
     """This process's place; UserError if its GPU does not exist or the launch flags contradict each other."""
     with refused_as("torchrun or srun: the environment does not say which process this is"):
         here = find_process(os.environ)
@@ -90,20 +119,19 @@ def _checked_place(args) -> ProcessPlace | None:
             raise UserError("--dist-url auto: is for one machine; give tcp://ADDRESS:PORT of the first of several")
         if not 0 <= args.machine_rank < args.num_machines:
             raise UserError(f"--machine-rank {args.machine_rank}: counts from 0 to --num-machines - 1")
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else None
     wanted = here.local_world if here else args.num_gpus
-    if gpus is not None and wanted > gpus:
+    if gpus and wanted > gpus and not (here and gpus == 1):
         raise UserError(f"{'processes here' if here else '--num-gpus'} {wanted}: {gpus} GPUs can be seen here")
     return here
 
 
 @contextmanager
-def ddp_without_gpu(device: str) -> Iterator[None]:
-    """Let Detectron2 wrap models on a CPU in the block: it passes ``device_ids`` to DistributedDataParallel, which are
-    an error without a GPU."""
+def ddp_on(device: str) -> Iterator[None]:
+    """Let Detectron2 wrap models for this process's device in the block. It passes the local rank to
+    DistributedDataParallel as ``device_ids``: an error without a GPU, and the wrong GPU where each process sees one."""
     original = defaults.create_ddp_model
-    if device == "cpu":
-        defaults.create_ddp_model = functools.partial(original, device_ids=None)
+    ids = [torch.cuda.current_device()] if device.startswith("cuda") else None
+    defaults.create_ddp_model = functools.partial(original, device_ids=ids)
     try:
         yield
     finally:
@@ -124,7 +152,7 @@ def _on_rank(main: Callable, args, marker: Path) -> None:
         sys.exit(1)
 
 
-def _launch_here(main: Callable, args) -> None:
+def _launch_here(main: Callable, args, gpus: int) -> None:
     """Start the processes with Detectron2's launcher, and exit with the status of the first that failed."""
     settings = args.num_gpus, args.num_machines, args.machine_rank, args.dist_url
     if args.num_gpus * args.num_machines <= 1:
@@ -132,6 +160,8 @@ def _launch_here(main: Callable, args) -> None:
         return
     # it would log which of the other processes it ends then
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    if not gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the launcher takes NCCL and a GPU wherever its processes see one
     try:
         with signals.forwarded_to_children(), tempfile.TemporaryDirectory() as folder:
             engine.launch(_on_rank, *settings, (main, args, Path(folder) / "reported"))

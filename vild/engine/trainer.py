@@ -21,7 +21,7 @@ from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
 from vild.data.provenance import training_record
 from vild.engine.best import BEST, KeepBest, StopEarly, check_patience
 from vild.engine.guards import TrainingGuard, seed_step
-from vild.engine.launch import ddp_without_gpu
+from vild.engine.launch import ddp_on
 from vild.engine.run_record import RUN_FILE, check_resumable, run_record
 from vild.engine.sources import attach_sources, check_classes, is_proposal_network, open_live_teacher, open_store
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
@@ -102,7 +102,7 @@ class Trainer(DefaultTrainer):
         with_channels.defrost()
         with_channels.MODEL.VILD.MAP_CHANNELS = live_teacher.map_channels if live_teacher else 0
         with_channels.freeze()
-        with ddp_without_gpu(cfg.MODEL.DEVICE):
+        with ddp_on(cfg.MODEL.DEVICE):
             super().__init__(with_channels)
         record["starts"] += attach_sources(self.model, cfg, live_teacher)
         self.checkpointer = VildCheckpointer(
