@@ -17,13 +17,18 @@ import time
 import pytest
 import torch
 import torch.multiprocessing as mp
+from detectron2.engine import defaults
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 
 from tests.engine.test_train import command  # noqa: F401  (a fixture)
+from tests.modeling.test_lvis_models import SMALL, emptied, images, lvis_vocabulary  # noqa: F401
 from vild.checkpoint.checkpointer import VildCheckpointer
+from vild.config import load_config
 from vild.data import datasets
-from vild.engine.launch import launch
+from vild.engine.launch import ddp_on, launch
 from vild.engine.trainer import Trainer
+from vild.modeling import build_model
 from vild.utils.errors import UserError, one_line_errors
 
 TAKE_ALL = (
@@ -105,6 +110,48 @@ def test_training_equals_one_process(forked, in_float64, make_cfg, tmp_path, mon
     assert sum(length > 1e-5 for length in way.values()) > 20
     wrong = {key: (float(apart[key]), float(way[key])) for key in way if apart[key] > 1e-9 * way[key] + 1e-12}
     assert not wrong
+
+
+def one_step(args):
+    """The gradients and statistics of a detector after a step on this rank's images."""
+    torch.manual_seed(0)
+    model = build_model(args.cfg).train()
+    with ddp_on("cpu"):
+        wrapped = defaults.create_ddp_model(model, broadcast_buffers=False)
+    for _ in range(2):  # in the second DDP reports which weights took no part in the first
+        model.zero_grad()
+        torch.manual_seed(1)
+        with EventStorage():
+            sum(wrapped(args.inputs[comm.get_rank()]).values()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    torch.save((gradients, dict(model.named_buffers())), args.folder / f"rank{comm.get_rank()}.pth")
+
+
+@pytest.mark.parametrize("variant", ["vild", "ensemble"])
+def test_a_rank_without_foreground_or_regions(forked, lvis_vocabulary, tmp_path, variant):  # noqa: F811
+    """With the norms of the LVIS configs' heads: a mask or image head, of which rank 1 has no RoI, has rank 0's
+    statistics on both, and half of rank 0's gradient. (SyncBN, which the backbone has, runs on GPUs only.)"""
+    cfg = load_config(
+        "LVIS/vild.yaml", ["MODEL.VILD.VOCABULARY", str(lvis_vocabulary), "MODEL.VILD.VARIANT", variant, *SMALL,
+                           "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "FrozenBN"],
+    )  # fmt: skip
+    inputs = [images(), emptied(images(), "instances", "distill")]
+    assert on_ranks(one_step, cfg=cfg, inputs=inputs, folder=tmp_path) == 0
+    (gradients, buffers), second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in range(2))
+    alone(one_step, argparse.Namespace(cfg=cfg, inputs=inputs, folder=tmp_path))
+    signal.alarm(0)
+    of_rank_0, its_buffers = torch.load(tmp_path / "rank0.pth")
+    assert gradients.keys() == second[0].keys() == of_rank_0.keys()
+    assert all(torch.equal(g, second[0][name]) and g.isfinite().all() for name, g in gradients.items())
+    heads = ("roi_heads.mask_head.", *(("roi_heads.image_embedding.",) if variant == "ensemble" else ()))
+    for head in heads:
+        names = [name for name in gradients if name.startswith(head)]
+        assert any(gradients[name].abs().max() > 0 for name in names)
+        for name in names:
+            torch.testing.assert_close(gradients[name], of_rank_0[name] / 2, rtol=1e-3, atol=1e-6)
+        for name in (name for name in buffers if name.startswith(head) and name.endswith("running_mean")):
+            torch.testing.assert_close(buffers[name], its_buffers[name])
+            assert torch.equal(buffers[name], second[1][name]) and buffers[name].abs().max() > 0
 
 
 def evaluate(args):

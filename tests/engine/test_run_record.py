@@ -49,6 +49,13 @@ def test_what_leaves_the_model_may_change(began, make_cfg):
     check_resumable(make_cfg("vild", *free))
 
 
+def test_a_training_that_an_empty_batch_ended_goes_on():
+    """Its config's heads had SyncBN, which takes no empty batch; the weights of its successor are the same."""
+    then, now = ({"MODEL": {"ROI_MASK_HEAD": {"NORM": norm}}} for norm in ("SyncBN", "naiveSyncBN_N"))
+    assert differing(then, now, {}) == []
+    assert differing(then, {"MODEL": {"ROI_MASK_HEAD": {"NORM": "BN"}}}, {}) != []
+
+
 def test_keys_come_and_go():
     """A key that was added since had its default's effect; one that has gone has none."""
     now, default = {"MODEL": {"A": 1, "NEW": 5}}, {"MODEL": {"A": 0, "NEW": 4}}

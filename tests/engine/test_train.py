@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.events import get_event_storage
 
 from tests.conftest import REPOSITORY
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import load_config
 from vild.engine.sources import check_classes
 from vild.engine.trainer import Trainer
+from vild.modeling.rcnn import ViLDRCNN
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -76,32 +78,55 @@ def test_resume_after_a_signal_equals_never_stopped(command, tmp_path, number):
     assert len(losses) >= 6
 
 
-@pytest.mark.parametrize(("variant", "source"), [("ensemble", "store"), ("vild", "teacher")])
-def test_losses_of_every_step_are_the_same_after_a_resume(make_cfg, tmp_path, variant, source):
-    def losses(cfg, resume, until):
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume)
-        rows = []
-        step = trainer.run_step
+def losses_of(cfg, resume, until):
+    """The total loss of each step that is trained."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume)
+    rows = []
+    step = trainer.run_step
 
-        def spy():
-            step()
-            rows.append(trainer.storage.latest()["total_loss"][0])
+    def spy():
+        step()
+        rows.append(trainer.storage.latest()["total_loss"][0])
 
-        trainer.run_step = spy
-        trainer.max_iter = until
-        trainer.train()
-        return rows
+    trainer.run_step = spy
+    trainer.max_iter = until
+    trainer.train()
+    return rows
 
-    settings = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "()")
-    settings += ("MODEL.VILD.DISTILL_FROM", source)
-    whole = losses(make_cfg(variant, *settings, "OUTPUT_DIR", str(tmp_path / "a")), False, 4)
+
+def losses_with_a_resume(make_cfg, tmp_path, variant, *settings):
+    """The losses of four steps, and those of the last two after a resume."""
+    settings += ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "()")
+    whole = losses_of(make_cfg(variant, *settings, "OUTPUT_DIR", str(tmp_path / "a")), False, 4)
     os.makedirs(tmp_path / "b")
     second = make_cfg(variant, *settings, "OUTPUT_DIR", str(tmp_path / "b"))
     os.link(tmp_path / "a" / "model_0000001.pth", tmp_path / "b" / "model_0000001.pth")
     (tmp_path / "b" / "last_checkpoint").write_text("model_0000001.pth")
-    assert losses(second, True, 4) == whole[2:]
-    assert len(set(whole)) == 4
+    return whole, losses_of(second, True, 4)
+
+
+@pytest.mark.parametrize(("variant", "source"), [("ensemble", "store"), ("vild", "teacher")])
+def test_losses_of_every_step_are_the_same_after_a_resume(make_cfg, tmp_path, variant, source):
+    whole, resumed = losses_with_a_resume(make_cfg, tmp_path, variant, "MODEL.VILD.DISTILL_FROM", source)
+    assert resumed == whole[2:] and len(set(whole)) == 4
+
+
+def test_a_resume_across_batches_without_foreground(make_cfg, tmp_path, monkeypatch):
+    """Steps 1 and 2 of four have neither objects nor distilled regions; norms of the heads as in the LVIS configs."""
+    heads = load_config("LVIS/ensemble.yaml").MODEL
+    norms = ("MODEL.ROI_BOX_HEAD.NORM", heads.ROI_BOX_HEAD.NORM, "MODEL.ROI_MASK_HEAD.NORM", heads.ROI_MASK_HEAD.NORM)
+    forward, empty = ViLDRCNN.forward, []
+
+    def without(self, inputs):
+        if get_event_storage().iter in (1, 2):
+            empty.append(get_event_storage().iter)
+            inputs = [{**x, "instances": x["instances"][:0], "distill": x["distill"][:0]} for x in inputs]
+        return forward(self, inputs)
+
+    monkeypatch.setattr(ViLDRCNN, "forward", without)
+    whole, resumed = losses_with_a_resume(make_cfg, tmp_path, "ensemble", *norms)
+    assert empty == [1, 2, 2] and resumed == whole[2:] and len(set(whole)) == 4
 
 
 def test_the_checkpoint_holds_vocabulary_and_fingerprint(make_cfg, vocabulary, tmp_path):

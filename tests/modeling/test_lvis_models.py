@@ -1,4 +1,5 @@
-"""A training step of the LVIS configs' models at full width, on small images."""
+"""A training step of the LVIS configs' models at full width, on small images; and of small models of the LVIS and COCO
+configs, on images without foreground or distilled regions."""
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tests.conftest import REPOSITORY
 from vild.config import load_config
 from vild.engine.sources import is_proposal_network
 from vild.modeling import build_model
+from vild.modeling.roi_heads import VARIANTS
 from vild.vocabulary.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.slow
@@ -70,3 +72,38 @@ def test_a_model_of_lvis_size_trains(name, lvis_vocabulary):
     sum(losses.values()).backward()
     trained = [(n, p.grad) for n, p in model.named_parameters() if p.requires_grad]
     assert [n for n, g in trained if g is None or not g.isfinite().all()] == []
+
+
+# The models of the configs, with their norms, about as small as they can be
+SMALL = (
+    "MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.FPN.OUT_CHANNELS", 8, "MODEL.ROI_BOX_HEAD.CONV_DIM", 8,
+    "MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 16,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
+)  # fmt: skip
+
+
+def emptied(inputs, *fields):
+    """The same images without objects ("instances") or distilled regions ("distill")."""
+    return [{**x, **{field: x[field][:0] for field in fields}} for x in inputs]
+
+
+@pytest.mark.parametrize("data", ["LVIS", "COCO"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_without_foreground_or_regions_trains(data, variant, lvis_vocabulary):
+    """With the norms of the configs; weights of SyncBN, which took no such batch, fit."""
+    path = REPOSITORY / "configs" / data / "vild.yaml"
+    words = ("MODEL.VILD.VOCABULARY", str(lvis_vocabulary), "MODEL.VILD.VARIANT", variant)
+    cfg = load_config(str(path), [*words, *SMALL])
+    model = build_model(cfg).train()
+    for fields in (["instances"], ["distill"], ["instances", "distill"]):
+        with EventStorage():
+            losses = model(emptied(images(), *fields))
+        sum(losses.values()).backward()
+        trained = [(n, p.grad) for n, p in model.named_parameters() if p.requires_grad]
+        assert [n for n, g in trained if g is None or not g.isfinite().all()] == [], fields
+        assert all(value.isfinite() for value in losses.values())
+        assert all(value.isfinite().all() for value in model.state_dict().values())  # statistics, too
+    names = [f"MODEL.ROI_{head}_HEAD.NORM" for head in ("BOX", "MASK")]
+    before = build_model(load_config(str(path), [*words, *SMALL, *(x for name in names for x in (name, "SyncBN"))]))
+    model.load_state_dict(before.state_dict(), strict=True)

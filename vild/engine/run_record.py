@@ -98,7 +98,9 @@ def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _plain(value):
-    """Make values comparable: tuples as lists, as YAML does, and extra teachers without their paths."""
+    """Make values comparable: tuples as lists, as YAML does; extra teachers without their paths; both SyncBNs of
+    Detectron2 as one, with the same weights (a training that SyncBN ended at an empty batch goes on with the other)."""
+    value = "SyncBN" if value == "naiveSyncBN_N" else value
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if k not in ("STORE", "VOCABULARY")}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -21,6 +21,7 @@ from vild.modeling.calibration import Calibration, evidence
 from vild.modeling.classifier import ClassSet, RegionEmbedding, TextClassifier, softmax_settings
 from vild.modeling.extra_teachers import ExtraTeachers
 from vild.modeling.objectives import parse_objectives
+from vild.modeling.pooler import make_precise
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -108,12 +109,20 @@ class OpenVocabularyROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
-        """Detectron2's own pooler; the heads behind it are built in :meth:`from_config`."""
+        """The pooler; the heads behind it are built in :meth:`from_config`."""
         settings = super()._init_box_head(cfg, input_shape)
         side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
         channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
         shape = ShapeSpec(channels=channels, height=side, width=side)
-        return {**{k: settings[k] for k in ("box_in_features", "box_pooler")}, "pooled_shape": shape}
+        pooler = make_precise(settings["box_pooler"])
+        return {"box_in_features": settings["box_in_features"], "box_pooler": pooler, "pooled_shape": shape}
+
+    @classmethod
+    def _init_mask_head(cls, cfg, input_shape):
+        settings = super()._init_mask_head(cfg, input_shape)
+        if settings.get("mask_pooler") is not None:
+            make_precise(settings["mask_pooler"])
+        return settings
 
     @property
     def fuses(self) -> bool:
