@@ -41,7 +41,7 @@ class ExportedDetector(nn.Module):
 
     @property
     def input_names(self) -> list[str]:
-        return ["picture", "text", "shown"] + ["base"] * (self.model.roi_heads.variant == "ensemble")
+        return ["picture", "text", "shown"] + ["base"] * (self.model.roi_heads.fuses)
 
     @property
     def output_names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""ViLD's RoI heads and their losses, in four variants (paper, section 3).
+"""ViLD's RoI heads and their losses, in the paper's four variants (section 3) and one of ours.
 
 ==========  ====================================  ====================================
 variant     loss on the region embedding          score at test
@@ -7,6 +7,8 @@ text        text loss                             softmax over vocabulary + back
 image       image loss                            softmax over vocabulary
 vild        both, one shared head                 as text
 ensemble    text and image loss, two heads        geometric mean of the two
+twin        text and image loss, two projections  as ensemble
+            of one shared head (ours)
 ==========  ====================================  ====================================
 
 Boxes and masks are class-agnostic in all of them.
@@ -144,6 +146,8 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         else:  # one head, one batch (and one set of batch statistics)
             both = self.embedding(pooled)
             sampled, distilled = ([x[rows] for x in both] for rows in (~is_distilled, is_distilled))
+            if self.variant == "twin":
+                distilled[0] = self.image_embedding(distilled[1])
         return sampled, distilled, pooled[is_distilled] if distill[0].has("maps") else None
 
     def _detection_losses(
