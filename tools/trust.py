@@ -13,7 +13,7 @@ from pathlib import Path
 from vild.utils.command_line import add_shared, make_parser
 from vild.utils.errors import one_line_errors
 
-VARIANTS = ("text", "image", "vild", "ensemble")
+VARIANTS = ("text", "image", "vild", "ensemble", "twin")
 COLUMNS = ("bbox/AP50_novel", "bbox/AP50_base")
 
 
