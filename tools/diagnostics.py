@@ -3,6 +3,10 @@
 teacher there (base and novel, rare, common and frequent); with --proposals their recall; with --clip-on-crops the
 AP of the teacher run on every proposal, and its cost beside the detector's.
 
+distillation_progress says how far distillation has come on these boxes: 0, no nearer to the teacher than an unrelated
+box; 1, as near as the teacher to itself when the box is jittered. Far below 1, the teacher knows more than the student
+has learned: train longer, distil more regions a step, or raise MODEL.VILD.DISTILL_WEIGHT.
+
     tools/diagnostics.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_final.pth \\
         --dataset glyphs_val --proposals output/quickstart/proposals_val.safetensors --clip-on-crops \\
         --output diagnostics.json
@@ -36,9 +40,14 @@ def main():
     detector = OpenVocabularyDetector(cfg)
     check_classes(detector.trained, args.dataset, marks=False)
     embeddings = diagnostics.embed_ground_truth(detector.teacher, args.dataset)
+    cosine = diagnostics.student_cosine(detector, embeddings, args.dataset)
+    jittered, unrelated = diagnostics.teacher_agreement(detector.teacher, embeddings, args.dataset)
     result = {
         "teacher_top1": diagnostics.teacher_accuracy(embeddings, detector.trained, args.dataset),
-        "student_teacher_cosine": diagnostics.student_cosine(detector, embeddings, args.dataset),
+        "student_teacher_cosine": cosine,
+        "teacher_cosine_jittered": jittered,
+        "teacher_cosine_unrelated": unrelated,
+        "distillation_progress": diagnostics.distillation_progress(cosine, jittered, unrelated),
     }
     if proposals is not None:
         recall = diagnostics.proposal_recall(args.dataset, proposals, cfg.TEST.PROPOSALS_PER_IMAGE)

@@ -72,9 +72,12 @@ TABLES = {
     "clip_on_crops": ("bbox/AP", "bbox/AP50_novel", "bbox/AP50_base", "bbox/APr", "bbox/APc", "bbox/APf"),
     "transfer": ("bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APs", "bbox/APm", "bbox/APl"),
 }  # fmt: skip
-DIAGNOSTICS = {  # key to decimals; what tools/diagnostics.py writes by base and novel, all but the cosine in percent
+# What tools/diagnostics.py writes by base and novel, to its decimals; all but cosines and progress in percent
+DIAGNOSTICS = {
     "teacher_top1": 1,
     "student_teacher_cosine": 3,
+    "teacher_cosine_jittered": 3,
+    "distillation_progress": 2,
     "proposal_recall50": 1,
     "clip_on_crops_AP50": 1,
 }

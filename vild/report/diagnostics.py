@@ -83,6 +83,40 @@ def student_cosine(detector: OpenVocabularyDetector, embeddings: dict[int, Tenso
     return by_group(values, datasets.get_classes(name))
 
 
+def jitter(boxes: Tensor, height: int, width: int, generator: torch.Generator, share: float = 0.1) -> Tensor:
+    """Boxes [G, 4], xyxy, with each side moved by up to ``share`` of the box's width or height, within the image."""
+    moves = torch.rand(boxes.shape, generator=generator, dtype=boxes.dtype) * 2 - 1
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    return (boxes + share * moves * sides).clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+
+
+def teacher_agreement(teacher: Teacher, embeddings: dict[int, Tensor], name: str) -> tuple[dict, dict]:
+    """What the cosine between student and teacher can be compared with, both {group: cosine}: the teacher's own
+    between a ground-truth box and the same box jittered, and that between unrelated boxes (of the whole data set)."""
+    truth, generator = ground_truth_boxes(name), torch.Generator().manual_seed(0)
+    mean = torch.cat(list(embeddings.values())).mean(0)
+    own, unrelated = [], []
+    for record in tqdm(datasets.load_dicts(name), desc="teacher on jittered boxes"):
+        boxes, classes = truth[record["image_id"]]
+        if not classes:
+            continue
+        here = embeddings[record["image_id"]]
+        again = teacher.encode_regions(_rgb(record), jitter(boxes, record["height"], record["width"], generator))
+        own += zip(classes, F.cosine_similarity(again.cpu(), here).tolist(), strict=True)
+        unrelated += zip(classes, (here @ mean).tolist(), strict=True)
+    marks = datasets.get_classes(name)
+    return by_group(own, marks), by_group(unrelated, marks)
+
+
+def distillation_progress(student: dict, jittered: dict, unrelated: dict) -> dict[str, float | None]:
+    """How far distillation has come, by group: 0 where the student is no nearer to its teacher's embedding than an
+    unrelated box is, 1 where it is as near as the teacher to itself under a jitter of the box."""
+    return {
+        group: None if value is None else (value - unrelated[group]) / max(jittered[group] - unrelated[group], 1e-6)
+        for group, value in student.items()
+    }
+
+
 def clip_on_crops(
     teacher: Teacher,
     vocabulary: Vocabulary,

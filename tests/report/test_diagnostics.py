@@ -1,0 +1,46 @@
+"""How far distillation has come, on constructed embeddings."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vild.data import datasets
+from vild.evaluation.evaluator import ground_truth_boxes
+from vild.report.diagnostics import distillation_progress, jitter, teacher_agreement
+
+
+def test_progress_is_0_at_an_unrelated_box_and_1_at_the_teachers_own_agreement():
+    jittered, unrelated = {"base": 0.9, "novel": 0.8}, {"base": 0.5, "novel": 0.6}
+    assert distillation_progress({"base": 0.7, "novel": 0.8}, jittered, unrelated) == pytest.approx(
+        {"base": 0.5, "novel": 1.0}
+    )
+    assert distillation_progress(unrelated, jittered, unrelated) == {"base": 0.0, "novel": 0.0}
+    nothing = {"base": 0.7, "novel": None}
+    assert distillation_progress(nothing, jittered | {"novel": None}, unrelated | {"novel": None})["novel"] is None
+
+
+def test_jittered_boxes_stay_within_a_tenth_and_the_image():
+    boxes = torch.tensor([[10.0, 10, 50, 30], [0, 0, 100, 80]]).repeat(200, 1)
+    moved = jitter(boxes, 80, 100, torch.Generator().manual_seed(0))
+    sides = torch.tensor([[40.0, 20, 40, 20], [100, 80, 100, 80]]).repeat(200, 1)
+    assert ((moved - boxes).abs() <= 0.1 * sides + 1e-4).all() and (moved[::2] != boxes[::2]).any(1).all()
+    assert (moved >= 0).all() and (moved <= torch.tensor([100, 80, 100, 80])).all()
+    assert (moved[:, 2:] > moved[:, :2]).all()
+
+
+class Width:
+    """A teacher whose embedding is the direction of a box's (width, height)."""
+
+    def encode_regions(self, image, boxes):
+        return F.normalize((boxes[:, 2:] - boxes[:, :2]).float(), dim=1)
+
+
+def test_the_teacher_is_compared_with_itself_and_with_all_other_boxes(world):
+    truth = ground_truth_boxes("glyphs_val")
+    embeddings = {i: Width().encode_regions(None, boxes) for i, (boxes, _) in truth.items()}
+    jittered, unrelated = teacher_agreement(Width(), embeddings, "glyphs_val")
+    rows = torch.cat(list(embeddings.values())).double()
+    base = [datasets.get_classes("glyphs_val").splits[c] == "base" for _, classes in truth.values() for c in classes]
+    pairs = (rows @ rows.T).mean(1)  # each box's mean cosine to all of them
+    assert unrelated["base"] == pytest.approx(pairs[torch.tensor(base)].mean().item(), abs=1e-5)
+    assert unrelated["base"] < jittered["base"] < 1
