@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from vild.checkpoint.checkpointer import VildCheckpointer
+from vild.checkpoint.checkpointer import VildCheckpointer, save_weights
 from vild.data import datasets
 from vild.data.mapper import ViLDMapper
 from vild.engine.sources import open_store, parse_distillation
 from vild.modeling import build_model, fusion
+from vild.modeling.calibration import Calibration
 from vild.modeling.extra_teachers import ExtraTeachers
 from vild.modeling.objectives import RegionBatch
 from vild.store.multi import REGIONS, SeveralStores
@@ -91,6 +92,19 @@ def test_scores_are_fused_by_the_ensembles_rule(make_cfg, second):
         torch.testing.assert_close(
             heads.scores(pooled)[0], fusion.text_scores(heads.classifier(own)), rtol=1e-4, atol=0
         )
+
+
+def test_a_calibration_without_the_extra_teachers_is_not_used_with_them(make_cfg, second, tmp_path, caplog):
+    teachers = ("MODEL.VILD.TEACHERS", str([second]))
+    model = build_model(make_cfg("vild", *teachers))
+    model.roi_heads.calibration = Calibration((1.0, 0.0, 0.0), (0.5, 0.0, 0.0, -1.0), 0.01, "dev", 100, 50)
+    save_weights(tmp_path / "m.safetensors", model)
+    for overrides, used in ((teachers, False), ((), True)):
+        model = build_model(make_cfg("vild", *overrides))
+        caplog.clear()
+        VildCheckpointer(model, calibrated=True).load(str(tmp_path / "m.safetensors"))
+        assert (model.roi_heads.calibration is not None) == used
+        assert ("calibrated without its extra teachers" in caplog.text) != used
 
 
 def test_image_heads_of_several_teachers_are_averaged():

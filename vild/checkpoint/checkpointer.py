@@ -161,17 +161,25 @@ class VildCheckpointer(DetectionCheckpointer):
         if state.get("variant") not in (None, heads.variant):
             raise UserError(f"{where} is of variant '{state['variant']}', MODEL.VILD.VARIANT is '{heads.variant}'")
         if self.calibrated and "calibration" in state:
-            with refused_as(f"{where}: its calibration"):
-                levels = self.model.backbone.output_shape()
-                count = 2 * sum(levels[name].channels for name in heads.box_in_features)
-                heads.calibration = Calibration.from_state(state["calibration"], count)
-            fitted, now = heads.calibration.temperature, heads.classifier.test_temperature
-            if abs(fitted - now) > 1e-9:
-                self.logger.warning("%s was calibrated at temperature %s, not %s: its scores are no probabilities; "
-                                    "run tools/calibrate.py again", where, fitted, now)  # fmt: skip
+            self._load_calibration(state["calibration"], where)
         same = list(state["names"]) == list(mine.names) and state["embeddings"].equal(mine.embeddings.cpu())
         if resumes and not same:
             raise UserError(f"{where} was trained with another vocabulary than MODEL.VILD.VOCABULARY")
+
+    def _load_calibration(self, state: dict, where: str) -> None:
+        heads = self.model.roi_heads
+        if heads.others is not None and heads.others.projections:
+            self.logger.warning("%s was calibrated without its extra teachers, whose scores are fused here: its "
+                                "calibration is not used", where)  # fmt: skip
+            return
+        with refused_as(f"{where}: its calibration"):
+            levels = self.model.backbone.output_shape()
+            count = 2 * sum(levels[name].channels for name in heads.box_in_features)
+            heads.calibration = Calibration.from_state(state, count)
+        fitted, now = heads.calibration.temperature, heads.classifier.test_temperature
+        if abs(fitted - now) > 1e-9:
+            self.logger.warning("%s was calibrated at temperature %s, not %s: its scores are no probabilities; "
+                                "run tools/calibrate.py again", where, fitted, now)  # fmt: skip
 
     def _fetch(self, path: str) -> None:
         """Download a URL into the cache, UserError if that fails. Detectron2 then loads the local copy."""
