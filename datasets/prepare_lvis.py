@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Make LVIS's open-vocabulary files from lvis/lvis_v1_{train,val}.json: lvis_v1_train_norare.json (no rare
-annotation) and lvis_v1_minival.json (the images in COCO's val2017). A file that is already there is checked.
+annotation) and lvis_v1_minival.json (the images in COCO's val2017). A file that is already there is
+checked; of train and val one may be missing.
 
     DETECTRON2_DATASETS=/data datasets/prepare_lvis.py
 """

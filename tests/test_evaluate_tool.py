@@ -36,7 +36,9 @@ def test_ground_truth_as_results_scores_100(tmp_path, tool, capsys):
     done = tool("evaluate.py", "--protocol", "coco-48-17", "--gt", truth, "--results", results,
                 "--output-dir", tmp_path / "o")  # fmt: skip
     assert done == 0
-    assert "65-way; 48 base (2 with ground truth), 17 novel (2 with ground truth); 4 images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "65-way; 48 base (2 with ground truth), 17 novel (2 with ground truth); 4 images" in out
+    assert "| AP50_novel | COCO | 100.00 |" in re.sub(" +", " ", out)
     assert all(metrics(tmp_path / "o")[f"gt/bbox/AP50_{g}"] == pytest.approx(100) for g in ("novel", "base", "all"))
     rows = json.loads((tmp_path / "o" / "per_class.json").read_text())["classes"]
     assert len(rows) == 65 and {r["name"] for r in rows if r["boxes"]} == {"person", "car", "cat", "airplane"}
@@ -78,8 +80,9 @@ def test_lvis_files_are_scored_by_lvis_rules(protocol, tmp_path, tool, capsys):
     done = tool("evaluate.py", "--protocol", protocol, "--gt", truth, "--results", path, "--iou-type", "bbox", "segm",
                 "--output-dir", tmp_path / "o", *(["--split", split] if protocol == "split" else []))  # fmt: skip
     assert done == 0
-    found = metrics(tmp_path / "o")
-    assert "lvis protocol, 12-way" in capsys.readouterr().out and {"gt/segm/APr", "gt/bbox/AP_fixed"} <= found.keys()
+    found, out = metrics(tmp_path / "o"), re.sub(" +", " ", capsys.readouterr().out)
+    assert "| APr | LVIS |" in out and "| APr_fixed | AP-fixed |" in out and "| precision | |" in out
+    assert "lvis protocol, 12-way" in out and {"gt/segm/APr", "gt/bbox/AP_fixed"} <= found.keys()
     assert (found["gt/bbox/AP_novel"] == found["gt/bbox/APr"]) == (protocol == "lvis")
 
 
@@ -89,7 +92,7 @@ def test_lvis_files_are_scored_by_lvis_rules(protocol, tmp_path, tool, capsys):
         (["--protocol", "lvis"], {}, "gt.json is not in LVIS's form"),
         (["--protocol", "split"], {}, "--protocol split needs --split"),
         (["--protocol", "split", "--split", "none.json"], {}, "split 'none.json' is neither"),
-        (["--protocol", "coco", "--iou-type", "segm"], {}, "r.json: record 0: 'segmentation' is missing"),
+        (["--protocol", "coco", "--iou-type", "segm"], {}, "r.json: record 0: segmentation is missing"),
         (["--protocol", "coco"], {"bbox": [1, 2, -3, 4]}, r"gt.json: annotations\[1\] \(id 2\): bbox"),
         (["--protocol", "coco"], {"image_id": 99}, r"gt.json: annotations\[1\] \(id 2\): image_id 99"),
         (["--protocol", "coco"], {"id": 1}, r"gt.json: annotations\[1\] has the same id as annotations\[0\]: 1"),

@@ -5,9 +5,10 @@
     tools/evaluate.py --protocol coco-48-17  --gt instances_val2017.json   --results R.json --output-dir out
     tools/evaluate.py --protocol split --split mine.json --gt mine_val.json --results R.json --output-dir out
 
-lvis: LVIS's federated rules, novel = rare; AP-fixed in its own columns. coco: no split. coco-48-17: the 48 base and
-17 novel names, on the images that contain one of them. split: base and novel by --split, LVIS's rules if the ground
-truth is in LVIS form. Writes vild_metrics.json, per_class.json and table.md to the output folder.
+lvis: LVIS's federated rules, novel = rare; AP-fixed in its own rows. coco: no split. coco-48-17: the 48 base and 17
+novel names, on the images that contain one of them. split: base and novel by --split; LVIS's rules if the ground truth
+is in LVIS form, else COCO's, and every row says whose. Without masks in the ground truth there is no mask AP. Writes
+vild_metrics.json, per_class.json and table.md to the output folder.
 """
 
 from pathlib import Path
@@ -44,7 +45,9 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("--protocol", choices=["lvis", "coco", "coco-48-17", "split"], required=True)
     parser.add_argument("--gt", required=True, metavar="FILE", help="annotations in LVIS or COCO form")
-    parser.add_argument("--results", required=True, metavar="FILE", help="detections in COCO's results form")
+    parser.add_argument(
+        "--results", required=True, metavar="FILE", help="detections in COCO's results form, or a line each"
+    )
     parser.add_argument("--split", default="", help="which names are base and novel, instead of the protocol's split")
     parser.add_argument("--iou-type", nargs="+", choices=["bbox", "segm"], default=["bbox"], help="boxes, masks")
     add_shared(parser, "--output-dir", required=True)
@@ -53,6 +56,7 @@ def main():
     from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
     from vild.evaluation import evaluator
+    from vild.evaluation.protocol import scored_iou_types
     from vild.evaluation.results import read_results
     from vild.utils.files import write_json, write_text
 
@@ -60,12 +64,15 @@ def main():
     categories = {c["id"] for c in truth.document["categories"]}
     if args.protocol == "coco-48-17":
         categories |= {c["id"] for c in COCO_CATEGORIES}  # results for all 80 names against a file of 65
-    found = read_results(args.results, truth.sizes, categories, "segm" in args.iou_type)
+    sizes = truth.sizes
     if args.protocol == "coco-48-17":
         truth = truth.only_annotated_images()
-    result = evaluator.score(truth, found, tuple(args.iou_type))
+    iou_types, notes = scored_iou_types(truth, args.iou_type, args.gt)
+    found = read_results(args.results, sizes, categories, "segm" in iou_types)
+    result = evaluator.score(truth, found, iou_types)
+    result.notes += notes
     name = Path(args.gt).stem
-    page = f"{evaluator.heading(name, truth, result)}\n\n{evaluator.as_table(result.metrics)}\n"
+    page = f"{evaluator.as_page(name, truth, result)}\n"
     print(page, end="")
     evaluator.write_flat(args.output_dir / evaluator.METRICS_FILE, {name: result.metrics})
     write_json(args.output_dir / evaluator.CLASSES_FILE, {"counts": result.counts, "classes": result.classes})

@@ -134,15 +134,26 @@ def test_two_images_under_one_id_have_no_store(store_folder, world, mixed):
 
 
 def test_masks_are_checked_before_training():
-    def record(**annotation):
-        return [{"file_name": "a.jpg", "annotations": [{"iscrowd": 0, **annotation}]}]
+    polygon, rle = [[0, 0, 1, 1, 2, 0]], {"size": [2, 2], "counts": "13"}
 
-    check_masks(record(segmentation=[[0, 0, 1, 1, 2, 0]]), "polygon")
-    check_masks(record(segmentation={"size": [2, 2], "counts": ""}), "bitmask")
-    with pytest.raises(UserError, match=r"a\.jpg: a box without a mask"):
-        check_masks(record(), "polygon")
-    with pytest.raises(UserError, match=r"a\.jpg: its masks are RLE; set INPUT.MASK_FORMAT"):
-        check_masks(record(segmentation={"size": [2, 2], "counts": ""}), "polygon")
+    def records(*masks):
+        return [
+            {"file_name": f"{n}.jpg", "annotations": [{"iscrowd": 0, "segmentation": m}]} for n, m in enumerate(masks)
+        ]
+
+    check_masks(records(polygon), "polygon")
+    check_masks(records(rle, polygon), "bitmask")
+    check_masks([{"file_name": "a.jpg", "annotations": [{"iscrowd": 1}]}], "polygon")
+    with pytest.raises(
+        UserError, match=r"MASK_ON is True, but 2 of 3 .* no mask, first in image 1\.jpg: add or remove"
+    ):
+        check_masks(records(polygon, None, {"size": [2, 2], "counts": "4"}), "bitmask")
+    with pytest.raises(
+        UserError, match=r"2 of 2 annotations of DATASETS.TRAIN have no mask, .* 0\.jpg: set it to False"
+    ):
+        check_masks(records([], None), "polygon")
+    with pytest.raises(UserError, match=r"MASK_FORMAT is polygon, but 1 of 2 masks are RLE, first in image 1\.jpg"):
+        check_masks(records(polygon, rle), "polygon")
 
 
 def test_a_split_is_checked(world, tmp_path):

@@ -144,6 +144,21 @@ def test_existing_files_are_checked_without_their_source(root):
         run(root, LVIS[:1])
 
 
+def test_what_can_be_made_of_the_sources_there_are_is_made(root):
+    """LVIS's minival needs val alone."""
+    train = root / "lvis/lvis_v1_train.json"
+    train.unlink()
+    lines = run(root, LVIS)
+    assert f"lvis/lvis_v1_train_norare.json: not made, {train} does not exist" in lines
+    assert contents(root, "lvis/lvis_v1_minival.json")[0] == [5, 6]
+    assert not (root / "lvis/lvis_v1_train_norare.json").exists()
+    lines = run(root, LVIS)
+    assert any("minival.json: already exists, same content" in line for line in lines)
+    (root / "lvis/lvis_v1_val.json").unlink()
+    with pytest.raises(UserError, match=r"lvis_v1_train\.json does not exist; lvis/lvis_v1_train_norare\.json is"):
+        run(root, LVIS)
+
+
 def test_sizes_must_be_the_published_ones(root, monkeypatch):
     monkeypatch.setitem(prepare.OFFICIAL, "lvis/lvis_v1_val.json", (19_809, None, 1203))
     with pytest.raises(UserError, match=r"lvis_v1_val\.json: 3 images, but the published file has 19,809"):

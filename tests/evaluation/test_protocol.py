@@ -1,16 +1,18 @@
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools import mask as mask_api
 
 from tests.evaluation.reference import lvis_precision, pycocotools_precision, random_world
+from vild.data.annotations import check_annotations
 from vild.data.classes import Split, make_classes
+from vild.evaluation.evaluator import score
 from vild.evaluation.metrics import summarize
-from vild.evaluation.protocol import GroundTruth, evaluate
-from vild.evaluation.results import ResultsWriter, best_per_class, iterate_records, read_results
+from vild.evaluation.protocol import GroundTruth, evaluate, scored_iou_types
+from vild.evaluation.results import best_of_each, read_results
 from vild.utils.errors import UserError
 
 BY_FREQUENCY = {"base": frozenset("fc"), "novel": frozenset("r")}
@@ -77,10 +79,56 @@ def test_ap_fixed_equals_the_reference_without_a_limit_per_image(tmp_path, monke
     assert mine["AP_fixed"] != mine["AP"]
 
 
-def test_best_per_class_takes_the_highest_scores(tmp_path):
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_ap_fixed_has_no_limit_of_detections_an_image(iou_type, tmp_path):
+    """With thin boxes and empty masks of classes that are not exhaustively annotated, which no crowd overlaps."""
+    document, results = random_world(2, lvis=True, image_count=10, most=800)
+    open_classes = {i["id"]: i["not_exhaustive_category_ids"] for i in document["images"]}
+    empty = {"bbox": [5, 5, 0, 9], "score": 0.999}
+    for image_id, categories in open_classes.items():
+        size = next([i["height"], i["width"]] for i in document["images"] if i["id"] == image_id)
+        mask = {"size": size, "counts": mask_api.encode(np.zeros(size, np.uint8, order="F"))["counts"].decode()}
+        results += [{"image_id": image_id, "category_id": c, "segmentation": mask, **empty} for c in categories]
+    per_image = np.unique([r["image_id"] for r in results], return_counts=True)[1]
+    assert (per_image > 300).sum() > 3 and any(open_classes.values())
+    truth = truth_of(document, "lvis")
+    mine = evaluate(truth, read(truth, results, tmp_path), (iou_type,), fixed=True).metrics[iou_type]
+    for fixed in (False, True):
+        precision = lvis_precision(document, results, iou_type, tmp_path, per_image=-1 if fixed else 300)
+        for name, value in summarize(precision, truth.classes.splits, truth.classes.frequencies, fixed).items():
+            assert mine[name] == pytest.approx(value, abs=1e-6, nan_ok=True), name
+    assert mine["AP_fixed"] > mine["AP"] + 0.1
+
+
+@pytest.mark.parametrize("protocol", ["coco", "lvis"])
+@pytest.mark.parametrize("first", [1_700_000_000_000_000_000, -(2**63), 2**63 - 60, -7])
+def test_any_64_bit_ids_give_what_small_ones_give(first, protocol, tmp_path):
+    """Time stamps, hashes and negative ids, of images, classes and annotations, beyond what a float64 tells apart."""
+    document, results = random_world(6, protocol == "lvis", image_count=8, most=60)
+    small = truth_of(document, protocol)
+    expected = score(small, read(small, results, tmp_path), ("bbox", "segm"))
+    new = {i["id"]: first + n for n, i in enumerate(document["images"])}
+    for image in document["images"]:
+        image["id"] = new[image["id"]]
+        for key in ("neg_category_ids", "not_exhaustive_category_ids") if protocol == "lvis" else ():
+            image[key] = [first + c for c in image[key]]
+    for category in document["categories"]:
+        category["id"] += first
+    for record in (*document["annotations"], *results):
+        record["image_id"], record["category_id"] = new[record["image_id"]], first + record["category_id"]
+    for n, record in enumerate(document["annotations"]):
+        record["id"] = first + n
+    check_annotations(document, "gt.json")
+    wide = truth_of(document, protocol)
+    found = score(wide, read(wide, results, tmp_path), ("bbox", "segm"))
+    assert str(found.metrics) == str(expected.metrics) and expected.metrics["bbox"]["AP"] > 1
+    assert found.counts == expected.counts
+
+
+def test_best_of_each_takes_the_highest_scores(tmp_path):
     document, results = random_world(2, lvis=False)
     found = read(truth_of(document, "coco"), results, tmp_path)
-    best = best_per_class(found, 20)
+    best = best_of_each(found.category_ids, found, 20)
     for category in range(1, 13):
         everyone = np.sort(found.scores[found.category_ids == category])[::-1]
         np.testing.assert_array_equal(np.sort(best.scores[best.category_ids == category])[::-1], everyone[:20])
@@ -119,64 +167,42 @@ def test_images_without_a_marked_annotation_can_be_left_out(tmp_path):
     assert mine.metrics == theirs.metrics != evaluate(whole, found, ("bbox", "segm")).metrics
 
 
-def test_records_come_one_by_one_whatever_the_chunks(tmp_path, monkeypatch):
-    records = [{"a": n, "text": "],[ {" * (n % 7)} for n in range(200)]
-    path = tmp_path / "r.json"
-    path.write_text(json.dumps(records, indent=1))
-    for chunk in (7, 64, 1 << 20):
-        monkeypatch.setattr("vild.evaluation.results._CHUNK", chunk)
-        assert list(iterate_records(path)) == records
-    path.write_text(" [ ] ")
-    assert list(iterate_records(path)) == []
+NO_MASK = {"missing": ..., "null": None, "empty": [], "two points": [[1, 1, 9, 9]], "empty polygon": [[]],
+           "odd": [[1, 1, 9, 9, 5]], "empty RLE": {"size": [90, 90], "counts": [8100]}}  # fmt: skip
 
 
-MALFORMED = {
-    "not a list": ('{"image_id": 1}', "is not a JSON list"),
-    "cut off": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2', "record 0: not JSON, or truncated"),
-    "cut off between": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1},', "after record 0"),
-    "a number": ("[7]", "record 0"),
-    "no score": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, 4]}]', "record 0: 'score' is missing"),
-    "no box": ('[{"image_id": 3, "category_id": 1, "score": 1}]', "record 0: 'bbox' is missing"),
-    "three numbers": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3], "score": 1}]', "record 0: bbox [1, 2, 3]"),
-    "text": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, "4"], "score": 1}]', "record 0: must be real"),
-    "unknown image": ('[{"image_id": 9, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "image_id 9 is"),
-    "a list as id": ('[{"image_id": [], "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "record 0"),
-    "unknown class": ('[{"image_id": 3, "category_id": 77, "bbox": [1, 2, 3, 4], "score": 1}]', "category_id 77 is"),
-    "NaN": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, NaN], "score": 1}]', "not finite"),
-    "negative": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, -3, 4], "score": 1}]', "bbox [1.0, 2.0, -3"),
-}
+@pytest.mark.parametrize("kind", NO_MASK)
+def test_masks_are_scored_only_where_the_annotations_have_them(kind):
+    """pycocotools takes some of these for boxes, and some match nothing."""
+    document, _ = random_world(0, lvis=False, image_count=5)
+    truth, count = truth_of(document, "coco"), len(document["annotations"])
+    assert scored_iou_types(truth, ["bbox", "segm"], "gt.json") == (("bbox", "segm"), [])
+    for annotation in document["annotations"][1:]:
+        annotation["segmentation"] = NO_MASK[kind]
+        if kind == "missing":
+            del annotation["segmentation"]
+    with pytest.raises(
+        UserError, match=rf"gt.json: {count - 1} of {count} annotations have no mask \(id 2, 3, 4, 5, 6, \.\.\.\)"
+    ):
+        scored_iou_types(truth, ["bbox", "segm"], "gt.json")
+    assert scored_iou_types(truth, ["bbox"], "gt.json") == (("bbox",), [])
+    document["annotations"][0]["segmentation"] = None
+    note = f"no mask AP: {count} of {count} annotations have no mask"
+    assert scored_iou_types(truth, ["bbox", "segm"], "gt.json") == (("bbox",), [note])
+    with pytest.raises(UserError, match="there is no mask AP"):
+        scored_iou_types(truth, ["segm"], "gt.json")
 
 
-@pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_results_file_is_reported_in_one_line(name, tmp_path):
-    text, message = MALFORMED[name]
-    path = tmp_path / "r.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=re.escape(message)) as caught:
-        read_results(path, {3: (10, 10)}, {1}, masks=False)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_masks_must_fit_their_image(tmp_path):
-    path = tmp_path / "r.json"
-    record = {"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}
-    path.write_text(json.dumps([record | {"segmentation": {"size": [9, 10], "counts": "0"}}]))
-    with pytest.raises(UserError, match="record 0: segmentation's size"):
-        read_results(path, {3: (10, 10)}, {1}, masks=True)
-    path.write_text(json.dumps([record]))
-    with pytest.raises(UserError, match="record 0: 'segmentation' is missing"):
-        read_results(path, {3: (10, 10)}, {1}, masks=True)
-
-
-def test_the_writer_gives_back_what_went_in(tmp_path):
-    writer = ResultsWriter(str(tmp_path))
-    records = [{"image_id": n, "score": n / 3} for n in range(50)]
-    writer.add(records[:20])
-    writer.add([])
-    writer.add(records[20:])
-    writer.finish(tmp_path / "r.json")
-    assert list(iterate_records(tmp_path / "r.json")) == records == json.loads((tmp_path / "r.json").read_text())
-    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
-    empty = ResultsWriter()
-    empty.finish(tmp_path / "e.json")
-    assert json.loads((tmp_path / "e.json").read_text()) == []
+def test_ap_fixed_says_when_a_limit_an_image_makes_it_a_lower_bound(tmp_path):
+    document, results = random_world(1, lvis=True, image_count=8, most=120)
+    truth = truth_of(document, "lvis")
+    limited = []
+    for image in document["images"]:
+        own = sorted((r for r in results if r["image_id"] == image["id"]), key=lambda r: -r["score"])
+        limited += own[:30]
+    at_limit = sum(len([r for r in limited if r["image_id"] == i["id"]]) == 30 for i in document["images"])
+    assert at_limit > 1
+    (note,) = score(truth, read(truth, limited, tmp_path), ("bbox",)).notes
+    assert note.startswith("AP_fixed is a lower bound if the detector was limited to 30 detections an image")
+    assert f"as {at_limit} images suggest" in note
+    assert score(truth, read(truth, results, tmp_path), ("bbox",)).notes == []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 DEEP, LONG_INT = "@deep@", "@int@"  # what json.dumps cannot write, put into its text afterwards
 HOSTILE = [
     None, True, False, 0, -1, 1, 7, 0.5, -0.0, 1e308, -1e308, float("nan"), float("inf"), 2**31, 2**63 - 1, -(2**63),
+    1.0, 3.0, 8.0, 80.0, 2**53 + 1, "a\\8.jpg", [[1, 1, 9, 9]],
     2**64, 10**40, LONG_INT, DEEP, "", "a", "1", "base", "\ud800", "a\nb", "\x1b[2J\x07", "\0", "../../etc/passwd",
     "/etc/passwd", "shard-00001.safetensors", "http://127.0.0.1:1/a", "!!python/name:os.system", "x" * 5000, [], [[]],
     {}, {"a": 1}, [0, 0], [1, 2, 3, 4], [None], ["a", "a"], [1e308] * 4, [[0, 1, "2"]], {"size": [4, 4], "counts": "o"},
@@ -94,6 +95,8 @@ def changed_safetensors(draw, content: bytes) -> bytes:
 def broken(name: str, content: bytes) -> st.SearchStrategy[bytes]:
     """What may become of a file: its structure changed where it has one, its bytes changed, or anything at all."""
     kinds = [changed_bytes(content), st.binary(max_size=200)]
+    if name.endswith((".json", ".jsonl")):
+        kinds.append(st.sampled_from((content * 2, b"\xef\xbb\xbf" + content, content + b"\n" + content)))
     if name.endswith(".json"):
         kinds[:0] = [changed_json(content.decode()).map(lambda t: t.encode("utf-8", "surrogatepass"))] * 2
     elif name.endswith(".safetensors"):

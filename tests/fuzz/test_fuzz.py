@@ -33,7 +33,7 @@ from vild.config import load_config
 from vild.data import datasets
 from vild.data.classes import make_classes, read_split
 from vild.data.proposals import load_proposals, read_labels, read_provenance, save_proposals, select_proposals
-from vild.evaluation.evaluator import ground_truth_boxes
+from vild.evaluation.evaluator import evaluate_results, ground_truth_boxes
 from vild.evaluation.results import read_results
 from vild.inference.words import parse_thresholds, read_words
 from vild.store.maintenance import coverage, repair, summarise, verify
@@ -93,6 +93,7 @@ rows:
 def make_data_set(folder: Path) -> None:
     for name, document in (("a", DOCUMENT), ("vild_datasets", ENTRY), ("split", SPLIT), ("results", RESULTS)):
         (folder / f"{name}.json").write_text(json.dumps(document))
+    (folder / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RESULTS * 2))
 
 
 def read_data_set(folder: Path) -> None:
@@ -104,16 +105,20 @@ def read_data_set(folder: Path) -> None:
                 mask = mask_api.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
                 assert mask_api.decode(mask).shape == (record["height"], record["width"])
     datasets.images_hash("mine"), ground_truth_boxes("mine"), datasets.read_annotations("mine")
+    evaluate_results("mine", folder / "results.json", ("bbox", "segm"))
 
 
 def read_a_split(folder: Path) -> None:
     make_classes(CATEGORIES, read_split("split.json", folder))
 
 
-def read_some_results(folder: Path) -> None:
-    found = read_results(folder / "results.json", {8: (4, 5)}, {3, 4}, masks=True)
-    for counts in found.masks:
-        assert mask_api.decode({"size": [4, 5], "counts": counts}).shape == (4, 5)
+def read_some_results(name: str) -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        found = read_results(folder / name, {8: (4, 5)}, {3, 4}, masks=True)
+        for counts in found.masks:
+            assert mask_api.decode({"size": [4, 5], "counts": counts}).shape == (4, 5)
+
+    return read
 
 
 def make_store(folder: Path) -> None:
@@ -247,7 +252,8 @@ TARGETS = {
     "annotations": ("a.json", make_data_set, read_data_set),
     "registry": ("vild_datasets.json", make_data_set, read_data_set),
     "split": ("split.json", make_data_set, read_a_split),
-    "results": ("results.json", make_data_set, read_some_results),
+    "results": ("results.json", make_data_set, read_some_results("results.json")),
+    "results_lines": ("results.jsonl", make_data_set, read_some_results("results.jsonl")),
     "manifest": ("store/manifest.json", make_store, read_store),
     "shard": ("store/shard-00000.safetensors", make_store, read_store),
     "vocabulary": ("v.safetensors", make_vocabulary, read_vocabulary),

@@ -19,6 +19,7 @@ from detectron2.structures import BoxMode
 from vild.data.annotations import file_of_url, load_annotations, read_json
 from vild.data.builtin import BUILTIN, PARTIAL, Entry, origin
 from vild.data.classes import MARKS, Classes, make_classes, read_split
+from vild.data.masks import usable
 from vild.utils.errors import UserError, first_line
 from vild.utils.files import write_json
 
@@ -114,9 +115,10 @@ def load_dicts(name: str) -> list[dict]:
     entry, classes, document = get_entry(name), get_classes(name), read_annotations(name)
     marks = ("base",) if entry.keep == "base" else ("base", "novel")
     kept = {i: k for k, (i, s) in enumerate(zip(classes.ids, classes.splits, strict=True)) if s in marks}
+    sizes = {i["id"]: (i["width"], i["height"]) for i in document["images"]}
     by_image: dict[int, list[dict]] = {}
     for a in document["annotations"]:
-        if a["category_id"] not in kept or min(a["bbox"][2:]) <= 0:
+        if a["category_id"] not in kept or _is_empty(a["bbox"], *sizes[a["image_id"]]):
             continue
         record = {
             "bbox": a["bbox"],
@@ -124,7 +126,7 @@ def load_dicts(name: str) -> list[dict]:
             "category_id": kept[a["category_id"]],
             "iscrowd": a.get("iscrowd", 0),
         }
-        if segmentation := _usable_segmentation(a.get("segmentation")):
+        if segmentation := usable(a.get("segmentation")):
             record["segmentation"] = segmentation
         by_image.setdefault(a["image_id"], []).append(record)
     folder = root() / entry.images
@@ -148,11 +150,10 @@ def _file_name(image: dict, entry: Entry) -> str:
     return image["file_name"]
 
 
-def _usable_segmentation(segmentation: dict | list | None) -> dict | list | None:
-    """RLE unchanged; polygons without those of fewer than three corners."""
-    if isinstance(segmentation, list):
-        return [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-    return segmentation
+def _is_empty(box: list[float], width: int, height: int) -> bool:
+    """Does a box, xywh, cover nothing of its image?"""
+    x, y, w, h = box
+    return w <= 0 or h <= 0 or x >= width or y >= height or x + w <= 0 or y + h <= 0
 
 
 def _from_catalog(name: str) -> list[dict]:

@@ -18,6 +18,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 from vild.data import datasets
 from vild.data.mapper import InferenceMapper, ViLDMapper
+from vild.data.masks import has_mask
 from vild.data.unreadable import REASON, UnreadableCounter, skips
 from vild.store.store import EmbeddingStore
 from vild.utils import signals
@@ -164,12 +165,17 @@ def training_records(names: tuple[str, ...], filter_empty: bool) -> list[dict]:
 
 def check_masks(records: list[dict], mask_format: str) -> None:
     """UserError unless every annotation that is not a crowd has a mask in ``INPUT.MASK_FORMAT``."""
-    for record in records:
-        for mask in (a.get("segmentation") for a in record["annotations"] if not a["iscrowd"]):
-            if not mask:
-                raise UserError(f"image {record['file_name']}: a box without a mask, but MODEL.MASK_ON is True")
-            if isinstance(mask, dict) and mask_format == "polygon":
-                raise UserError(f"image {record['file_name']}: its masks are RLE; set INPUT.MASK_FORMAT to bitmask")
+    masks = [(r["file_name"], a.get("segmentation")) for r in records for a in r["annotations"] if not a["iscrowd"]]
+    if without := [name for name, mask in masks if not mask or not has_mask(mask)]:
+        raise UserError(
+            f"MODEL.MASK_ON is True, but {len(without)} of {len(masks)} annotations of DATASETS.TRAIN have no mask, "
+            f"first in image {without[0]}: {'set it to False' if len(without) == len(masks) else 'add or remove them'}"
+        )
+    if mask_format == "polygon" and (rle := [name for name, mask in masks if isinstance(mask, dict)]):
+        raise UserError(
+            f"INPUT.MASK_FORMAT is polygon, but {len(rle)} of {len(masks)} masks are RLE, first in image {rle[0]}: set "
+            "it to bitmask"
+        )
 
 
 def check_store(store: EmbeddingStore, names: tuple[str, ...], records: list[dict], mixed: bool = False) -> None:

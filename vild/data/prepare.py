@@ -110,17 +110,24 @@ def prepare(derived: Sequence[Derived], root: Path, split_name: str, official: b
         official: the sources must be the published files, with the published sizes, names and ids.
 
     Raises:
-        UserError: a source or an existing file is not as expected. Files written before that are kept.
+        UserError: a source or an existing file is not as expected, or there is none of the sources of the missing
+            files. Files written before that are kept.
     """
     split = read_split(split_name, root)
     # one big file in memory at a time: summaries of existing files first
     existing = {d.path: summarize(_read(d, root, split, official)) for d in derived if (root / d.path).is_file()}
+    lacking = {d.path: d.source for d in derived if d.path not in existing and not (root / d.source).is_file()}
+    if lacking and len(lacking) + len(existing) == len(derived):
+        path, source = next(iter(lacking.items()))
+        raise UserError(f"{root / source} does not exist; {path} is derived from it")
     for source in dict.fromkeys(d.source for d in derived):
         wanted = [d for d in derived if d.source == source]
         if not (root / source).is_file():
-            if missing := [d.path for d in wanted if d.path not in existing]:
-                raise UserError(f"{root / source} does not exist; {missing[0]} is derived from it")
-            print(f"{source} does not exist: its {len(wanted)} files are checked against the published sizes only")
+            made = [d.path for d in wanted if d.path in existing]
+            if made:
+                print(f"{source} does not exist: its {len(made)} files are checked against the published sizes only")
+            for path in (p for p, needed in lacking.items() if needed == source):
+                print(f"{path}: not made, {root / source} does not exist")
             continue
         print(f"reading {root / source}")
         document = load_annotations(root / source)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import boxes as box_ops
 
+from vild.data.annotations import short, whole
 from vild.utils.errors import UserError
 from vild.utils.files import write_tensors
 from vild.utils.untrusted import MOST_DATA, open_tensors, parse_json, read_bytes, refused_as
@@ -122,9 +123,10 @@ def _from_json(results: list[dict]) -> Proposals:
     rows: dict[int, list] = {}
     for r in sorted(results, key=lambda r: -r["score"]):
         x, y, w, h = map(float, r["bbox"])
-        if type(r["image_id"]) is not int or abs(r["image_id"]) >= 2**63:
-            raise ValueError(f"image_id {str(r['image_id'])[:40]} is not an integer")
-        rows.setdefault(r["image_id"], []).append([x, y, x + w, y + h, float(r["score"])])
+        image_id = whole(r, "image_id")
+        if not -(2**63) <= image_id < 2**63:
+            raise ValueError(f"image_id {short(image_id)} is not an integer of 64 bits")
+        rows.setdefault(image_id, []).append([x, y, x + w, y + h, float(r["score"])])
     flat = torch.tensor([row for some in rows.values() for row in some], dtype=torch.float32).reshape(-1, 5)
     return _split_up(rows, [len(v) for v in rows.values()], flat[:, :4], flat[:, 4])
 

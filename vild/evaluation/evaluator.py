@@ -16,8 +16,8 @@ from tabulate import tabulate
 
 from vild.data import datasets
 from vild.data.unreadable import REASON, gather_unreadable
-from vild.evaluation.metrics import RECALL_LIMITS, average_recall, best_overlaps, covered, decimal
-from vild.evaluation.protocol import Evaluation, GroundTruth, evaluate
+from vild.evaluation.metrics import RECALL_LIMITS, average_recall, best_overlaps, covered, decimal, rules
+from vild.evaluation.protocol import Evaluation, GroundTruth, evaluate, scored_iou_types
 from vild.evaluation.reliability import judge, summarize_reliability
 from vild.evaluation.results import ResultArrays, ResultsWriter, read_results
 from vild.utils.command_line import THRESHOLD
@@ -46,6 +46,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         self.name, self.output_dir = name, output_dir
         self.iou_types = ("bbox", "segm") if masks else ("bbox",)
         self.classes = datasets.get_classes(name)
+        scored_iou_types(truth_of(name), self.iou_types, f"data set '{name}'")  # raises before anything is detected
         self.reset()
 
     def reset(self):
@@ -82,11 +83,14 @@ def truth_of(name: str) -> GroundTruth:
 def evaluate_results(
     name: str, path: str | Path, iou_types: tuple[str, ...], output_dir: str | Path | None = None
 ) -> Evaluation:
-    """Score a results file against a data set, log the metrics, write ``per_class.json`` to ``output_dir``."""
+    """Score a results file against a data set, log the metrics, write ``per_class.json`` to ``output_dir``. Without
+    masks in the annotations, only boxes are scored."""
     truth = truth_of(name)
+    iou_types, notes = scored_iou_types(truth, iou_types, f"data set '{name}'")
     found = read_results(path, truth.sizes, {c["id"] for c in truth.document["categories"]}, "segm" in iou_types)
     evaluation = score(truth, found, iou_types)
-    logger.info("%s\n%s", heading(name, truth, evaluation), as_table(evaluation.metrics))
+    evaluation.notes += notes
+    logger.info("%s", as_page(name, truth, evaluation))
     if output_dir:
         write_json(Path(output_dir) / CLASSES_FILE, {"counts": evaluation.counts, "classes": evaluation.classes})
     return evaluation
@@ -115,11 +119,21 @@ def heading(name: str, truth: GroundTruth, evaluation: Evaluation) -> str:
     )
 
 
-def as_table(metrics: dict[str, dict[str, float]]) -> str:
+def as_page(name: str, truth: GroundTruth, evaluation: Evaluation) -> str:
+    """Heading, notes and table of an evaluation (Markdown)."""
+    lines = [heading(name, truth, evaluation), *evaluation.notes]
+    return "\n".join([*lines, "", as_table(evaluation.metrics, truth.protocol)])
+
+
+def as_table(metrics: dict[str, dict[str, float]], protocol: str = "") -> str:
     """A Markdown table with a row per metric (percent unless its name says otherwise, "-" without ground truth) and a
-    column per IoU type."""
-    rows = [[key, *(decimal(m.get(key), 2) for m in metrics.values())] for key in next(iter(metrics.values()))]
-    return tabulate(rows, headers=["", *metrics], tablefmt="pipe", disable_numparse=True)
+    column per IoU type; for a ``protocol`` each row says by whose rules it is."""
+    rows = [
+        [key, *([rules(key, protocol)] if protocol else []), *(decimal(m.get(key), 2) for m in metrics.values())]
+        for key in next(iter(metrics.values()))
+    ]
+    headers = ["", *(["rules"] if protocol else []), *metrics]
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
 
 
 def write_metrics(output_dir: str | Path, results: dict[str, dict]) -> Path:

@@ -89,6 +89,13 @@ def title(column: str) -> str:
     return f"{IOU_TYPES.get(iou_type, iou_type)} {metric}"
 
 
+def rules(key: str, protocol: str) -> str:
+    """By whose rules a metric of a data set of this protocol is: "COCO", "LVIS" or "AP-fixed"; "" for those that are
+    not AP."""
+    known = {metric.key: "AP-fixed" if metric.fixed else protocol.upper() for metric in METRICS}
+    return known.get(key, "")
+
+
 def decimal(value: float | None, digits: int = 1) -> str:
     """A cell of a table; "-" where nothing was measured (None or NaN)."""
     return "-" if value is None or np.isnan(value) else f"{value:.{digits}f}"

@@ -1,21 +1,23 @@
-"""Score detections against ground truth by the COCO or the LVIS protocol. hotcoco matches and accumulates as
-pycocotools and lvis-api do."""
+"""Score detections against ground truth by the COCO or the LVIS protocol."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import hotcoco
 import numpy as np
 
 from vild.data.classes import Classes
+from vild.data.masks import has_mask
+from vild.evaluation.matching import precision
 from vild.evaluation.metrics import CLASS_METRICS, ap_by_class, summarize
-from vild.evaluation.results import ResultArrays, best_per_class
+from vild.evaluation.results import ResultArrays, best_of_each
+from vild.utils.errors import UserError
 
-IMAGES_AT_ONCE = 500
 LVIS_PER_IMAGE = 300
 FIXED_PER_CLASS = 10_000
+LEAST_LIMIT = 20  # detections an image; nobody limits a detector to fewer
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,39 @@ class Evaluation:
         metrics: {"bbox" or "segm": {metric key: percent}}; NaN for a group without ground truth.
         counts: sizes of what was scored, by name.
         classes: one row per class, as in per_class.json.
+        notes: what to know beside the metrics, a line each.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     classes: list[dict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def scored_iou_types(truth: GroundTruth, iou_types: Sequence[str], where: str) -> tuple[tuple[str, ...], list[str]]:
+    """What can be scored of "bbox" and "segm": masks only if the annotations have them. Returns the IoU types, and the
+    notes that say why one is missing.
+
+    Raises:
+        UserError: some annotations of ``where`` have a mask and some have none; or nothing is left.
+    """
+    if "segm" not in iou_types:
+        return tuple(iou_types), []
+    ids = set(truth.classes.ids)
+    mine = [a for a in truth.document["annotations"] if a["category_id"] in ids and a["image_id"] in truth.sizes]
+    without = [a["id"] for a in mine if not has_mask(a.get("segmentation"))]
+    if not without:
+        return tuple(iou_types), []
+    share = f"{len(without)} of {len(mine)} annotations have no mask"
+    if len(without) < len(mine):
+        some = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
+        raise UserError(
+            f"{where}: {share} (id {some}): mask AP would be wrong; add them, or evaluate boxes alone "
+            "(--iou-type bbox, MODEL.MASK_ON False)"
+        )
+    if "bbox" not in iou_types:
+        raise UserError(f"{where}: {share}: there is no mask AP")
+    return ("bbox",), [f"no mask AP: {share}"]
 
 
 def evaluate(
@@ -82,66 +112,39 @@ def evaluate(
         if a["category_id"] in ids:
             by_image.setdefault(a["image_id"], []).append(_annotation(a, truth.protocol))
     result = Evaluation(counts=_counts(truth, by_image, detections), classes=_class_rows(classes, by_image, detections))
-    best = best_per_class(detections, FIXED_PER_CLASS) if fixed else None
+    lvis = truth.protocol == "lvis"
+    limited = best_of_each(detections.image_ids, detections, LVIS_PER_IMAGE) if lvis else detections
+    best = best_of_each(detections.category_ids, detections, FIXED_PER_CLASS) if fixed else None
     for iou_type in iou_types:
-        precision = _precision(truth, by_image, detections, iou_type)
-        metrics = summarize(precision, classes.splits, classes.frequencies)
+        match = functools.partial(precision, truth.document["images"], by_image, classes=classes.ids, iou_type=iou_type)
+        curves = match(limited, lvis=lvis)
+        metrics = summarize(curves, classes.splits, classes.frequencies)
         if best is not None:
-            unlimited = max(1, len(best))
-            fixed_precision = _precision(truth, by_image, best, iou_type, unlimited)
-            metrics |= summarize(fixed_precision, classes.splits, classes.frequencies, fixed=True)
+            metrics |= summarize(match(best, lvis=True), classes.splits, classes.frequencies, fixed=True)
+            result.notes = _lower_bound(result.counts)
         result.metrics[iou_type] = metrics
         for metric in CLASS_METRICS:
-            for row, ap in zip(result.classes, ap_by_class(precision, metric).tolist(), strict=True):
+            for row, ap in zip(result.classes, ap_by_class(curves, metric).tolist(), strict=True):
                 row[f"{iou_type}/{metric.key}"] = None if np.isnan(ap) else ap
     return result
 
 
+def _lower_bound(counts: dict[str, int]) -> list[str]:
+    """The note on AP-fixed if detections look cut off: several images have the most detections."""
+    most, images = counts["most_detections_of_a_picture"], counts["pictures_with_most_detections"]
+    if most < LEAST_LIMIT or images < 2:
+        return []
+    return [
+        f"AP_fixed is a lower bound if the detector was limited to {most} detections an image, as {images} images "
+        "suggest: it is meant for detections without that limit (TEST.DETECTIONS_PER_IMAGE)"
+    ]
+
+
 def _annotation(annotation: dict, protocol: str) -> dict:
     """No crowds in LVIS; the area defaults to the box's."""
-    crowd = 0 if protocol == "lvis" else annotation.get("iscrowd", 0)
+    crowd = 0 if protocol == "lvis" else int(annotation.get("iscrowd", 0))
     area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
     return {**annotation, "iscrowd": crowd, "area": area}
-
-
-def _precision(
-    truth: GroundTruth, by_image: dict, detections: ResultArrays, iou_type: str, limit: int = 0
-) -> np.ndarray:
-    """[T, R, K, A] as COCOeval accumulates it, IMAGES_AT_ONCE images matched at a time to bound memory."""
-    lvis = truth.protocol == "lvis"
-    params = hotcoco.Params(iou_type)
-    if limit:
-        params.max_dets = [limit]
-    elif lvis:
-        params.max_dets = [LVIS_PER_IMAGE]
-    classes = zip(truth.classes.ids, truth.classes.names, truth.classes.frequencies, strict=True)
-    categories = [{"id": i, "name": n, "frequency": f or "f"} for i, n, f in classes]
-    run = hotcoco.StreamingEval(categories, iou_type, lvis_style=lvis, params=params)
-    images = sorted(truth.document["images"], key=lambda i: i["id"])
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        some = images[start : start + IMAGES_AT_ONCE]
-        annotations = [a for i in some for a in by_image.get(i["id"], ())]
-        first, last = np.searchsorted(detections.image_ids, [some[0]["id"], some[-1]["id"] + 1])
-        run.update(some, annotations, _records(detections, slice(first, last), truth.sizes, iou_type))
-    whole = run.finalize()
-    whole.accumulate()
-    precision = np.asarray(whole.eval["precision"])
-    assert precision.shape[2] == len(categories)
-    return precision[..., -1]
-
-
-def _records(detections: ResultArrays, part: slice, sizes: dict, iou_type: str) -> np.ndarray | list[dict]:
-    """Some detections in hotcoco's form. Masks come without boxes, so that the area is the mask's, as in Detectron2's
-    evaluators."""
-    columns = (detections.image_ids[part], detections.category_ids[part], detections.scores[part])
-    if iou_type == "bbox":
-        image_ids, category_ids, scores = columns
-        return np.column_stack([image_ids, detections.boxes[part], scores, category_ids]).astype(np.float64)
-    rows = zip(*(column.tolist() for column in columns), detections.masks[part], strict=True)
-    return [
-        {"image_id": i, "category_id": c, "score": s, "segmentation": {"size": list(sizes[i]), "counts": m}}
-        for i, c, s, m in rows
-    ]
 
 
 def _counts(truth: GroundTruth, by_image: dict, detections: ResultArrays) -> dict[str, int]:
@@ -154,7 +157,8 @@ def _counts(truth: GroundTruth, by_image: dict, detections: ResultArrays) -> dic
         counts[f"classes_{mark}"] = len(members)
         counts[f"classes_{mark}_with_ground_truth"] = len(present & set(members))
     per_image = np.unique(detections.image_ids, return_counts=True)[1]
-    counts["most_detections_of_a_picture"] = int(per_image.max(initial=0))
+    counts["most_detections_of_a_picture"] = most = int(per_image.max(initial=0))
+    counts["pictures_with_most_detections"] = int((per_image == most).sum())
     return counts
 
 

@@ -113,8 +113,7 @@ def judge(truth: GroundTruth, detections: ResultArrays) -> Judged:
     counts = np.zeros(len(index), np.int64)
     for image_id, objects in objects_by_image(truth).items():
         counts += np.bincount(objects.classes[~objects.crowd], minlength=len(index))
-        first, last = np.searchsorted(detections.image_ids, [image_id, image_id + 1])
-        here = slice(first, last)
+        here = slice(*(np.searchsorted(detections.image_ids, image_id, side) for side in ("left", "right")))
         right[here], judged[here] = objects.match(detections.boxes[here], classes[here], detections.scores[here])
     return Judged(detections.scores[judged], right[judged], classes[judged], counts, len(truth.sizes))
 

@@ -1,5 +1,5 @@
 """Results files in the COCO format: a JSON list of {"image_id", "category_id", "score", "bbox": [x, y, w, h]} and, with
-masks, "segmentation": {"size": [H, W], "counts": str}.
+masks, "segmentation": {"size": [H, W], "counts": str}; or one such record a line (.jsonl).
 
 Read record by record into arrays, so that millions of detections fit in memory; written as they arrive.
 """
@@ -7,6 +7,7 @@ Read record by record into arrays, so that millions of detections fit in memory;
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tempfile
@@ -20,13 +21,17 @@ import numpy as np
 from detectron2.utils import comm
 from pycocotools import mask as mask_api
 
+from vild.data.annotations import NUMBERS, found, is_list_of, short, whole
+from vild.data.box_form import doubt, spread
 from vild.data.rle import check_end, fits
 from vild.utils.errors import UserError
 from vild.utils.files import cannot_write, written_whole
 
+logger = logging.getLogger(__name__)
+
 _CHUNK = 1 << 24  # characters per read
 _RECORD = 1 << 26  # characters; a longer record means a broken file
-_SEPARATORS = re.compile(r"[\s,]*")
+_SEPARATORS, _SPACE = re.compile(r"[\s,]*"), re.compile(r"\s*")
 
 
 @dataclass(frozen=True)
@@ -57,54 +62,72 @@ class ResultArrays:
         return ResultArrays(self.image_ids[keep], self.category_ids[keep], self.boxes[keep], self.scores[keep], masks)
 
 
-def best_per_class(detections: ResultArrays, count: int) -> ResultArrays:
-    """The ``count`` highest-scoring detections of each category over the whole data set, as AP-fixed takes them
-    (Dave et al., arXiv 2102.01066)."""
-    order = np.lexsort((-detections.scores, detections.category_ids))
-    categories = detections.category_ids[order]
-    first = np.searchsorted(categories, categories, side="left")
-    kept = order[np.arange(len(order)) - first < count]
-    return detections.take(np.sort(kept))
+def best_of_each(groups: np.ndarray, detections: ResultArrays, count: int) -> ResultArrays:
+    """The ``count`` highest-scoring detections of each group, in the order given; ``groups``, int64 [N], may be
+    ``image_ids`` (as LVIS limits detections) or ``category_ids`` (as AP-fixed does). Of equal scores the first."""
+    order = np.lexsort((-detections.scores, groups))
+    ranked = groups[order]
+    first = np.searchsorted(ranked, ranked, side="left")
+    return detections.take(np.sort(order[np.arange(len(order)) - first < count]))
 
 
 def iterate_records(path: str | Path) -> Iterator[object]:
-    """Yield the items of a JSON list one at a time, in bounded memory.
+    """Yield the items of a JSON list, or of a file with an object a line, one at a time, in bounded memory.
 
     Raises:
-        UserError: the file is missing, is not a JSON list, or is truncated.
+        UserError: the file is missing, is neither, is truncated, or goes on after the list.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"results: {path} does not exist")
     decoder, count = json.JSONDecoder(), 0
-    with open(path, encoding="utf-8", errors="replace") as file:  # a replacement character never parses as JSON
-        buffer = file.read(_CHUNK).lstrip()
-        if not buffer.startswith("["):
+    # a replacement character never parses as JSON; line breaks stay, so that places can be counted
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        buffer, passed, lines = file.read(_CHUNK), 0, 1  # read; characters before it; the line on which it begins
+        at = _SPACE.match(buffer).end()
+        in_list = buffer.startswith("[", at)
+        if not in_list and not buffer.startswith("{", at):
             raise UserError(f"results: {path} is not a JSON list of detections")
-        at = 1
+        at += in_list
         while True:
-            at = _SEPARATORS.match(buffer, at).end()
-            if buffer.startswith("]", at):
-                return
+            at = (_SEPARATORS if in_list else _SPACE).match(buffer, at).end()
+            if in_list and buffer.startswith("]", at):
+                at += 1
+                break
             try:
                 record, at = decoder.raw_decode(buffer, at)
             except json.JSONDecodeError as error:
                 more = file.read(_CHUNK) if len(buffer) - at < _RECORD else ""
+                if not more and not in_list and at == len(buffer):
+                    return
                 if not more:
                     where = f"record {count}" if at < len(buffer) else f"its end, after record {count - 1}"
                     raise UserError(f"results: {path}: {where}: not JSON, or truncated ({error.msg})") from error
+                passed, lines = passed + at, lines + buffer.count("\n", 0, at)
                 buffer, at = buffer[at:] + more, 0
                 continue
             except (ValueError, RecursionError) as error:  # a number of 5,000 digits, deeply nested lists
                 raise UserError(f"results: {path}: record {count}: {type(error).__name__}: {error}") from error
             yield record
             count += 1
+        while (at := _SPACE.match(buffer, at).end()) == len(buffer):
+            passed, lines = passed + at, lines + buffer.count("\n")
+            buffer, at = file.read(_CHUNK), 0
+            if not buffer:
+                return
+        what = "a second list" if buffer.startswith("[", at) else f"something else ({short(buffer[at : at + 20])})"
+        place = f"on line {lines + buffer.count(chr(10), 0, at)}, at character {passed + at + 1} of the file"
+        raise UserError(
+            f"results: {path}: {what} begins {place}, after a list of {count} records: make one list of it, or write a "
+            "record a line"
+        )
 
 
 def read_results(
     path: str | Path, sizes: Mapping[int, tuple[int, int]], categories: set[int], masks: bool
 ) -> ResultArrays:
-    """Read a results file, checking every record against the ground truth.
+    """Read a results file, checking every record against the ground truth; warn of boxes that are hardly xywh in
+    pixels.
 
     Args:
         sizes: image_id to (height, width) of every image of the ground truth.
@@ -112,26 +135,27 @@ def read_results(
         masks: whether to read masks, which every record must have then.
 
     Raises:
-        UserError: an invalid record; the message names the file, the record and the field.
+        UserError: an invalid record; the message names the file, the record, the key and the value.
     """
     ids, numbers, counts = array("q"), array("d"), []
     for n, record in enumerate(iterate_records(path)):
         try:
-            image_id, category_id = record["image_id"], record["category_id"]
+            if type(record) is not dict:
+                raise ValueError(f"{short(record)} is not an object")
+            image_id, category_id = whole(record, "image_id"), whole(record, "category_id")
             if image_id not in sizes:
-                raise ValueError(f"image_id {image_id!r} is not in the ground truth")
+                raise ValueError(f"image_id {image_id} is not in the ground truth")
             if category_id not in categories:
-                raise ValueError(f"category_id {category_id!r} is not in the ground truth")
+                raise ValueError(f"category_id {category_id} is not in the ground truth")
+            score = record.get("score")
+            if type(score) not in NUMBERS:
+                raise ValueError(f"{found(record, 'score')}; it must be a number")
             if masks:
-                counts.append(_counts(record["segmentation"], sizes[image_id]))
-            box = record["bbox"] if "bbox" in record else _box_of_mask(record, sizes[image_id])
-            if len(box) != 4:
-                raise ValueError(f"bbox {box} is not [x, y, width, height]")
+                counts.append(_counts(record, sizes[image_id]))
+            box = _box(record, sizes[image_id])
             ids.extend((image_id, category_id))
-            numbers.extend((*box, record["score"]))
-        except KeyError as error:
-            raise UserError(f"results: {path}: record {n}: {error} is missing") from error
-        except (TypeError, ValueError, OverflowError) as error:
+            numbers.extend((*box, score))
+        except (ValueError, OverflowError) as error:
             raise UserError(f"results: {path}: record {n}: {error}") from error
     id_columns = np.frombuffer(ids, np.int64).reshape(-1, 2)
     number_columns = np.frombuffer(numbers, np.float64).reshape(-1, 5)
@@ -140,27 +164,38 @@ def read_results(
         n = int(np.flatnonzero(bad)[0])
         *box, score = number_columns[n].tolist()
         raise UserError(f"results: {path}: record {n}: bbox {box} or score {score} is negative or not finite")
+    some = spread(len(ids) // 2)
+    images = np.array([sizes[i] for i in id_columns[some, 0].tolist()]).reshape(-1, 2)
+    if why := doubt(number_columns[some, :4], images):
+        logger.warning("results: %s: %s", path, why)
     columns = (*id_columns.T, number_columns[:, :4], number_columns[:, 4])
     return ResultArrays(*columns, counts if masks else None).take(np.argsort(id_columns[:, 0], kind="stable"))
 
 
-def _counts(segmentation: dict, size: tuple[int, int]) -> bytes:
-    if tuple(segmentation["size"]) != size:
-        raise ValueError(f"segmentation's size {segmentation['size']} is not the image's {list(size)}")
-    counts = segmentation["counts"]
+def _counts(record: dict, size: tuple[int, int]) -> bytes:
+    """The mask of a record as compressed RLE."""
+    mask = record.get("segmentation")
+    if not isinstance(mask, dict) or "counts" not in mask or "size" not in mask:
+        raise ValueError(f'{found(record, "segmentation")}; it must be RLE, {{"size": [H, W], "counts": ...}}')
+    if mask["size"] != list(size):
+        raise ValueError(f"segmentation's size {short(mask['size'])} is not the image's {list(size)}")
+    counts = mask["counts"]
     if isinstance(counts, str):
         check_end(counts)
-    elif fits(counts, *size):
-        counts = mask_api.frPyObjects(segmentation, *size)["counts"]
-    else:
-        raise ValueError("segmentation's counts do not decode to a mask of the image's size")
-    return counts.encode() if isinstance(counts, str) else counts
+        return counts.encode()
+    if not is_list_of(counts, int) or not fits(counts, *size):
+        raise ValueError(f"segmentation's counts {short(counts)} do not decode to a mask of the image's size")
+    return mask_api.frPyObjects(mask, *size)["counts"]
 
 
-def _box_of_mask(record: dict, size: tuple[int, int]) -> list[float]:
-    if "segmentation" not in record:
-        raise KeyError("bbox")
-    return mask_api.toBbox({"size": list(size), "counts": _counts(record["segmentation"], size)}).tolist()
+def _box(record: dict, size: tuple[int, int]) -> list[float]:
+    """The box of a record; without one, that of its mask."""
+    if "bbox" not in record and "segmentation" in record:
+        return mask_api.toBbox({"size": list(size), "counts": _counts(record, size)}).tolist()
+    box = record.get("bbox")
+    if type(box) is not list or len(box) != 4 or not {*map(type, box)} <= NUMBERS:
+        raise ValueError(f"{found(record, 'bbox')}; it must be four numbers (x, y, width, height)")
+    return box
 
 
 class ResultsWriter:

@@ -12,6 +12,7 @@ from vild.report.page import Block, Heading, Image, Paragraph, Table, metric_tab
 from vild.utils.command_line import THRESHOLD
 from vild.utils.files import write_image, write_json
 
+RULES = "AP by COCO's rules, on glyphs_val (LVIS's rules, of glyphs_lvis_val, give other numbers):"
 SCORES = f"""How far the scores can be believed: at the default threshold of {THRESHOLD}, the share of reported boxes
 that are right (precision), the share of objects that are found (recall), and how far score and share of right boxes are
 apart (calibration error); in percent."""
@@ -55,6 +56,7 @@ def write_quickstart_report(folder: Path, document: dict, text: str, image: PIL.
         "ViLD on the built-in world",
         [
             Paragraph(text),
+            Paragraph(RULES),
             quickstart_table(detectors),
             Paragraph(SCORES),
             trust_table(detectors),

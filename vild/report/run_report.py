@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from vild.data import unreadable
+from vild.data import datasets, unreadable
 from vild.data.annotations import read_json
 from vild.engine.run_record import RUN_FILE
 from vild.evaluation import cost
 from vild.evaluation.evaluator import CLASSES_FILE, IMAGES, METRICS_FILE, RESULTS_FILE, truth_of
-from vild.evaluation.metrics import DIAGNOSTICS, TABLES, decimal, title
+from vild.evaluation.metrics import DIAGNOSTICS, TABLES, decimal, rules, title
 from vild.evaluation.reliability import judge
 from vild.evaluation.results import read_results
 from vild.report.images import class_images
@@ -93,21 +93,25 @@ def beside_published(name: str, metrics: dict[str, float | None]) -> list[Block]
         if iou_type != IMAGES:
             by_key.setdefault(key, {})[iou_type] = value
     types = list(dict.fromkeys(iou_type for values in by_key.values() for iou_type in values))
-    rows = [[key, *(decimal(values.get(t), 2) for t in types)] for key, values in by_key.items()]
-    return [*blocks, Paragraph("All metrics of this run, in percent:"), Table(["", *types], rows)]
+    protocol = datasets.get_entry(name).protocol
+    rows = [[key, rules(key, protocol), *(decimal(v.get(t), 2) for t in types)] for key, v in by_key.items()]
+    text = "All metrics of this run, in percent, and by whose rules they are:"
+    return [*blocks, Paragraph(text), Table(["", "rules", *types], rows)]
 
 
 def transfer_table(results: dict[str, dict]) -> str:
-    """Box AP on several data sets, a row each, followed by the published results on it (Markdown)."""
+    """Box AP on several data sets, a row each, followed by the published results on it, with the rules (Markdown)."""
     columns, rows = TABLES["transfer"], []
     for name, metrics in results.items():
-        rows.append([name, *(decimal(metrics["bbox"][c.split("/")[1]]) for c in columns), "measured"])
+        protocol = datasets.get_entry(name).protocol.upper()
+        rows.append([name, protocol, *(decimal(metrics["bbox"][c.split("/")[1]]) for c in columns), "measured"])
         benchmark = PUBLISHED.get(name, {"columns": [], "rows": []})
         for method, values, source, _ in benchmark["rows"]:
             known = dict(zip(benchmark["columns"], values, strict=True))
             if known.keys() & set(columns):
-                rows.append([f"{method} on {name}", *(decimal(known.get(c)) for c in columns), f"published, {source}"])
-    return Table(["", *map(title, columns), "from"], rows).markdown
+                values = (decimal(known.get(c)) for c in columns)
+                rows.append([f"{method} on {name}", protocol, *values, f"published, {source}"])
+    return Table(["", "rules", *map(title, columns), "from"], rows).markdown
 
 
 def read_diagnostics(path: Path) -> list[Block]:
