@@ -117,7 +117,7 @@ def prepare(derived: Sequence[Derived], root: Path, split_name: str, official: b
     # one big file in memory at a time: summaries of existing files first
     existing = {d.path: summarize(_read(d, root, split, official)) for d in derived if (root / d.path).is_file()}
     lacking = {d.path: d.source for d in derived if d.path not in existing and not (root / d.source).is_file()}
-    if lacking and len(lacking) + len(existing) == len(derived):
+    if lacking and not any((root / d.source).is_file() for d in derived):
         path, source = next(iter(lacking.items()))
         raise UserError(f"{root / source} does not exist; {path} is derived from it")
     for source in dict.fromkeys(d.source for d in derived):
