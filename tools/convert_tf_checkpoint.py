@@ -4,12 +4,14 @@
     tools/convert_tf_checkpoint.py resnet50_vild/model.ckpt-180000 --output output/lvis/released/vild_R50.safetensors \\
         [--teacher ViT-B-32-quickgelu --pretrained openai]
 
-CKPT is the common prefix of the checkpoint's files (.index, .data-...), or the folder that holds one checkpoint.
-Reading it needs TensorFlow (pip install -e '.[tensorflow]'), which nothing else does. Variant and depth are found
-from the variables; the text matrix becomes the vocabulary in the file. The checkpoint does not name its teacher:
---teacher records it, which detecting other words and distilling from a store need.
+CKPT is the common prefix of the checkpoint's files (.index, .data-...), or the folder that holds one checkpoint or
+SavedModel. TensorFlow is not needed. Variant and depth are found from the variables; the text matrix becomes the
+vocabulary in the file, and --text-matrix compares it with a published one (clip_synonym_prompt.npy). Variables that are
+no part of the detector are left out with a warning. The checkpoint does not name its teacher: --teacher records it,
+which detecting other words and distilling from a store need.
 """
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,15 +25,21 @@ def main():
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="prefix or folder of the checkpoint")
     add_shared(parser, "--output", required=True, note="NAME.safetensors or NAME.pth")
     add_shared(parser, "--teacher", "--pretrained")
+    parser.add_argument("--text-matrix", type=Path, metavar="FILE", help="text embeddings to compare with, .npy")
+    parser.add_argument("--strict", action="store_true", help="refuse unknown variables and another text matrix")
     args = parser.parse_args()
     if args.output.suffix not in (".safetensors", ".pth"):
         raise UserError(f"--output {args.output}: must end in .safetensors or .pth")
 
-    from vild.checkpoint.released import convert
-    from vild.checkpoint.tensorflow import with_teacher
+    from vild.checkpoint.released import compare_text, convert, with_teacher
     from vild.teacher.teacher import build_teacher
 
-    found = convert(args.checkpoint)
+    found = convert(args.checkpoint, strict=args.strict)
+    if args.text_matrix:
+        same, sentence = compare_text(found.vocabulary, args.text_matrix)
+        if args.strict and not same:
+            raise UserError(f"{args.checkpoint}: {sentence}")
+        print(sentence if same else f"warning: {sentence}", file=sys.stdout if same else sys.stderr)
     if args.teacher:
         vocabulary = with_teacher(found.vocabulary, build_teacher(args.teacher, args.pretrained, "cpu"))
         found = replace(found, vocabulary=vocabulary)

@@ -1,10 +1,12 @@
 """A checkpoint with the released names and shapes becomes a detector that computes what NumPy computes from the same
 variables, and that can be evaluated, trained, saved and exported."""
 
+import filecmp
 import json
+import logging
+import os
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +18,15 @@ from PIL import Image
 from torch import nn
 
 from tests.checkpoint import released_checkpoint as reference
+from tests.checkpoint.bundle_writer import write_bundle
 from tests.conftest import REPOSITORY
 from tests.data.official import lvis_document
 from tests.modeling.test_lvis_models import images
 from tests.modeling.test_released import agrees
-from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record, save_weights, write_weights
-from vild.checkpoint.released import convert, read_variables
-from vild.checkpoint.tensorflow import Variables, convert_variables, lvis_vocabulary, resnet, with_teacher
+from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record, save_weights
+from vild.checkpoint.crc32c import masked_crc32c
+from vild.checkpoint.released import Released, compare_text, convert, find_prefix, summary, with_teacher
+from vild.checkpoint.tensorflow import Variables, convert_variables, lvis_vocabulary, resnet
 from vild.config import load_config
 from vild.data import datasets
 from vild.engine.trainer import Trainer
@@ -47,10 +51,10 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def weights(arrays, tmp_path_factory):
-    state, vocabulary, variant, depth = convert_variables(arrays, "CKPT")
-    assert (variant, depth) == ("ensemble", 50)
+    found = Released(*convert_variables(arrays, "CKPT"))
+    assert (found.variant, found.depth, found.left_out) == ("ensemble", 50, ())
     path = tmp_path_factory.mktemp("released") / "ensemble.safetensors"
-    write_weights(path, state, vocabulary, variant)
+    found.write(path)
     return path
 
 
@@ -113,7 +117,7 @@ def test_every_weight_of_either_resnet_has_its_place(depth):
     shapes = {name: shape for name, shape in reference.shapes("vild", depth).items() if name.startswith("resnet")}
     variables = Variables({n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}, "CKPT")
     state = {f"bottom_up.{key}": value.shape for key, value in resnet(variables, depth).items()}
-    variables.done()
+    assert variables.left_out() == ()
     cfg = load_config(str(REPOSITORY / f"configs/LVIS/released/vild_R{depth}.yaml"))
     with torch.device("meta"):
         model = build_backbone(cfg, ShapeSpec(channels=3))
@@ -124,7 +128,8 @@ def test_every_weight_of_either_resnet_has_its_place(depth):
 def test_variant_vocabulary_and_what_training_leaves(arrays):
     plain = {name: arrays[name] for name in reference.shapes("vild", 50)}
     plain |= {"global_step": np.int64(180000), "fpn/l2/kernel/Momentum": np.zeros(3, np.float32)}
-    state, vocabulary, variant, _ = convert_variables(plain, "CKPT")
+    state, vocabulary, variant, _, left_out = convert_variables(plain, "CKPT")
+    assert left_out == ("fpn/l2/kernel/Momentum", "global_step")
     assert variant == "vild" and not any("image_embedding" in key for key in state)
     assert len(vocabulary) == 1203 and vocabulary.names[:2] == ("aerosol_can", "air_conditioner")
     assert vocabulary.splits.count("base") == 866 and vocabulary.splits.count("novel") == 337
@@ -136,7 +141,7 @@ def test_variant_vocabulary_and_what_training_leaves(arrays):
     ("change", "message"),
     [
         ({"fpn/p6/bias": None}, "CKPT: the variable 'fpn/p6/bias' is missing"),
-        ({"fpn/p7/bias": np.zeros(256)}, "CKPT: the variable 'fpn/p7/bias' has no place in this detector"),
+        ({"fpn/p5-bn/gamma_sim_clr": np.zeros(256)}, "'fpn/p5-bn/gamma' and 'fpn/p5-bn/gamma_sim_clr' differ only in"),
         ({"fpn/l2/bias": np.zeros(255)}, "CKPT: the variable 'fpn/l2/bias' has the shape [255], not [256]"),
         ({f"{reference.HEAD}/class-predict/kernel": np.zeros((512, 80))}, "[512, 80], not [512, 1203]"),
         ({f"{reference.HEAD}/distill_fc7/bias": None}, f"variable '{reference.HEAD}/distill_fc7/bias' is missing"),
@@ -144,7 +149,6 @@ def test_variant_vocabulary_and_what_training_leaves(arrays):
             {"resnet152/conv2d/kernel": np.zeros(3)},
             "CKPT: the variables belong to resnet50, resnet152, not to resnet50 or",
         ),
-        ({"unknown/a": np.zeros(1), "unknown/b": np.zeros(1)}, "'unknown/a' and 1 more has no place"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_one_line(arrays, change, message):
@@ -317,35 +321,23 @@ def run_tool(monkeypatch, *arguments):
     return convert_tf_checkpoint.main()
 
 
-class Reader:
-    """The interface of TensorFlow's checkpoint reader."""
-
-    def __init__(self, arrays):
-        self.arrays = arrays
-
-    def get_variable_to_shape_map(self):
-        return {name: list(array.shape) for name, array in self.arrays.items()}
-
-    def get_tensor(self, name):
-        return self.arrays[name]
+def write_checkpoint(folder, arrays):
+    write_bundle(folder / "model.ckpt-180000", arrays, checksum=masked_crc32c)
+    return folder
 
 
-@pytest.fixture
-def stand_in(arrays, monkeypatch, tmp_path):
-    """The parts of TensorFlow that the tool uses, and the index file of a checkpoint."""
-    train = SimpleNamespace(load_checkpoint=lambda prefix: Reader(arrays))
-    monkeypatch.setitem(
-        sys.modules, "tensorflow", SimpleNamespace(train=train, errors=SimpleNamespace(OpError=OSError))
-    )
-    (tmp_path / "ckpt").mkdir()
-    (tmp_path / "ckpt/model.ckpt-7.index").touch()
-    return tmp_path / "ckpt"
+@pytest.fixture(scope="module")
+def checkpoint(arrays, tmp_path_factory):
+    """The files of a checkpoint after training, with what they hold besides the detector."""
+    slots = {f"{name}/Momentum": arrays[name] for name in ("fpn/l2/bias", "fpn/p2-bn/gamma")}
+    rest = {"global_step": np.int64(180000), "loss_scale": np.float32(1), "rare/counter": np.int64(7)}
+    return write_checkpoint(tmp_path_factory.mktemp("ckpt"), {**arrays, **slots, **rest})
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_the_tool(stand_in, tmp_path, monkeypatch, capsys, weights, suffix):
+def test_the_tool(checkpoint, tmp_path, monkeypatch, capsys, weights, suffix):
     output = tmp_path / f"out/model{suffix}"
-    run_tool(monkeypatch, stand_in, "--output", output)
+    run_tool(monkeypatch, checkpoint, "--output", output)
     said = capsys.readouterr().out
     assert said == f"ensemble, ResNet-50, 1,203 names, for configs/LVIS/released/ensemble_R50.yaml: {output}\n"
     assert Vocabulary.load(output).names == Vocabulary.load(weights).names
@@ -354,40 +346,95 @@ def test_the_tool(stand_in, tmp_path, monkeypatch, capsys, weights, suffix):
         assert output.read_bytes() == weights.read_bytes()
 
 
-def test_mistakes_of_the_tool_are_one_line(stand_in, tmp_path, monkeypatch, capsys):
+def test_mistakes_of_the_tool_are_one_line(checkpoint, tmp_path, monkeypatch, capsys):
     def error_of(*arguments):
         with pytest.raises(SystemExit) as stop:
             run_tool(monkeypatch, *arguments)
         assert stop.value.code == 2
         return capsys.readouterr().err
 
-    assert "must end in .safetensors or .pth" in error_of(stand_in, "--output", tmp_path / "x.onnx")
-    assert "model.ckpt-8.index is not there" in error_of(stand_in / "model.ckpt-8", "--output", tmp_path / "x.pth")
-    (stand_in / "model.ckpt-9.index").touch()
-    assert "holds 2 checkpoints" in error_of(stand_in, "--output", tmp_path / "x.pth")
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
-    assert "pip install -e '.[tensorflow]'" in error_of(stand_in / "model.ckpt-7", "--output", tmp_path / "x.pth")
+    index = checkpoint / "model.ckpt-180000.index"
+    assert "must end in .safetensors or .pth" in error_of(checkpoint, "--output", tmp_path / "x.onnx")
+    assert "model.ckpt-8.index is not there" in error_of(checkpoint / "model.ckpt-8", "--output", tmp_path / "x.pth")
+    assert "the folder holds 0 checkpoints" in error_of(tmp_path, "--output", tmp_path / "x.pth")
+    two = tmp_path / "two"
+    two.mkdir()
+    for name in ("a.index", "b.index"):
+        os.link(index, two / name)
+    assert "holds 2 checkpoints" in error_of(two, "--output", tmp_path / "x.pth")
+    assert "a.data-00000-of-00001: the variable" in error_of(two / "a", "--output", tmp_path / "x.pth")
+    (two / "c.index").write_bytes(b"nothing of the kind")
+    assert "not the index of a TensorFlow checkpoint" in error_of(two / "c", "--output", tmp_path / "x.pth")
+    np.save(tmp_path / "few.npy", np.ones((3, 4), np.float32))
+    options = ["--text-matrix", tmp_path / "few.npy", "--output", tmp_path / "x.pth"]
+    assert "few.npy: shape [3, 4] does not fit 1203 names" in error_of(checkpoint, *options)
     assert not (tmp_path / "x.pth").exists()
 
 
-def test_the_config_that_is_expected_must_be_the_one_found(stand_in):
-    assert convert(stand_in, "LVIS/released/ensemble_R50.yaml").config == "LVIS/released/ensemble_R50.yaml"
+@pytest.fixture
+def converted(checkpoint, monkeypatch):
+    """convert() of the checkpoint without its weights, which take seconds."""
+    left_out = ("fpn/l2/bias/Momentum", "fpn/p2-bn/gamma/Momentum", "global_step", "loss_scale", "rare/counter")
+    found = ({}, None, "ensemble", 50, left_out)
+    monkeypatch.setattr("vild.checkpoint.released.convert_variables", lambda arrays, where: found)
+    return lambda *arguments, **options: convert(checkpoint, *arguments, **options)
+
+
+def test_what_is_left_out_is_named_or_refused(converted, checkpoint, caplog):
+    converted()
+    named = "left out, no part of the detector: Momentum of 2 variables, loss_scale, rare/counter"
+    assert [record.getMessage() for record in caplog.records] == [f"{checkpoint}: {named}"]
+    assert caplog.records[0].levelno == logging.WARNING
+    with pytest.raises(UserError, match="the variable 'loss_scale' and 1 more has no place in this detector"):
+        converted(strict=True)
+    assert summary(["global_step"]) == "" and summary([f"v{n:02}" for n in range(23)]).endswith("v19, 3 more")
+
+
+def test_the_config_that_is_expected_must_be_the_one_found(converted):
+    assert converted("LVIS/released/ensemble_R50.yaml").config == "LVIS/released/ensemble_R50.yaml"
     with pytest.raises(UserError, match="belongs to LVIS/released/ensemble_R50.yaml, not to LVIS/released/vild_R50.y"):
-        convert(stand_in, "LVIS/released/vild_R50.yaml")
+        converted("LVIS/released/vild_R50.yaml")
 
 
-def test_a_file_that_tensorflow_wrote(tmp_path):
-    tensorflow = pytest.importorskip("tensorflow")
-    arrays = {"a/kernel": random(3, 4), "a/bias": random(4), "global_step": np.int64(7)}
-    values = [tensorflow.constant(x) for x in arrays.values()]
-    tensorflow.raw_ops.SaveV2(
-        prefix=str(tmp_path / "model.ckpt"), tensor_names=list(arrays), shape_and_slices=[""] * 3, tensors=values
-    )
-    read = read_variables(tmp_path / "model.ckpt")
-    assert read.keys() == arrays.keys() and all(np.array_equal(read[n], arrays[n]) for n in arrays)
-    (tmp_path / "model.ckpt.index").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match="not a checkpoint that TensorFlow can read"):
-        read_variables(tmp_path / "model.ckpt")
+def test_the_prefix_of_a_checkpoint(checkpoint, tmp_path):
+    prefix = checkpoint / "model.ckpt-180000"
+    assert find_prefix(checkpoint) == find_prefix(prefix) == prefix
+    (tmp_path / "saved/variables").mkdir(parents=True)  # as in a SavedModel
+    os.link(f"{prefix}.index", tmp_path / "saved/variables/variables.index")
+    assert find_prefix(tmp_path / "saved") == tmp_path / "saved/variables/variables"
+
+
+def test_resnet_152s_names_with_sim_clr_give_the_same_file(tmp_path, caplog):
+    arrays = reference.variables("vild", 152)
+    write_checkpoint(tmp_path / "plain", arrays)
+    converted = convert(tmp_path / "plain", "LVIS/released/vild_R152.yaml", strict=True)
+    converted.write(tmp_path / "plain.safetensors")
+    del converted
+    marked = {name.replace("batch_normalization", "batch_normalization_sim_clr"): a for name, a in arrays.items()}
+    assert len(set(marked) - set(arrays)) == 4 * (155 + 6 + 5)
+    write_checkpoint(tmp_path / "marked", marked)
+    convert(tmp_path / "marked", "LVIS/released/vild_R152.yaml", strict=True).write(tmp_path / "marked.safetensors")
+    assert filecmp.cmp(tmp_path / "plain.safetensors", tmp_path / "marked.safetensors", shallow=False)
+    assert not caplog.records
+
+
+def test_the_published_text_matrix_is_compared(checkpoint, arrays, weights, tmp_path, monkeypatch, capsys):
+    text, vocabulary = arrays[f"{reference.HEAD}/class-predict/kernel"], Vocabulary.load(weights)
+    np.save(tmp_path / "published.npy", text / np.linalg.norm(text, axis=0))
+    same, sentence = compare_text(vocabulary, tmp_path / "published.npy")
+    start, _, apart = sentence.rpartition(" ")
+    assert same and start == f"its text embeddings are those of {tmp_path / 'published.npy'}, to"
+    assert float(apart) < 1e-6
+    np.save(tmp_path / "other.npy", np.roll(text, 1, axis=1))
+    options = ["--text-matrix", tmp_path / "other.npy", "--output", tmp_path / "out.safetensors"]
+    run_tool(monkeypatch, checkpoint, *options)
+    other = f"warning: its text embeddings are not those of {tmp_path / 'other.npy'}: mean cosine "
+    said = capsys.readouterr().err
+    assert said.startswith(other) and "and 0 of 1,203 names are closest to themselves" in said
+    assert filecmp.cmp(tmp_path / "out.safetensors", weights, shallow=False)
+    np.save(tmp_path / "few.npy", np.zeros((3, 1203), np.float32))
+    with pytest.raises(UserError, match="the embeddings' width is 3, the checkpoint's 512"):
+        compare_text(vocabulary, tmp_path / "few.npy")
 
 
 def test_it_can_be_exported(thin_cfg, image, tmp_path):

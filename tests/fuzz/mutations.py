@@ -7,6 +7,8 @@ import struct
 
 from hypothesis import strategies as st
 
+from tests.checkpoint.bundle_writer import masked
+
 DEEP, LONG_INT = "@deep@", "@int@"  # what json.dumps cannot write, put into its text afterwards
 HOSTILE = [
     None, True, False, 0, -1, 1, 7, 0.5, -0.0, 1e308, -1e308, float("nan"), float("inf"), 2**31, 2**63 - 1, -(2**63),
@@ -92,6 +94,15 @@ def changed_safetensors(draw, content: bytes) -> bytes:
     return struct.pack("<Q", len(header.encode())) + header.encode() + rest
 
 
+@st.composite
+def changed_index(draw, content: bytes) -> bytes:
+    """The first block of a TensorFlow checkpoint's index changed, or its compression, with a checksum that fits."""
+    size = content[-48] - 5  # the footer begins with the place behind that block
+    block = draw(changed_bytes(content[:size]))[:size].ljust(size, b"\0")
+    block += draw(st.sampled_from((content[size : size + 1],) * 3 + (b"\0", b"\1", b"\2")))
+    return block + struct.pack("<I", masked(block)) + content[size + 5 :]
+
+
 def broken(name: str, content: bytes) -> st.SearchStrategy[bytes]:
     """What may become of a file: its structure changed where it has one, its bytes changed, or anything at all."""
     kinds = [changed_bytes(content), st.binary(max_size=200)]
@@ -101,4 +112,6 @@ def broken(name: str, content: bytes) -> st.SearchStrategy[bytes]:
         kinds[:0] = [changed_json(content.decode()).map(lambda t: t.encode("utf-8", "surrogatepass"))] * 2
     elif name.endswith(".safetensors"):
         kinds[:0] = [changed_safetensors(content)] * 2
+    elif name.endswith(".index"):
+        kinds[:0] = [changed_index(content)] * 4
     return st.one_of(*kinds)

@@ -25,10 +25,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from tests.checkpoint.bundle_writer import write_bundle
 from tests.conftest import REPOSITORY
 from tests.fuzz.guard import forget_peak, peak, watched
 from tests.fuzz.mutations import broken
 from vild.checkpoint.checkpointer import VildCheckpointer
+from vild.checkpoint.tensor_bundle import TensorBundle
 from vild.config import load_config
 from vild.data import datasets
 from vild.data.classes import make_classes, read_split
@@ -198,6 +200,25 @@ def read_checkpoint(name: str) -> Callable[[Path], None]:
     return read
 
 
+def make_tensorflow_checkpoint(compress: bool) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        variables = {"aa/w": np.eye(2, dtype=np.float32), "aa/w/Momentum": np.zeros(2), "step": np.int64(3)}
+        write_bundle(folder / "t", variables, compress=compress)
+
+    return make
+
+
+def read_tensorflow_checkpoint(folder: Path) -> None:
+    bundle, refused = TensorBundle(folder / "t"), None
+    for name in bundle:  # one that is refused must not hide the others
+        try:
+            assert bundle[name].nbytes <= 64
+        except UserError as error:
+            refused = error
+    if refused is not None:
+        raise refused
+
+
 def make_proposals(folder: Path) -> None:
     found = {i: (torch.tensor([[0.0, 0, i, i], [1, 1, 4, 4]]), torch.tensor([0.9, 0.2])) for i in (3, 5)}
     save_proposals(folder / "p.safetensors", found, {"data_set": "mine", "network": None})
@@ -264,6 +285,9 @@ TARGETS = {
     "checkpoint": ("c.safetensors", make_checkpoint, read_checkpoint("c.safetensors")),
     "checkpoint_pth": ("c.pth", make_checkpoint, read_checkpoint("c.pth")),
     "checkpoint_pkl": ("c.pkl", make_checkpoint, read_checkpoint("c.pkl")),
+    "tensorflow": ("t.index", make_tensorflow_checkpoint(False), read_tensorflow_checkpoint),
+    "tensorflow_snappy": ("t.index", make_tensorflow_checkpoint(True), read_tensorflow_checkpoint),
+    "tensorflow_data": ("t.data-00000-of-00001", make_tensorflow_checkpoint(False), read_tensorflow_checkpoint),
     "proposals": ("p.safetensors", make_proposals, read_some_proposals("p.safetensors")),
     "proposals_json": ("p.json", make_proposals, read_some_proposals("p.json")),
     **{f"image_{s}": (f"a.{s}", make_images, read_a_image(f"a.{s}")) for s in SUFFIXES.values()},

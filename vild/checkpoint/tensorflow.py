@@ -8,8 +8,7 @@ the mask head's deconvolution go into their weights. (Fine-tuning therefore cont
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -27,8 +26,7 @@ BLOCKS = {50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}  # bottlenecks per stage, by dep
 LEVELS = (2, 3, 4, 5, 6)
 CHANNELS, HIDDEN, WIDTH, BINS, ANCHORS = 256, 1024, 512, 7, 3
 HEAD = "frcnn_layer_0/fast_rcnn_head"
-# Variables of training only: the optimizer's state and the step counter
-SLOTS = re.compile(r"(^|/)(Momentum|ExponentialMovingAverage|Adam(_1)?|global_step)$")
+SIM_CLR = "_sim_clr"  # in the BatchNorms' names of the authors' ResNet-152 checkpoints, and of no meaning here
 TO_XY = [1, 0, 3, 2]  # (dy, dx, dh, dw) to (dx, dy, dw, dh)
 
 
@@ -36,18 +34,20 @@ class Variables:
     """The variables of a checkpoint, with a record of which have been used.
 
     Args:
+        arrays: by name; read one at a time, when they are used.
         where: the file, for error messages.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], where: str):
         self.arrays, self.where = arrays, where
-        self.left = {name for name in arrays if not SLOTS.search(name)}
+        self.stored = plain_names(arrays, where)
+        self.left = set(self.stored)
 
     def take(self, name: str, *shape: int) -> Tensor:
         """A variable as float32. UserError if it is missing or has another shape."""
-        if name not in self.arrays:
+        if name not in self.stored:
             raise UserError(f"{self.where}: the variable '{name}' is missing")
-        array = np.asarray(self.arrays[name])
+        array = np.asarray(self.arrays[self.stored[name]])
         if array.shape != shape:
             raise UserError(f"{self.where}: the variable '{name}' has the shape {list(array.shape)}, not {list(shape)}")
         self.left.discard(name)
@@ -81,22 +81,23 @@ class Variables:
         factor = norm["weight"] / (norm["running_var"] + EPS).sqrt()
         return factor, norm["bias"] - norm["running_mean"] * factor
 
-    def done(self) -> None:
-        """UserError if a variable has not been used."""
-        if self.left:
-            more = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""
-            raise UserError(f"{self.where}: the variable '{min(self.left)}'{more} has no place in this detector")
+    def left_out(self) -> tuple[str, ...]:
+        """The names in the checkpoint of the variables that have not been used."""
+        return tuple(sorted(self.stored[name] for name in self.left))
 
 
-def convert_variables(arrays: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, Tensor], Vocabulary, str, int]:
-    """Weights by Detectron2's names, vocabulary, variant ("vild" or "ensemble") and depth of the ResNet.
+def convert_variables(
+    arrays: Mapping[str, np.ndarray], where: str
+) -> tuple[dict[str, Tensor], Vocabulary, str, int, tuple[str, ...]]:
+    """Weights by Detectron2's names, vocabulary, variant ("vild" or "ensemble"), depth of the ResNet, and the names of
+    the variables that are not part of the detector.
 
     Raises:
-        UserError: a variable that is missing, unknown, or of another shape.
+        UserError: a variable that is missing or of another shape.
     """
     variables = Variables(arrays, where)
-    depth = find_depth(arrays, where)
-    variant = "ensemble" if any("/distill_" in name or "/distill-" in name for name in arrays) else "vild"
+    depth = find_depth(variables.stored, where)
+    variant = "ensemble" if any("/distill_" in name or "/distill-" in name for name in variables.stored) else "vild"
     state = {
         **_prefixed("backbone.bottom_up.", resnet(variables, depth)),
         **_prefixed("backbone.", fpn(variables)),
@@ -105,13 +106,22 @@ def convert_variables(arrays: Mapping[str, np.ndarray], where: str) -> tuple[dic
         **_prefixed("roi_heads.mask_head.", mask_head(variables)),
     }
     vocabulary = lvis_vocabulary(variables)
-    variables.done()
     state = {key: value.contiguous() for key, value in state.items()}
     counters = {key[: -len("running_var")] + "num_batches_tracked" for key in state if key.endswith(".running_var")}
-    return state | {key: torch.tensor(0) for key in counters}, vocabulary, variant, depth
+    state |= {key: torch.tensor(0) for key in counters}
+    return state, vocabulary, variant, depth, variables.left_out()
 
 
-def find_depth(names: Mapping[str, object], where: str) -> int:
+def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
+    """Each name in the checkpoint by its name without SIM_CLR. UserError if two become one."""
+    plain: dict[str, str] = {}
+    for name in names:
+        if (other := plain.setdefault(name.replace(SIM_CLR, ""), name)) != name:
+            raise UserError(f"{where}: the variables '{other}' and '{name}' differ only in '{SIM_CLR}'")
+    return plain
+
+
+def find_depth(names: Iterable[str], where: str) -> int:
     """The depth of the ResNet, from the scope of its variables."""
     found = {int(match[1]) for name in names if (match := re.match(r"resnet(\d+)/", name))}
     if len(found) != 1 or not found <= set(BLOCKS):
@@ -219,24 +229,3 @@ def lvis_vocabulary(variables: Variables) -> Vocabulary:
     classes = make_classes(LVIS_CATEGORIES, read_split("lvis_v1", root()))
     text = variables.kernel(f"{HEAD}/class-predict", WIDTH, len(classes.names))
     return Vocabulary(classes.names, F.normalize(text, dim=1), classes.splits, classes.synonyms)
-
-
-def with_teacher(vocabulary: Vocabulary, teacher, every: int = 80) -> Vocabulary:
-    """The vocabulary with this teacher's fingerprint.
-
-    Raises:
-        UserError: the width differs; or, for more than half of a sample of names (one in ``every``), the teacher's
-            embedding is closest to another name's: it is another teacher, or the names have another order.
-    """
-    where = f"--teacher {teacher.fingerprint['name']}"
-    if teacher.fingerprint["width"] != vocabulary.width:
-        raise UserError(f"{where}: embedding width is {teacher.fingerprint['width']}, not {vocabulary.width}")
-    sample = list(range(0, len(vocabulary), every))
-    some = vocabulary.take(sample)
-    own = Vocabulary.from_names(teacher, some.names, synonyms=some.synonyms).embeddings
-    nearest = (own @ vocabulary.embeddings.T).argmax(1)
-    right = (nearest == torch.tensor(sample)).sum().item()
-    if right * 2 < len(sample):
-        raise UserError(f"{where}: only {right} of {len(sample)} names have similar text embeddings in the checkpoint")
-    learned = {"logit_scale": teacher.logit_scale, "logit_bias": teacher.logit_bias}
-    return replace(vocabulary, fingerprint=teacher.fingerprint, **learned)
