@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Detect words in images, a video or a camera: drawn, and as JSON.
 
-    tools/demo.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_final.pth \\
+    tools/demo.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_calibrated.pth \\
         --input a.jpg photos/ --vocabulary "umbrella, chess knight" --output out/
     tools/demo.py --weights detector/ --input in.mp4 --output out.mp4 --vocabulary "kite, horse | pony" \\
         --negatives "flag" --threshold-of kite=0.3

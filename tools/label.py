@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Label a folder of images with words: one COCO file (boxes, masks, scores) for any trainer.
 
-    tools/label.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_final.pth \\
+    tools/label.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_calibrated.pth \\
         --input photos/ --vocabulary "umbrella, chess knight" --output labels.json
 
 Image names are relative to the folder; width and height are those of the image turned upright by its EXIF tag. A killed

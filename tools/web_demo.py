@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A web page that detects words in uploaded images, at http://127.0.0.1:7860. Needs the extra web, no network.
 
-    tools/web_demo.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_final.pth \\
+    tools/web_demo.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_calibrated.pth \\
         --opts MODEL.VILD.TEACHER.NAME local-dir:output/quickstart/teacher
 """
 
