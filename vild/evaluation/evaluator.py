@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from tabulate import tabulate
 
 from vild.data import datasets
 from vild.data.unreadable import REASON, gather_unreadable
+from vild.evaluation.encode_masks import encode_masks
 from vild.evaluation.metrics import RECALL_LIMITS, average_recall, best_overlaps, covered, decimal, rules
 from vild.evaluation.protocol import Evaluation, GroundTruth, evaluate, scored_iou_types
 from vild.evaluation.reliability import judge, summarize_reliability
@@ -58,7 +60,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
             if REASON in given:
                 self.unreadable |= given[REASON]
                 continue
-            results = instances_to_coco_json(output["instances"].to("cpu"), given["image_id"])
+            results = coco_records(output["instances"], given["image_id"])
             for result in results:
                 result["category_id"] = self.classes.ids[result["category_id"]]
             self.writer.add(results)
@@ -73,6 +75,17 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
                 return {}
             metrics = evaluate_results(self.name, path, self.iou_types, self.output_dir).metrics
             return {**metrics, IMAGES: {REASON: float(unreadable)}} if unreadable else metrics
+
+
+def coco_records(found: Instances, image_id: int) -> list[dict]:
+    """An image's detections, on any device, as Detectron2's ``instances_to_coco_json`` writes them."""
+    fields = dict(found.get_fields())
+    masks = fields.pop("pred_masks", None)
+    records = instances_to_coco_json(Instances(found.image_size, **fields).to("cpu"), image_id)
+    if masks is not None:
+        for record, mask in zip(records, encode_masks(masks), strict=True):
+            record["segmentation"] = mask
+    return records
 
 
 def truth_of(name: str) -> GroundTruth:
