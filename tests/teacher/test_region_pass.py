@@ -2,11 +2,13 @@ import logging
 
 import pytest
 import torch
+from torch import nn
 
 from vild.data import datasets
 from vild.data.proposals import load_proposals
 from vild.store.store import EmbeddingStore, StoreWriter
-from vild.teacher.region_pass import Encoder, encode_images, load_images, write_shards
+from vild.teacher.clip import round_weights
+from vild.teacher.region_pass import CROP_MEMORY, Encoder, encode_images, load_images, write_shards
 
 NOTHING = torch.zeros(0, 4), torch.zeros(0)
 
@@ -30,10 +32,10 @@ def cosine(a, b):
 def test_batches_across_images_equal_one_by_one(teacher, work, batch):
     files, regions = work
     ids = sorted(files)
-    images = list(load_images(files, ids, workers=0, pin=False))
-    together = list(encode_images(Encoder(teacher, batch), images, [regions[i][0] for i in ids]))
+    images = list(load_images(teacher, files, regions, ids, workers=0))
+    together = list(encode_images(Encoder(teacher, batch), images))
     assert len(together) == len(ids)
-    for image, i, embeddings in zip(images, ids, together, strict=True):
+    for (image, _), i, embeddings in zip(images, ids, together, strict=True):
         alone = teacher.encode_regions(image, regions[i][0])
         assert embeddings.shape == alone.shape and cosine(embeddings, alone) > 1 - 1e-5
 
@@ -44,12 +46,12 @@ def test_images_are_handed_out_as_soon_as_they_are_done(teacher, work):
     ids, taken = sorted(files), []
 
     def stream():
-        for i, image in zip(ids, load_images(files, ids, workers=0, pin=False), strict=True):
+        for i, image in zip(ids, load_images(teacher, files, regions, ids, workers=0), strict=True):
             taken.append(i)
             yield image
 
     ahead = []
-    for n, _ in enumerate(encode_images(Encoder(teacher, 16), stream(), [regions[i][0] for i in ids])):
+    for n, _ in enumerate(encode_images(Encoder(teacher, 16), stream())):
         ahead.append(len(taken) - n)
     assert max(ahead) <= 8
 
@@ -57,22 +59,28 @@ def test_images_are_handed_out_as_soon_as_they_are_done(teacher, work):
 def test_running_out_of_memory_halves_the_batch(teacher, work, monkeypatch, caplog):
     files, regions = work
     ids = sorted(files)
-    images = list(load_images(files, ids, workers=0, pin=False))
-    boxes = [regions[i][0] for i in ids]
-    expected = torch.cat(list(encode_images(Encoder(teacher, 64), images, boxes)))
-    encode = teacher.encode_image
+    images = list(load_images(teacher, files, regions, ids, workers=0))
+    expected = torch.cat(list(encode_images(Encoder(teacher, 64), images)))
+    encode, cut = teacher.encode_image, teacher.cut_planned
 
     def small_card(images):
         if len(images) > 10:
             raise torch.cuda.OutOfMemoryError
         return encode(images)
 
-    monkeypatch.setattr(teacher, "encode_image", small_card)
-    encoder = Encoder(teacher, 64)
-    with caplog.at_level(logging.WARNING):
-        found = torch.cat(list(encode_images(encoder, images, boxes)))
-    assert encoder.batch == 8 and "going on with 8 crops" in caplog.text
-    assert cosine(found, expected) > 1 - 1e-5
+    def small_card_to_crop_on(images, plans, memory):
+        if memory > 10 * CROP_MEMORY:
+            raise torch.cuda.OutOfMemoryError
+        return cut(images, plans, memory)
+
+    for name, failing in (("encode_image", small_card), ("cut_planned", small_card_to_crop_on)):
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+            patch.setattr(teacher, name, failing)
+            encoder = Encoder(teacher, 64)
+            found = torch.cat(list(encode_images(encoder, images)))
+        assert encoder.batch == 8 and "going on with 8 crops" in caplog.text
+        assert cosine(found, expected) > 1 - 1e-5
+        caplog.clear()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -84,7 +92,7 @@ def test_shards_are_the_same_bytes_whoever_writes_them(teacher, work, tmp_path, 
         for part in parts:
             writer = StoreWriter(folder, {"fingerprint": teacher.fingerprint}, ids, shard_images=6)
             shards = [s for s in writer.missing() if part is None or s[0] in part]
-            images = load_images(files, [i for _, some in shards for i in some], workers, pin=False)
+            images = load_images(teacher, files, regions, [i for _, some in shards for i in some], workers)
             assert sum(write_shards(writer, shards, Encoder(teacher, 16), images, regions)) == sum(
                 len(some) for _, some in shards
             )
@@ -107,3 +115,24 @@ def test_precision_keeps_the_direction(teacher, teacher_folder):
     assert found.dtype == torch.float32 and torch.allclose(found.norm(dim=1), torch.ones(8), atol=1e-5)
     assert cosine(found, teacher.encode_image(images)) > 0.99
     assert half.fingerprint == teacher.fingerprint
+
+
+def test_rounded_weights_change_nothing_under_autocast():
+    """As on a GPU, where autocast turns off the fused path of attention."""
+    torch.manual_seed(0)
+    tower = nn.Sequential(
+        nn.Conv2d(3, 16, 8, 8), nn.Flatten(2), nn.TransformerEncoderLayer(16, 2, 32, dropout=0, batch_first=True)
+    )
+    images, fused = torch.randn(4, 3, 32, 32), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode():
+            exact = tower.eval()(images)
+            with torch.autocast("cpu", torch.bfloat16):
+                before = tower(images)
+                round_weights(tower, torch.bfloat16)
+                assert torch.equal(tower(images), before) and not torch.equal(exact, before.float())
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    kinds = {p.dtype for n, p in tower.named_parameters() if "norm" not in n}
+    assert kinds == {torch.bfloat16} and tower[2].norm1.weight.dtype == torch.float32

@@ -6,9 +6,10 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
-from vild.teacher import resize
+from vild.teacher import resize_exact
 from vild.teacher.crops import MODES, input_windows
-from vild.teacher.resize import ResizeJob, count_taps, resize_matmul, resize_windows, weights
+from vild.teacher.resize import resize_windows
+from vild.teacher.resize_exact import columns_first, count_taps, find_weights, resize_matmul, spread
 
 FILL = (122, 117, 104)
 
@@ -40,7 +41,9 @@ def windows(images, count, seed=0):
 
 
 def to_jobs(cases, size, mode):
-    return [ResizeJob(n, x0, y0, x1, y1, *input_windows(y1 - y0, x1 - x0, size, mode)) for n, (x0, y0, x1, y1) in cases]
+    rows = np.array([(n, *window) for n, window in cases])
+    _, x0, y0, x1, y1 = rows.T
+    return torch.from_numpy(np.stack([*rows.T, *input_windows(y1 - y0, x1 - x0, size, mode)], 1))
 
 
 def by_pillow(images, cases, size, mode, interpolation):
@@ -85,11 +88,11 @@ def test_equals_pillow_in_other_canvases(images, size):
 
 def test_both_orders_of_the_passes_occur_and_matter(images, monkeypatch):
     """So that the tests above cannot pass by a fixed order."""
-    jobs = [j for j in to_jobs(windows(images, 60), (32, 32), "squash") if j.image == 0]
-    first = torch.tensor([j.columns_first for j in jobs])
+    jobs = to_jobs(windows(images[:1], 60), (32, 32), "squash")
+    first = torch.from_numpy(columns_first(jobs.numpy()))
     assert first.any() and not first.all()
     right = resize_matmul(images, jobs, (32, 32), "bicubic", FILL)
-    monkeypatch.setattr(ResizeJob, "columns_first", False)
+    monkeypatch.setattr(resize_exact, "columns_first", lambda jobs: np.zeros(len(jobs), bool))
     fixed = resize_matmul(images, jobs, (32, 32), "bicubic", FILL)
     assert torch.equal(right[~first], fixed[~first]) and (right[first].int() - fixed[first].int()).abs().max() > 2
 
@@ -97,8 +100,8 @@ def test_both_orders_of_the_passes_occur_and_matter(images, monkeypatch):
 def test_groups_and_threads_change_nothing(images, monkeypatch):
     jobs = to_jobs(windows(images, 30, seed=2), (32, 32), "pad")
     exact, fast = (f(images, jobs, (32, 32), "bicubic", FILL) for f in (resize_matmul, resize_windows))
-    monkeypatch.setattr(resize, "GROUP_BYTES", 1)  # every window alone
-    assert torch.equal(resize_matmul(images, jobs, (32, 32), "bicubic", FILL), exact)
+    alone = resize_matmul(images, jobs, (32, 32), "bicubic", FILL, memory=1)  # every window
+    assert torch.equal(alone, exact)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert torch.equal(resize_windows(images, jobs, (32, 32), "bicubic", FILL), fast)
     with torch.autocast("cpu", torch.bfloat16):
@@ -107,10 +110,10 @@ def test_groups_and_threads_change_nothing(images, monkeypatch):
 
 def test_a_single_row_of_padding_is_filled(images):
     """It comes after the image, so that the output begins at 0."""
-    job = ResizeJob(0, 0, 0, 32, 31, *input_windows(31, 32, (32, 32), "pad"))
-    assert (job.height, job.top, job.left) == (31, 0, 0)
+    job = to_jobs([(0, (0, 0, 32, 31))], (32, 32), "pad")
+    assert job[0, 5:].tolist() == [31, 32, 0, 0]
     for function in (resize_matmul, resize_windows):
-        assert function(images, [job], (32, 32), "bicubic", FILL)[0, :, 31, 7].tolist() == list(FILL)
+        assert function(images, job, (32, 32), "bicubic", FILL)[0, :, 31, 7].tolist() == list(FILL)
 
 
 def test_flipping_the_image_flips_the_crops(images):
@@ -126,7 +129,8 @@ def test_flipping_the_image_flips_the_crops(images):
 def test_matrices_survive_eleven_bits():
     """The factors keep their value in TF32 or half precision; all rows sum to one."""
     n, m = torch.tensor([1, 2, 7, 300, 640]), torch.tensor([224, 224, 3, 224, 50])
-    high, low = weights(n, m, torch.zeros_like(n), 224, 640, count_taps(n, m, "bicubic"), "bicubic")
+    count, taps = torch.arange(640), count_taps(n.numpy(), m.numpy(), "bicubic").max()
+    high, low = spread(*find_weights(n, m, torch.zeros_like(n), count, 224, taps, "bicubic"), count, 640).unbind(1)
     assert torch.equal(high.half().float(), high) and torch.equal(low.half().float(), low)
     whole = high.double() * 4096 + low.double()
     inside = torch.arange(224) < m[:, None]
@@ -135,6 +139,7 @@ def test_matrices_survive_eleven_bits():
 
 
 def test_no_windows(images):
+    none = torch.zeros((0, 9), dtype=torch.int64)
     for function in (resize_matmul, resize_windows):
-        assert function(images, [], (8, 8), "bicubic", FILL).shape == (0, 3, 8, 8)
-        assert function([], [], (8, 8), "bicubic", FILL).shape == (0, 3, 8, 8)
+        assert function(images, none, (8, 8), "bicubic", FILL).shape == (0, 3, 8, 8)
+        assert function([], none, (8, 8), "bicubic", FILL).shape == (0, 3, 8, 8)

@@ -21,7 +21,7 @@ from torchvision.ops import roi_align
 from torchvision.transforms.functional import normalize, pil_to_tensor, to_tensor
 
 from benchmarks.common import list_images, min_cosine, random_boxes, row, timed
-from vild.teacher.crops import SCALES, crop_batch, enlarge, normalise, to_pixels
+from vild.teacher.crops import SCALES, enlarge, normalise, to_pixels
 from vild.teacher.teacher import Teacher, build_teacher
 
 Batch = tuple[list[Tensor], list[Tensor]]  # images uint8 [3, H_i, W_i], and the boxes float [N_i, 4] of each
@@ -100,9 +100,7 @@ def aligned(images: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tens
 
 
 def ours(images: list[Tensor], boxes: list[Tensor], teacher: Teacher) -> Tensor:
-    images = [image.to(teacher.device) for image in images]
-    crops = crop_batch(images, boxes, teacher.size, teacher.mean, teacher.interpolation)
-    return normalise(crops, teacher.mean, teacher.std)
+    return normalise(teacher.cut(images, boxes), teacher.mean, teacher.std)
 
 
 def windows(image: Tensor, boxes: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
             store = Path(tempfile.mkdtemp(dir=folder)) / "store"
             writer = StoreWriter(store, {"fingerprint": teacher.fingerprint, "proposals": "benchmark"}, list(files))
             shards = list(writer.missing())
-            images = load_images(files, list(files), args.num_workers, args.device == "cuda")
+            images = load_images(teacher, files, regions, list(files), args.num_workers)
             for _ in write_shards(writer, shards, Encoder(teacher, args.batch_size), images, regions):
                 pass
             writer.finish()

@@ -13,7 +13,7 @@ from vild.data.proposals import load_proposals, read_provenance, select_proposal
 from vild.store.estimate import describe_work
 from vild.store.store import StoreWriter
 from vild.teacher.crops import SCALES
-from vild.teacher.region_pass import Encoder, encode_images, load_images, write_shards
+from vild.teacher.region_pass import Encoder, encode_images, load_images, to_host, write_shards
 from vild.teacher.teacher import build_teacher
 from vild.utils.errors import UserError
 from vild.utils.files import hash_file
@@ -53,11 +53,11 @@ def build_store(args: argparse.Namespace) -> None:
     nothing = torch.zeros(0, 4), torch.zeros(0)
     regions = {i: proposals.get(i, nothing) for i in files}
     encoder = Encoder(teacher, args.batch_size)
-    gpu, skip = teacher.device.type == "cuda", args.unreadable == "skip"
+    skip = args.unreadable == "skip"
     counts = {i: len(boxes) for i, (boxes, _) in regions.items()}
 
     def compute(ids):
-        return list(encode_images(encoder, load_images(files, ids, 0, gpu, skip), [regions[i][0] for i in ids]))
+        return to_host(list(encode_images(encoder, load_images(teacher, files, regions, ids, 0, skip))))
 
     missing = list(writer.missing())
     comm.synchronize()  # nobody writes before all have seen what is missing
@@ -68,7 +68,7 @@ def build_store(args: argparse.Namespace) -> None:
         print(work + (f", for {world} processes together" if world > 1 else ""), flush=True)
     shards = missing[comm.get_rank() :: comm.get_world_size()]
     ids = [i for _, some in shards for i in some]
-    images = load_images(files, ids, args.num_workers, gpu, skip)
+    images = load_images(teacher, files, regions, ids, args.num_workers, skip)
     with tqdm(total=len(ids), desc="store", unit="image", disable=not (comm.is_main_process() and ids)) as progress:
         for count in write_shards(writer, shards, encoder, images, regions):
             progress.update(count)

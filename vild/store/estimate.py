@@ -23,7 +23,8 @@ def describe_work(
     Args:
         counts: number of regions by image_id.
         width, dtype: of the embeddings.
-        compute: computes the embeddings of some images; timed on a sample. None: no estimate of the duration.
+        compute: computes the embeddings of some images and returns once they are there (a GPU may be behind); timed on
+            a sample. None: no estimate of the duration.
         to_do: the images still to do (default: all).
     """
     total = sum(counts.values())

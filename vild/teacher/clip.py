@@ -70,6 +70,8 @@ class ClipTeacher(Teacher, kind="clip"):
             interpolation=preprocess["interpolation"],
             **learned_logits(self.model),
         )
+        if precision != "fp32" and self.device.type != "cpu":
+            round_weights(self.model.visual, PRECISIONS[precision])  # after the fingerprint is taken
 
     @torch.inference_mode()
     def encode_image(self, images: Tensor) -> Tensor:
@@ -111,7 +113,8 @@ class ClipTeacher(Teacher, kind="clip"):
         return torch.cat(parts)
 
     def save(self, folder: Path) -> None:
-        """See :meth:`Teacher.save`. Files are written atomically, the config last."""
+        """See :meth:`Teacher.save`. Files are written atomically, the config last. Of a teacher in fp32."""
+        assert self.precision == "fp32", "the image tower's weights are rounded"
         if source := _local_folder(self.name):
             files = [f.relative_to(source) for f in source.rglob("*") if f.is_file()]
             for file in sorted(files, key=lambda f: (f.name == CONFIG, f)):
@@ -167,6 +170,17 @@ def _check_weights(name: str, pretrained: str) -> None:
             f"teacher '{name}': the weights '{pretrained}' were trained {'with' if quick_gelu else 'without'} "
             f"QuickGELU; use '{name}-quickgelu' or other weights"
         )
+
+
+def round_weights(tower: nn.Module, dtype: torch.dtype) -> None:
+    """Convert, in place, the weights that autocast would convert anew in every batch; what it computes stays the same.
+
+    Those of linear layers, attention and plain convolutions. (Other convolutions may standardise theirs first.)
+    """
+    for module in tower.modules():
+        if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or type(module) is nn.Conv2d:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
 
 
 def hash_weights(model: nn.Module) -> str:

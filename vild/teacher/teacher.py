@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 import torch
 from torch import Tensor
 
-from vild.teacher.crops import SCALES, crop_batch, fuse_scales, input_windows, normalise
+from vild.teacher.crops import SCALES, check_mode, crop_batch, cut_crops, fuse_scales, normalise
 from vild.utils.errors import UserError
 from vild.utils.untrusted import refused_as
 from vild.vocabulary.prompts import LearnedPrompts
@@ -123,8 +123,14 @@ class Teacher(ABC):
         return tuple(maps.shape[1:])
 
     def cut(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """The crops of several images' boxes, uint8 [sum of N_i, S, 3, *size] (see ``crop_batch``)."""
-        return crop_batch(images, boxes, self.size, self.mean, self.interpolation, mode=self.crop)
+        """The crops of several images' boxes, uint8 [sum of N_i, S, 3, *size] on the teacher's device (see
+        ``crop_batch``)."""
+        return crop_batch(images, boxes, self.size, self.mean, self.interpolation, mode=self.crop, device=self.device)
+
+    def cut_planned(self, images: Sequence[Tensor], plans: Sequence[Tensor], memory: int) -> Tensor:
+        """:meth:`cut`, of crops that ``crops.plan_crops`` has planned; ``memory``: see ``crops.cut_crops``."""
+        crops = cut_crops(images, plans, self.size, self.mean, self.interpolation, self.device, memory)
+        return crops.unflatten(0, (-1, len(SCALES)))
 
     def encode_regions(self, image: Tensor, boxes: Tensor) -> Tensor:
         """Distillation target of each box: its 1x and 1.5x crops, fused (paper, section 3.3).
@@ -178,7 +184,7 @@ def build_teacher(
     Raises:
         UserError: unknown name or crop mode, or weights that cannot be loaded.
     """
-    input_windows(1, 1, (1, 1), crop)  # an unknown mode is reported before weights are loaded
+    check_mode(crop)  # before weights are loaded
     return _find_kind(name)(name, pretrained, device, crop, precision, compile)
 
 
