@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 from tests.conftest import REPOSITORY
 from tests.data.official import COCO_NAMES, coco_document, write
 from tests.evaluation.reference import random_world
+from vild.data import datasets
+from vild.evaluation.evaluator import evaluate_results
 
 CONFIG = REPOSITORY / "configs" / "Glyphs" / "vild.yaml"
 
@@ -84,6 +86,26 @@ def test_lvis_files_are_scored_by_lvis_rules(protocol, tmp_path, tool, capsys):
     assert "| APr | LVIS |" in out and "| APr_fixed | AP-fixed |" in out and "| precision | |" in out
     assert "lvis protocol, 12-way" in out and {"gt/segm/APr", "gt/bbox/AP_fixed"} <= found.keys()
     assert (found["gt/bbox/AP_novel"] == found["gt/bbox/APr"]) == (protocol == "lvis")
+
+
+def test_the_command_of_the_docs_gives_the_numbers_of_the_report(world, tmp_path, tool, capsys):
+    """Which says whose rules they are by: those of LVIS give others from the same results."""
+    lines = (REPOSITORY / "tools" / "README.md").read_text().splitlines()
+    (command,) = [line.split() for line in lines if line.startswith("tools/evaluate.py")]
+    truth, results = command[command.index("--gt") + 1], command[command.index("--results") + 1]
+    rng, found = np.random.default_rng(0), []
+    for a in datasets.read_annotations("glyphs_val")["annotations"]:
+        category = int(rng.integers(1, 61)) if rng.random() < 0.3 else a["category_id"]
+        box = (np.array(a["bbox"]) + rng.normal(0, 3, 4)).clip(1).tolist()
+        found.append({**a, "bbox": box, "category_id": category, "score": rng.random()})
+    path = write(tmp_path / "r.json", found)
+    reported = evaluate_results("glyphs_val", path, ("bbox",)).metrics["bbox"]
+    given = {truth: world / truth.partition("/datasets/")[2], results: path, "out/scores": tmp_path / "o", "segm": None}
+    assert tool("evaluate.py", *(given.get(word, word) for word in command[1:] if given.get(word, word))) == 0
+    given = {key.rpartition("/")[2]: value for key, value in metrics(tmp_path / "o").items()}
+    assert given == {key: None if np.isnan(value) else value for key, value in reported.items()}
+    by_lvis = evaluate_results("glyphs_lvis_val", path, ("bbox",)).metrics["bbox"]
+    assert by_lvis["AP50_novel"] != reported["AP50_novel"]
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,13 @@ from vild.evaluation.evaluator import (
     OpenVocabularyEvaluator,
     ProposalRecallEvaluator,
     as_table,
+    check_test_masks,
     evaluate_results,
     ground_truth_boxes,
     write_metrics,
 )
 from vild.evaluation.metrics import Metric
+from vild.utils.errors import UserError
 
 
 def score(name, results, folder, iou_types=("bbox",)):
@@ -114,6 +116,34 @@ def test_the_evaluator_maps_classes_back(world, tmp_path):
         evaluator.process([{"image_id": image_id}], [{"instances": instances}])
     assert evaluator.evaluate()["bbox"]["AP50_all"] == pytest.approx(100)
     assert len(json.loads((tmp_path / "coco_instances_results.json").read_text())) == len(perfect("glyphs_val"))
+
+
+def test_a_set_without_masks_is_evaluated_by_its_boxes(world, tmp_path, monkeypatch, caplog):
+    """A detector with masks, validated on box-only data; data with some masks is refused before anything is done."""
+    document = datasets.read_annotations("glyphs_val")
+    boxes_only = [{k: v for k, v in a.items() if k != "segmentation"} for a in document["annotations"]]
+    count = len(boxes_only)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for name, annotations in (("none", boxes_only), ("some", [*document["annotations"][:1], *boxes_only[1:]])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**document, "annotations": annotations}))
+        datasets.add_entry(name, datasets.Entry(f"{name}.json", "images", "lvis"))
+    check_test_masks(["none"])
+    for refuse in (
+        lambda: check_test_masks(["none", "some"]),
+        lambda: OpenVocabularyEvaluator("some", None, masks=True),
+    ):
+        with pytest.raises(UserError, match=f"'some': {count - 1} of {count} annotations have no mask .id 2, 3, "):
+            refuse()
+    evaluator = OpenVocabularyEvaluator("none", str(tmp_path / "out"), masks=True)
+    for image_id, (boxes, classes) in ground_truth_boxes("none").items():
+        masks, scores = torch.zeros(len(boxes), 128, 128), torch.full((len(boxes),), 0.7)
+        instances = Instances((128, 128), pred_boxes=Boxes(boxes), pred_classes=torch.tensor(classes), scores=scores,
+                              pred_masks=masks)  # fmt: skip
+        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+    with caplog.at_level("INFO", "vild"):
+        metrics = evaluator.evaluate()
+    assert metrics.keys() == {"bbox"} and metrics["bbox"]["AP50_all"] == pytest.approx(100)
+    assert f"no mask AP: {count} of {count} annotations have no mask" in caplog.text
 
 
 def test_proposal_recall(world):

@@ -24,7 +24,12 @@ from vild.engine.guards import TrainingGuard, seed_step
 from vild.engine.launch import ddp_on
 from vild.engine.run_record import RUN_FILE, check_resumable, run_record
 from vild.engine.sources import attach_sources, check_classes, is_proposal_network, open_live_teacher, open_store
-from vild.evaluation.evaluator import OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
+from vild.evaluation.evaluator import (
+    OpenVocabularyEvaluator,
+    ProposalRecallEvaluator,
+    check_test_masks,
+    write_metrics,
+)
 from vild.modeling import register_parts
 from vild.utils import signals
 from vild.utils.errors import Failure, UserError
@@ -93,6 +98,8 @@ class Trainer(DefaultTrainer):
         if not is_proposal_network(cfg):
             for name in cfg.DATASETS.TRAIN:
                 check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
+            if cfg.MODEL.MASK_ON:
+                check_test_masks(cfg.DATASETS.TEST)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
         store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # before the data loader drops the parsed files

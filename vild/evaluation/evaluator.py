@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -91,6 +92,13 @@ def coco_records(found: Instances, image_id: int) -> list[dict]:
 def truth_of(name: str) -> GroundTruth:
     """The ground truth of a data set."""
     return GroundTruth(datasets.read_annotations(name), datasets.get_classes(name), datasets.get_entry(name).protocol)
+
+
+def check_test_masks(names: Sequence[str]) -> None:
+    """Before a training: UserError if a test set that is there has masks for some of its annotations only."""
+    for name in names:
+        if (datasets.root() / datasets.get_entry(name).json).is_file():
+            scored_iou_types(truth_of(name), ("bbox", "segm"), f"DATASETS.TEST '{name}'")
 
 
 def evaluate_results(
