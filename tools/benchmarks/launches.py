@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import random_boxes
@@ -28,11 +29,18 @@ class Launches(TorchDispatchMode):
         self.device, self.by_name = device, Counter()
         self.launches = self.transfers = 0
 
+    def __enter__(self):
+        self.made = _MadeOfNumbers(self)
+        self.made.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.made.__exit__(*error)
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         name, given, made = function.overloadpacket.__name__, [*_devices((args, kwargs))], [*_devices(result)]
-        if name == "lift_fresh":  # torch.tensor([...]), which may be on its way to the device, unseen
-            self.transfers += 1
         if self.device not in (*given, *made):
             return result
         copies = name in ("_to_copy", "copy_") and given and {*given, *made} != {self.device}
@@ -42,6 +50,21 @@ class Launches(TorchDispatchMode):
         if not name.startswith(("empty", "new_empty")) and not any(a is not None and not a.is_write for a in alias):
             self.launches += 1
             self.by_name[name] += 1
+        return result
+
+
+class _MadeOfNumbers(TorchFunctionMode):
+    """Counts ``torch.tensor([...], device=...)``, a transfer that the dispatcher does not show."""
+
+    def __init__(self, counter: Launches):
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = function in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
+        if made and result.device.type == self.counter.device:
+            self.counter.transfers += 1
         return result
 
 
