@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Run the whole method on the built-in world, on a CPU, and write a report: world, teacher, proposals, store, training,
-evaluation, images. Started again, it resumes.
+"""Run the whole method on the built-in world, on a CPU or GPUs, and write a report: world, teacher, proposals, store,
+training, evaluation, images. Started again, it resumes.
 
     tools/quickstart.py --output-dir output/quickstart
 """

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,6 +47,30 @@ out.write_text(f"{start} {time.time()}")
     assert not list(tmp_path.glob("out-*"))
     marker = json.loads((tmp_path / "run/stages/s3.json").read_text())
     assert marker.keys() == {"command", "seconds"} and marker["seconds"] > 0  # as those of earlier versions
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "gpus"), [(None, 2, {"0", "1"}), ("5,GPU-abc,7", 3, {"5", "GPU-abc", "7"}), ("3", 1, {"3"})]
+)
+def test_each_gpu_has_one_stage_at_a_time(tmp_path, tool, monkeypatch, visible, count, gpus):
+    """Of more stages than GPUs, on more GPUs than cores; and all GPUs are used at once."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    wait = f"""
+start, began = time.time(), out.with_name(f"began-{{out.name}}")
+began.touch()
+while len(list(out.parent.glob("began-*"))) < {count} and time.time() < start + 120:
+    time.sleep(0.01)
+out.write_text(f"{{os.environ['CUDA_VISIBLE_DEVICES']}} {{start}} {{time.time()}}")
+"""
+    Runner(tmp_path / "run").run(*(tool(f"s{n}", wait) for n in range(5)))
+    rows = [path.read_text().split() for path in tmp_path.glob("out-*")]
+    spans = {gpu: sorted((float(a), float(b)) for g, a, b in rows if g == gpu) for gpu in gpus}
+    assert sum(map(len, spans.values())) == 5 and all(spans.values())
+    assert all(a[1] <= b[0] for each in spans.values() for a, b in pairwise(each))
 
 
 def test_a_stage_started_by_another_command_is_refused(tmp_path, tool):

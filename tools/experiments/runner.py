@@ -42,6 +42,13 @@ def stage(name: str, output: Path, *command: object, needs: Iterable[Stage] = ()
     return Stage(name, output, tuple(map(str, command)), tuple(needs))
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, each as a value of CUDA_VISIBLE_DEVICES."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(n) for n in range(count)]
+
+
 class Runner:
     """Runs stages, each once; started again, it skips the finished ones.
 
@@ -100,20 +107,23 @@ class Runner:
             print(f"{each.name}: finished before", flush=True)
 
     def run_step(self, stages: Sequence[Stage]) -> None:
-        """Run stages that need nothing unfinished, as many at once as there are cores (two small trainings on one core
-        each finish sooner than one after the other on both). Reports progress regularly."""
+        """Run stages that need nothing unfinished: one on each GPU or, without GPUs, as many at once as there are cores
+        (two small trainings on one core each finish sooner than one after the other on both). Reports progress
+        regularly."""
         waiting = [each for each in stages if each.name not in self.seconds]
         cores, terminal, reported = torch.get_num_threads(), sys.stdout.isatty(), float("-inf")
+        free: list[str | None] = [*visible_gpus()] or [None] * cores
         threads = max(1, cores // max(1, len(stages)))  # also of a stage that is added later: bits depend on it
         running: list[_Process] = []
         failures: list[str] = []
         try:
             while waiting or running:
-                while waiting and len(running) < cores:
-                    running.append(_Process(waiting.pop(0), self, threads))
+                while waiting and free:
+                    running.append(_Process(waiting.pop(0), self, threads, free.pop(0)))
                 time.sleep(0.2)
                 for process in [each for each in running if each.poll() is not None]:
                     running.remove(process)
+                    free.append(process.gpu)
                     name, seconds = process.stage.name, round(process.seconds, 1)
                     if process.returncode:
                         failures.append(line := process.failure())
@@ -137,11 +147,14 @@ class Runner:
 class _Process(subprocess.Popen):
     """A running stage. Its command is saved first, so that no other command resumes from its unfinished output."""
 
-    def __init__(self, each: Stage, runner: Runner, threads: int):
+    def __init__(self, each: Stage, runner: Runner, threads: int, gpu: str | None):
         self.stage, self.marker, self.started = each, runner._marker(each), time.monotonic()
+        self.gpu = gpu  # the only one that it sees
         self.log = self.marker.with_suffix(".log")
         write_json(self.marker, {"command": each.command})
         environment = {**os.environ, **runner.environment, "OMP_NUM_THREADS": str(threads)}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         command = [sys.executable, str(TOOLS / each.command[0]), *each.command[1:]]
         with open(self.log, "wb") as file:
             super().__init__(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
