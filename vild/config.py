@@ -116,6 +116,10 @@ def add_vild_config(cfg: CfgNode) -> None:
     cfg.SEED = 0
     # "SGD" (Detectron2's) or "AdamW"; gradients are clipped as SOLVER.CLIP_GRADIENTS says
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # In how many parts a step's images (IMS_PER_BATCH) pass the model, one after the other, for GPUs that cannot hold
+    # them all. Gradients and losses are means over the parts; the statistics of BatchNorms and the negatives of the
+    # objective "contrast" are a part's
+    cfg.SOLVER.ACCUMULATE = 1
 
 
 def default_config():

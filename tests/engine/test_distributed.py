@@ -91,14 +91,23 @@ def in_float64(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("config", ["proposals", "vild"])
-def test_training_equals_one_process(forked, in_float64, make_cfg, tmp_path, monkeypatch, config):
-    """The proposal network, on different images; ViLD, whose losses are means over a part's regions, on one."""
-    settings = (*TAKE_ALL, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4)
-    cfgs = [make_cfg(config, *settings, "OUTPUT_DIR", str(tmp_path / n)) for n in "ab"]
+@pytest.mark.parametrize(
+    ("config", "ranks", "parts"), [("proposals", 2, 1), ("vild", 2, 1), ("proposals", 1, 2), ("vild", 2, 2)]
+)
+def test_training_equals_one_process(forked, in_float64, make_cfg, tmp_path, monkeypatch, config, ranks, parts):
+    """The proposal network, on different images; ViLD, whose losses are means over a part's regions, on one. On
+    several processes, and in several parts of a step (SOLVER.ACCUMULATE)."""
+    settings = (*TAKE_ALL, "SOLVER.IMS_PER_BATCH", ranks * parts, "SOLVER.MAX_ITER", 4)
+    cfgs = [
+        make_cfg(config, *settings, "SOLVER.ACCUMULATE", n, "OUTPUT_DIR", str(tmp_path / folder))
+        for n, folder in ((parts, "a"), (1, "b"))
+    ]
     if config == "vild":
         one_image(monkeypatch)
-    assert on_ranks(train, cfg=cfgs[0]) == 0
+    if ranks > 1:
+        assert on_ranks(train, cfg=cfgs[0]) == 0
+    else:
+        alone(train, argparse.Namespace(cfg=cfgs[0]))
     alone(train, argparse.Namespace(cfg=cfgs[1]))
     signal.alarm(0)
     two, one = map(weights, cfgs)
@@ -133,7 +142,8 @@ def test_a_rank_without_foreground_or_regions(forked, lvis_vocabulary, tmp_path,
     statistics on both, and half of rank 0's gradient. (SyncBN, which the backbone has, runs on GPUs only.)"""
     cfg = load_config(
         "LVIS/vild.yaml", ["MODEL.VILD.VOCABULARY", str(lvis_vocabulary), "MODEL.VILD.VARIANT", variant, *SMALL,
-                           "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "FrozenBN"],
+                           "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "FrozenBN",
+                           "MODEL.VILD.OBJECTIVES", '[{"NAME": "l1"}, {"NAME": "contrast"}]'],
     )  # fmt: skip
     inputs = [images(), emptied(images(), "instances", "distill")]
     assert on_ranks(one_step, cfg=cfg, inputs=inputs, folder=tmp_path) == 0

@@ -116,7 +116,7 @@ def test_ranks_end_after_the_same_step(monkeypatch):
     monkeypatch.setattr(guards.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(guards.comm, "all_gather", lambda mine: [mine, (signal.SIGTERM, False)])
     monkeypatch.setattr(guards.signals, "pending", lambda: None)
-    guard._losses = {"loss": torch.tensor(1.0)}
+    guard._parts = [([], {"loss": torch.tensor(1.0)})]
     guard.after_step()
     guard._exchange()
     with pytest.raises(guards.Ended, match="SIGTERM"):

@@ -112,6 +112,12 @@ def test_losses_of_every_step_are_the_same_after_a_resume(make_cfg, tmp_path, va
     assert resumed == whole[2:] and len(set(whole)) == 4
 
 
+def test_a_resume_between_steps_of_several_parts(make_cfg, tmp_path):
+    """With SOLVER.ACCUMULATE, a checkpoint is of a whole step."""
+    whole, resumed = losses_with_a_resume(make_cfg, tmp_path, "ensemble", "SOLVER.ACCUMULATE", 2)
+    assert resumed == whole[2:] and len(set(whole)) == 4
+
+
 def test_a_resume_across_batches_without_foreground(make_cfg, tmp_path, monkeypatch):
     """Steps 1 and 2 of four have neither objects nor distilled regions; norms of the heads as in the LVIS configs."""
     heads = load_config("LVIS/ensemble.yaml").MODEL

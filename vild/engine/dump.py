@@ -1,9 +1,10 @@
 """Dump a training step to a folder; ``python -m vild.engine.replay FOLDER`` computes it again and prints its losses.
 
 ``weights.pth`` is a checkpoint with the weights before the step (the running statistics of BatchNorms in training
-already include it) and the vocabulary; ``config.yaml`` the config; ``step.pth`` one rank's inputs, iteration and rank;
-``step.json`` a summary for people. Replaying needs no store, but a live teacher. With SyncBN, whose statistics are over
-all ranks, the losses are those of this rank's images alone.
+already include it) and the vocabulary; ``config.yaml`` the config; ``step.pth`` one rank's inputs (of one part of the
+step, with ``SOLVER.ACCUMULATE``), iteration, rank and part; ``step.json`` a summary for people. Replaying needs no
+store, but a live teacher. With SyncBN, whose statistics are over all ranks, the losses are those of this rank's images
+alone.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ def unpack(value):
 
 
 def write_dump(
-    folder: Path, cfg, model: nn.Module, inputs: list[dict], losses: dict[str, Tensor], iteration: int, rank: int
-) -> None:
-    """Write a step. ``model``: with the weights before it; ``inputs``: what the model was given."""
+    folder: Path, cfg, model: nn.Module, inputs: list[dict], losses: dict[str, Tensor], iteration: int, rank: int,
+    part: int,
+) -> None:  # fmt: skip
+    """Write a step. ``model``: with the weights before it; ``inputs``: what the model was given in a ``part`` of the
+    step (``SOLVER.ACCUMULATE``)."""
     write_checkpoint(folder / "weights.pth", VildCheckpointer(model).content())
     packed = [{k: pack(x[k]) for k in FIELDS if k in x} for x in inputs]
-    write_checkpoint(folder / "step.pth", {"inputs": packed, "iteration": iteration, "rank": rank})
+    write_checkpoint(folder / "step.pth", {"inputs": packed, "iteration": iteration, "rank": rank, "part": part})
     write_text(folder / "config.yaml", cfg.dump())
     values = {name: str(value.item()) for name, value in losses.items()}  # JSON knows no NaN
     images = [str(x["file_name"]) for x in inputs]

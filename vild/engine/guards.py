@@ -6,6 +6,7 @@ In every step all ranks exchange what they have seen, so that they stop together
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +21,18 @@ from vild.utils.signals import Ended
 
 def not_finite(losses: dict[str, Tensor]) -> dict[str, float]:
     """The losses that are NaN or infinite, by name."""
-    values = torch.stack([value.float() for value in losses.values()]).tolist()  # one synchronisation
-    return {name: value for name, value in zip(losses, values, strict=True) if not math.isfinite(value)}
+    return not_finite_part([losses])[1]
+
+
+def not_finite_part(parts: Sequence[dict[str, Tensor]]) -> tuple[int, dict[str, float]]:
+    """The first part of a step that has losses that are NaN or infinite, and these by name; 0 and {} if none has."""
+    values = torch.stack([value.float() for losses in parts for value in losses.values()]).tolist()  # one transfer
+    rest = iter(values)
+    for part, losses in enumerate(parts):
+        bad = {name: value for name, value in zip(losses, rest, strict=False) if not math.isfinite(value)}
+        if bad:
+            return part, bad
+    return 0, {}
 
 
 class TrainingGuard(HookBase):
@@ -35,8 +46,8 @@ class TrainingGuard(HookBase):
 
     def __init__(self):
         self._number: int | None = None
-        self._inputs: list[dict] = []
-        self._losses: dict[str, Tensor] = {}
+        # of the current step: inputs and losses of its parts (SOLVER.ACCUMULATE)
+        self._parts: list[tuple[list[dict], dict[str, Tensor]]] = []
         self._handles: list = []
 
     def before_train(self):
@@ -55,36 +66,39 @@ class TrainingGuard(HookBase):
 
     def _remember_inputs(self, model: nn.Module, given: tuple) -> None:
         if model.training:
-            (self._inputs,), self._losses = given, {}
+            self._parts.append((given[0], {}))
 
     def _remember_losses(self, model: nn.Module, given: tuple, losses: dict[str, Tensor]) -> None:
         if model.training:
-            self._losses = {name: value.detach() for name, value in losses.items()}
+            self._parts[-1][1].update({name: value.detach() for name, value in losses.items()})
 
     def _exchange(self) -> None:
         """Exchange losses and signals, between the backward pass and the optimizer's step."""
-        bad = not_finite(self._losses)
+        part, bad = not_finite_part([losses for _, losses in self._parts])
         everyone = comm.all_gather((signals.pending(), bool(bad)))
         self._number = next((number for number, _ in everyone if number is not None), None)
         if not any(is_bad for _, is_bad in everyone):
-            self._inputs, self._losses = [], {}
+            self._parts = []
             return
         try:
             if not bad:  # another rank reports it
                 raise SystemExit(1)
-            raise self.failure(", ".join(f"{name} is {value}" for name, value in bad.items()))
+            raise self.failure(", ".join(f"{name} is {value}" for name, value in bad.items()), part)
         finally:
             comm.synchronize()  # the launcher ends all ranks when one leaves
 
-    def failure(self, what: str) -> Failure:
-        """Dump the current step, and return the error to raise."""
+    def failure(self, what: str, part: int | None = None) -> Failure:
+        """Dump the current step (of its parts the last that began, unless ``part`` says which), and return the error
+        to raise."""
         from vild.engine.dump import write_dump
 
         cfg, iteration, rank = self.trainer.cfg, self.trainer.iter, comm.get_rank()
         several = f"_rank{rank}" if comm.get_world_size() > 1 else ""
         folder = Path(cfg.OUTPUT_DIR) / f"nan_{iteration:07d}{several}"
-        write_dump(folder, cfg, self.trainer.model, self._inputs, self._losses, iteration, rank)
-        images = ", ".join(str(x["file_name"]) for x in self._inputs)
+        part = len(self._parts) - 1 if part is None else part
+        inputs, losses = self._parts[part]
+        write_dump(folder, cfg, self.trainer.model, inputs, losses, iteration, rank, part)
+        images = ", ".join(str(x["file_name"]) for x in inputs)
         return Failure(
             f"step {iteration}: {what}; images {images}; compute it again: python -m vild.engine.replay {folder}"
         )

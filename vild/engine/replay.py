@@ -42,7 +42,7 @@ def replay(folder: str | Path, *overrides: object) -> dict[str, Tensor]:
     with refused_as(f"{folder / 'step.pth'}: is not a step's"):
         step = torch.load(folder / "step.pth", weights_only=True)
         inputs = [{key: unpack(value) for key, value in x.items()} for x in step["inputs"]]
-        seed_step(cfg.SEED, step["iteration"], step["rank"])
+        seed_step(cfg.SEED, step["iteration"] * cfg.SOLVER.ACCUMULATE + step.get("part", 0), step["rank"])
     with EventStorage(step["iteration"]), torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
         return model.train()(inputs)
 

@@ -19,6 +19,7 @@ from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data import datasets
 from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
 from vild.data.provenance import training_record
+from vild.engine import accumulate
 from vild.engine.best import BEST, KeepBest, StopEarly, check_patience
 from vild.engine.guards import TrainingGuard, seed_step
 from vild.engine.launch import ddp_on
@@ -100,6 +101,7 @@ class Trainer(DefaultTrainer):
                 check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
             if cfg.MODEL.MASK_ON:
                 check_test_masks(cfg.DATASETS.TEST)
+        accumulate.check_parts(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
         store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # before the data loader drops the parsed files
@@ -161,9 +163,18 @@ class Trainer(DefaultTrainer):
 
     def run_step(self):
         iter(self._trainer._data_loader_iter)  # creates the iterator, which draws a number
-        seed_step(self.cfg.SEED, self.iter, comm.get_rank())
+        parts = self.cfg.SOLVER.ACCUMULATE
+
+        def seed(part: int) -> None:
+            seed_step(self.cfg.SEED, self.iter * parts + part, comm.get_rank())
+
         try:
-            super().run_step()
+            if parts == 1:
+                seed(0)
+                super().run_step()
+            else:
+                self._trainer.iter = self.iter
+                accumulate.run_step(self._trainer, parts, seed)
         except FloatingPointError as error:  # Detectron2's, for boxes of the RPN; the guard checks the losses
             raise self.guard.failure(str(error)) from error
 
