@@ -11,6 +11,14 @@ from vild.store.store import EmbeddingStore
 from vild.utils.errors import UserError
 
 
+def test_images_for_a_gpu_are_pinned(make_cfg, world):
+    for device, pinned in (("cuda", True), ("cpu", False)):
+        cfg = make_cfg("text", "MODEL.VILD.STORE", "").clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = device
+        assert build_train_loader(cfg, None).loader.pin_memory == pinned
+
+
 def take(sampler, count):
     return list(itertools.islice(sampler, count))
 

@@ -224,6 +224,7 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )
     inner = loader.dataset if cfg.DATALOADER.ASPECT_RATIO_GROUPING else loader
     inner.worker_init_fn = start_worker  # Detectron2 has no argument for it

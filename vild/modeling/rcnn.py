@@ -90,6 +90,10 @@ class ViLDRCNN(GeneralizedRCNN):
         losses = {**head_losses, **proposal_losses}
         return weigh(losses, heads.loss_weights, heads.progress) if heads.loss_weights else losses
 
+    def _move_to_current_device(self, x: Tensor) -> Tensor:
+        """Detectron2's, without waiting for the copy of an image that the loader has pinned."""
+        return x.to(self.device, non_blocking=True) if x.is_pinned() else super()._move_to_current_device(x)
+
     def _distilled(self, x: dict, proposals: Instances) -> Instances:
         """The distilled regions of one image, on the detector's device."""
         if "distill" in x:

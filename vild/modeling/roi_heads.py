@@ -140,15 +140,20 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         # pooled together: in the backward pass each pooling writes gradients as large as the feature maps
         pairs = [(p.proposal_boxes, d.proposal_boxes) for p, d in zip(proposals, distill, strict=True)]
         pooled = self._pool(features, [Boxes.cat([*pair]) for pair in pairs])
-        is_distilled = torch.cat([torch.arange(len(p) + len(d)) >= len(p) for p, d in pairs]).to(pooled.device)
+        lengths = [len(boxes) for pair in pairs for boxes in pair]  # selecting by a mask would wait for the GPU
+
+        def parted(rows: Tensor) -> tuple[Tensor, Tensor]:
+            parts = rows.split(lengths)
+            return torch.cat(parts[::2]), torch.cat(parts[1::2])
+
         if self.variant == "ensemble":
-            sampled, distilled = self.embedding(pooled[~is_distilled]), self.image_embedding(pooled[is_distilled])
+            of_sampled, of_distilled = parted(pooled)
+            sampled, distilled = self.embedding(of_sampled), self.image_embedding(of_distilled)
         else:  # one head, one batch (and one set of batch statistics)
-            both = self.embedding(pooled)
-            sampled, distilled = ([x[rows] for x in both] for rows in (~is_distilled, is_distilled))
+            sampled, distilled = zip(*map(parted, self.embedding(pooled)), strict=True)
             if self.variant == "twin":
-                distilled[0] = self.image_embedding(distilled[1])
-        return sampled, distilled, pooled[is_distilled] if distill[0].has("maps") else None
+                distilled = self.image_embedding(distilled[1]), distilled[1]
+        return sampled, distilled, parted(pooled)[1] if distill[0].has("maps") else None
 
     def _detection_losses(
         self, embeddings: Tensor, box_features: Tensor, proposals: list[Instances]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor
@@ -28,7 +29,13 @@ def contrast(regions: RegionBatch, *, temperature: float = 0.07) -> Tensor:
 
 def _all_ranks(rows: Tensor) -> tuple[Tensor, int]:
     """The rows of every rank, and the index of this rank's first. A collective: all ranks must call it."""
-    if comm.get_world_size() == 1:
+    world = comm.get_world_size()
+    if world == 1:
         return rows, 0
-    parts = comm.all_gather(rows.cpu())
-    return torch.cat(parts).to(rows.device), sum(map(len, parts[: comm.get_rank()]))
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world)]
+    dist.all_gather(counts, torch.full_like(counts[0], len(rows)))
+    counts = torch.cat(counts).tolist()
+    padded = F.pad(rows, (0, 0, 0, max(1, *counts) - len(rows)))  # tensors of one size
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]), sum(counts[: comm.get_rank()])
