@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from functools import cache, reduce
+from itertools import pairwise
 
 import pytest
 import torch
@@ -112,6 +113,20 @@ def test_lvis_follows_the_released_settings(name):
 def test_coco_changes_data_and_detections_alone():
     mine, theirs = load("COCO/vild.yaml").clone(), load("LVIS/vild.yaml").clone()
     for key in ("DATASETS", "OUTPUT_DIR", "TEST.DETECTIONS_PER_IMAGE", "MODEL.VILD.VOCABULARY", "MODEL.VILD.STORE"):
+        *path, last = key.split(".")
+        for cfg in (mine, theirs):
+            del reduce(getattr, path, cfg)[last]
+    assert mine == theirs
+
+
+def test_the_child_that_follows_detpro():
+    """Its crops, temperature and threshold; all else is its parent's."""
+    mine, theirs = (load(f"LVIS/{name}.yaml").clone() for name in ("ensemble_20ep_detpro", "ensemble_20ep"))
+    assert mine.MODEL.VILD.TEST_TEMPERATURE == 0.007 and mine.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4
+    (store,) = (words for script, words in commands("LVIS/ensemble_20ep_detpro.yaml") if "build" in script)
+    pairs = dict(pairwise(store))
+    assert pairs["--crop"] == "center" and pairs["--output-dir"] == mine.MODEL.VILD.STORE != theirs.MODEL.VILD.STORE
+    for key in ("MODEL.VILD.TEST_TEMPERATURE", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.VILD.STORE", "OUTPUT_DIR"):
         *path, last = key.split(".")
         for cfg in (mine, theirs):
             del reduce(getattr, path, cfg)[last]

@@ -40,6 +40,7 @@ def test_store_from_proposals_goes_on_and_refuses_another_teacher(world, proposa
     done = tool("build_teacher_store.py", *arguments, "--teacher", f"local-dir:{teacher_folder}")
     assert done.returncode == 0, done.stderr
     assert "as float16; a sample of 1 took" in done.stdout
+    assert f"teacher local-dir:{teacher_folder} on cpu, in fp32" in done.stdout
     store = EmbeddingStore(tmp_path / "store")
     assert len(store) == 40 and all(len(store[i].boxes) <= 3 for i in range(1, 41))
     before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}

@@ -22,7 +22,8 @@ def parse():
     add_shared(parser, "--pretrained")
     parser.add_argument(
         "--crop", choices=["squash", "center", "pad"], default="squash",
-        help="squash: change the aspect ratio, as in the paper; center: CLIP's own, which cuts long boxes off; "
+        help="squash: change the aspect ratio (assumed of the paper, whose released code has no crops); center: CLIP's "
+        "own, which cuts long boxes off; "
         "pad: keep the aspect ratio, with bars of the mean colour",
     )  # fmt: skip
     parser.add_argument("--max-per-image", type=int, default=300, metavar="N", help="proposals per image")
@@ -31,8 +32,10 @@ def parse():
     parser.add_argument("--dtype", choices=["float16", "int8"], default="float16", help="int8 takes half the space")
     parser.add_argument("--shard-images", type=int, default=200, metavar="N", help="images per shard")
     parser.add_argument(
-        "--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="arithmetic of the teacher's image tower"
-    )
+        "--precision", choices=["fp32", "bf16", "fp16"],
+        help="arithmetic of the teacher's image tower (default: that of a store that is continued; else bf16 on a GPU "
+        "that has it, fp32 elsewhere)",
+    )  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="compile the teacher (for millions of crops on a GPU)")
     add_shared(parser, "--batch-size", note="crops, halved when memory runs out (default: 2048 on a GPU, else 128)")
     add_shared(parser, "--num-workers", "--device")
@@ -53,11 +56,12 @@ def parse():
 def main(args):
     from detectron2.utils import comm
 
-    from vild.config import pick_device
-    from vild.engine.build_store import build_store
+    from vild.config import pick_device, pick_precision
+    from vild.engine.build_store import begun_precision, build_store
     from vild.utils.lock import only_writer
 
     args.device = pick_device(args.device)
+    args.precision = args.precision or begun_precision(args.output_dir) or pick_precision(args.device)
     args.batch_size = args.batch_size or (2048 if args.device.startswith("cuda") else 128)
     with only_writer(args.output_dir, folder=True) if comm.is_main_process() else nullcontext():
         build_store(args)

@@ -37,7 +37,10 @@ def main():
     if isinstance(words, Vocabulary):
         raise UserError(f"--vocabulary {args.vocabulary}: is a vocabulary file already; give words or a data set")
     prompts = find_prompts(args.prompts)
-    teacher = build_teacher(args.teacher, args.pretrained, pick_device(args.device)) if args.teacher else None
+    device, teacher = pick_device(args.device), None
+    if args.teacher:
+        print(f"teacher {args.teacher} on {device}, in fp32", flush=True)
+        teacher = build_teacher(args.teacher, args.pretrained, device)
     if args.npy:
         fingerprint = teacher.fingerprint if teacher else None
         vocabulary = Vocabulary.from_npy(args.npy, words.names, words.splits, fingerprint)

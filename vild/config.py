@@ -218,3 +218,9 @@ def pick_device(name: str | None) -> str:
     except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by device
         raise UserError(f"--device {name}: {first_line(error)}") from error
     return name
+
+
+def pick_precision(device: str) -> str:
+    """The default arithmetic of a teacher's image tower: "bf16" on a GPU that has it, else "fp32"."""
+    has_it = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_it else "fp32"

@@ -180,7 +180,7 @@ def test_two_processes_write_the_same_store_as_one(world, proposals_file, teache
         for c, more in starts
     ]
     for process in running:
-        told, _ = process.communicate(timeout=300)
+        told, _ = process.communicate(timeout=1500)
         assert process.returncode == 0, told
     done = subprocess.run([sys.executable, *command("one")], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

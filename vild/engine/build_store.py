@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from detectron2.utils import comm
@@ -11,12 +12,21 @@ from tqdm import tqdm
 from vild.data import datasets
 from vild.data.proposals import load_proposals, read_provenance, select_proposals
 from vild.store.estimate import describe_work
+from vild.store.manifest import MANIFEST, read_manifest
 from vild.store.store import StoreWriter
 from vild.teacher.crops import SCALES
 from vild.teacher.region_pass import Encoder, encode_images, load_images, to_host, write_shards
 from vild.teacher.teacher import build_teacher
 from vild.utils.errors import UserError
 from vild.utils.files import hash_file
+
+
+def begun_precision(folder: Path) -> str | None:
+    """The precision of the store in a folder, complete or not; None without one."""
+    if not (folder / MANIFEST).exists():
+        return None
+    precision = read_manifest(folder)["plan"].get("precision") or "fp32"
+    return precision if isinstance(precision, str) else None  # a merged store's may be several
 
 
 def build_store(args: argparse.Namespace) -> None:
@@ -46,6 +56,7 @@ def build_store(args: argparse.Namespace) -> None:
     origin = read_provenance(args.proposals)
     rest = (sorted(files), args.shard_images, origin, args.dtype)
     if comm.is_main_process():
+        print(f"teacher {args.teacher} on {teacher.device}, in {args.precision}", flush=True)
         StoreWriter(args.output_dir, plan, *rest)
     comm.synchronize()  # the manifest is there, and of this plan
     writer = StoreWriter(args.output_dir, plan, *rest)

@@ -45,8 +45,8 @@ def input_windows(
     """What windows of these heights and widths (int64, of one shape) are resized to, and where the crops begin in that
     (negative: padding).
 
-    "squash": to the crop's size; the aspect ratio is lost. The paper's, and the default: the crop shows the whole box
-    and nothing else.
+    "squash": to the crop's size; the aspect ratio is lost. The default, and assumed of the paper (whose released code
+    reads finished embeddings): the crop shows the whole box and nothing else.
     "center": the shorter edge to the crop's size, then the centre, as in open_clip's preprocessing and CLIP's training.
     Objects keep their shape, but the ends of a long box are cut off.
     "pad": the longer edge to the crop's size, centred on the teacher's mean colour (zero after normalising). Shape and
