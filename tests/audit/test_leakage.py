@@ -8,6 +8,7 @@ import torch
 
 from tests.audit.test_pasted_boxes import pasted
 from vild.audit.leakage import Benchmark, TrainingSet, judge_training_set, judge_vocabulary
+from vild.audit.pasted_boxes import judge_boxes, measure_boxes
 from vild.data import datasets
 from vild.data.proposals import save_proposals
 from vild.teacher.teacher import build_teacher
@@ -39,7 +40,7 @@ def test_the_benchmark_knows_what_is_novel(benchmark):
 
 def test_training_sets(world, benchmark, register):
     def judged(source, split=""):
-        return judge_training_set(TrainingSet.read(source, split, benchmark.novel), benchmark)
+        return judge_training_set(TrainingSet.read(source, split, benchmark), benchmark)
 
     verdict, evidence = judged("glyphs_train")
     assert verdict == "clean" and "0 of them reach training" in evidence and "0 boxes are of novel" in evidence
@@ -64,6 +65,100 @@ def test_training_sets(world, benchmark, register):
     register("hidden", "hidden", keep="base")
     verdict, evidence = judged("hidden")
     assert verdict == "LEAK" and "1 boxes are of novel objects under other names" in evidence
+
+
+@pytest.fixture
+def files(world, tmp_path):
+    """A full file and its base annotations, each changed by a function: verdict and evidence on the second."""
+    box = {"iscrowd": 0, "area": 1008}
+    images = [{"id": i, "file_name": f"{i}.png", "width": 80, "height": 60} for i in (1, 2)]
+    annotations = [{"id": 10 * i + c, "image_id": i, "category_id": c, "bbox": [20 * c, 8, 18, 36], **box}
+                   for i in (1, 2) for c in (1, 2)]  # fmt: skip
+    categories = [{"id": 1, "name": "umbrella"}, {"id": 2, "name": "anchor"}]
+    whole = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "split.json").write_text(json.dumps({"base": ["umbrella"], "novel": ["anchor"]}))
+
+    def judged(change, change_full=lambda document: None):
+        full, mine = json.loads(json.dumps(whole)), json.loads(json.dumps(whole))
+        mine["annotations"] = [a for a in mine["annotations"] if a["category_id"] == 1]
+        change(mine)
+        change_full(full)
+        for name, document in (("full", full), ("train", mine)):
+            (tmp_path / f"{name}.json").write_text(json.dumps(document))
+        split, train = str(tmp_path / "split.json"), str(tmp_path / "train.json")
+        benchmark = Benchmark.read(train, split, str(tmp_path / "full.json"))
+        return judge_training_set(TrainingSet.read(train, split, benchmark), benchmark), benchmark
+
+    return judged
+
+
+def exported(document, names="export_{}.png"):
+    """Other ids of images, in another order, and other file names."""
+    for image in document["images"]:
+        image["file_name"], image["id"] = names.format(image["id"]), 503 - image["id"]
+    for annotation in document["annotations"]:
+        annotation["image_id"] = 503 - annotation["image_id"]
+
+
+def novel_box(document):
+    """The box of a novel object under the name of a base class."""
+    document["annotations"].append({**document["annotations"][0], "id": 99, "bbox": [40, 8, 18, 36]})
+
+
+def test_images_are_the_same_by_file_and_size(files):
+    """Whatever their ids: a hidden novel box is found in an export with new ids; nothing is clean by absence."""
+    (verdict, _), _ = files(lambda d: None)
+    assert verdict == "clean"
+    (verdict, _), benchmark = files(lambda d: exported(d, "pictures/{}.jpg"))
+    assert verdict == "clean" and set(benchmark.truth) == {501, 502}
+    (verdict, evidence), _ = files(lambda d: (novel_box(d), exported(d, "{}.png")))
+    assert verdict == "LEAK" and "1 boxes are of novel objects under other names" in evidence
+    (verdict, evidence), benchmark = files(exported)
+    assert verdict == "cannot tell" and "2 of 2 images have no counterpart of the same file name and size" in evidence
+    found = {i: torch.ones(1, 4) for i in (501, 502)}
+    verdict, evidence = judge_boxes(measure_boxes(found.items(), benchmark.truth))
+    assert verdict == "cannot tell" and "2 of its images are not among those with full annotations" in evidence
+    (verdict, evidence), _ = files(lambda d: d["images"][0].update(width=90))
+    assert verdict == "cannot tell" and "1 of 2 images have no counterpart" in evidence
+    assert "(1 share only an id with one, 1 only a file name)" in evidence
+    (verdict, evidence), _ = files(lambda d: d["images"][0].update(file_name="3.png"))  # its id may be another's
+    assert verdict == "cannot tell" and "(1 share only an id with one, 0 only a file name)" in evidence
+    (verdict, evidence), _ = files(lambda d: d.update(annotations=[]))
+    assert verdict == "cannot tell" and "no annotation reaches training" in evidence
+
+
+@pytest.mark.parametrize(
+    ("name", "synonyms", "verdict"),
+    [
+        ("Anchor", [], "LEAK"),
+        ("anchor.", [], "LEAK"),
+        ("grapnel", [], "LEAK"),  # a synonym in the full annotations
+        ("Haken", ["Anchor"], "LEAK"),  # and in its own
+        ("parasol", [], "clean"),  # of a base class
+        ("brolly", [], "cannot tell"),  # nobody knows it
+        ("hook", [], "clean"),  # is in the benchmark, neither base nor novel
+    ],
+)
+def test_classes_are_the_same_by_normalised_name_or_synonym(files, name, synonyms, verdict):
+    def change(document):
+        document["categories"][1].update(name=name, synonyms=synonyms)
+        document["annotations"].append({**document["annotations"][0], "id": 99, "category_id": 2, "bbox": [1, 1, 7, 7]})
+
+    def change_full(document):
+        document["categories"].append({"id": 3, "name": "hook"})
+        document["categories"][0]["synonyms"] = ["parasol"]
+        document["categories"][1]["synonyms"] = ["grapnel", "hook"]
+
+    (found, evidence), _ = files(change, change_full)
+    assert found == verdict, evidence
+    assert (f"('{name}' is one by another spelling)" in evidence) == (verdict == "LEAK")
+    assert ("unknown to the benchmark ('brolly'" in evidence) == (verdict == "cannot tell")
+
+
+def test_a_vocabulary_of_unknown_names_is_not_clean(benchmark):
+    words = Vocabulary(("Regenschirm",), torch.eye(1, 64), ("",))
+    verdict, evidence = judge_vocabulary(words, {"photo": torch.eye(1, 64)}, benchmark)
+    assert verdict == "cannot tell" and "no name is a novel one, 1 are unknown ('Regenschirm'" in evidence
 
 
 def test_vocabularies(benchmark, vocabulary):

@@ -181,6 +181,6 @@ def test_the_chain_of_the_tools(tool, make_cfg, teacher_folder, tmp_path, monkey
 def test_a_record_of_another_form_is_one_line(tmp_path, record):
     path = tmp_path / "p.safetensors"
     save_proposals(path, {1: (torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1))}, record)
-    nothing = SimpleNamespace(truth=None, novel=["sun"], known=["sun"])
+    nothing = SimpleNamespace(truth=None, novel_spellings={"sun"}, known_spellings={"sun"})
     with pytest.raises(UserError, match=r"^proposals .*p\.safetensors: its record of training is not one of vild's"):
         list(audit_proposals(path, nothing))

@@ -37,7 +37,7 @@ def audit_proposals(path, benchmark):
     if len(labels) > 1:  # a single label carries no information
         yield "measured", UNKNOWN, f"carries {len(labels)} class labels (vild reads none) of unknown origin"
     with recorded_by("proposals", path):
-        judged = judge_proposals(read_provenance(path), benchmark.novel, benchmark.known)
+        judged = judge_proposals(read_provenance(path), benchmark.novel_spellings, benchmark.known_spellings)
     yield "recorded", *judged
 
 
@@ -48,7 +48,7 @@ def audit_store(folder, proposals, benchmark):
     if record is None and proposals and hash_file(proposals) == made_from:
         record = read_provenance(proposals)  # the store is older than its records, or the record was lost
     with recorded_by("store", folder):
-        verdict, evidence = judge_proposals(record, benchmark.novel, benchmark.known)
+        verdict, evidence = judge_proposals(record, benchmark.novel_spellings, benchmark.known_spellings)
     yield "recorded", verdict, f"made from proposals {made_from}: {evidence}"
 
 
@@ -58,7 +58,7 @@ def audit_vocabulary(path, teacher, benchmark):
     if isinstance(own, LearnedPrompts):
         with recorded_by("vocabulary", path):
             known = own.record.get("names")
-            met = sorted({clean_name(n) for n in known or ()} & {clean_name(n) for n in benchmark.novel})
+            met = sorted({clean_name(n) for n in known or ()} & benchmark.novel_spellings)
         verdict = UNKNOWN if known is None else LEAK if met else CLEAN
         yield "recorded", verdict, f"its prompts ({own}) were learned on {len(known or ())} names, novel: {met[:5]}"
     origin = f"prompts '{own}' of teacher {describe(vocabulary.fingerprint)}"
@@ -76,7 +76,7 @@ def audit_vocabulary(path, teacher, benchmark):
 def findings(args):
     """(artefact, kind of evidence, verdict, evidence) of everything that was asked for."""
     benchmark = Benchmark.read(args.dataset, args.split, args.full)
-    training = TrainingSet.read(args.dataset, args.split, benchmark.novel)
+    training = TrainingSet.read(args.dataset, args.split, benchmark)
     yield f"training set {args.dataset}", "measured", *judge_training_set(training, benchmark)
     if args.proposals:
         yield from ((f"proposals {args.proposals}", *f) for f in audit_proposals(args.proposals, benchmark))
@@ -85,7 +85,7 @@ def findings(args):
     if args.weights:
         record = read_network_record(args.weights)
         with recorded_by("weights", args.weights):
-            judged = judge_network(record, benchmark.novel, benchmark.known)
+            judged = judge_network(record, benchmark.novel_spellings, benchmark.known_spellings)
         yield f"weights {args.weights}", "recorded", *judged
     if args.vocabulary:
         teacher = build_teacher(args.teacher, args.pretrained) if args.teacher else None

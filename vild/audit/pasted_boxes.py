@@ -58,6 +58,7 @@ class Measured:
         images: number of images with novel boxes.
         same_count: of these, the number with as many proposals as novel boxes, or as all boxes.
         varied: the number of proposals per image is not constant.
+        outside: number of images with proposals that are not among the annotated ones.
     """
 
     novel: Met
@@ -66,6 +67,7 @@ class Measured:
     same_count: int
     images: int
     varied: bool
+    outside: int = 0
 
 
 def truth_by_image(document: dict, classes: Classes) -> dict[int, ImageTruth]:
@@ -101,9 +103,10 @@ def measure_boxes(found: Iterable[tuple[int, Tensor]], truth: dict[int, ImageTru
     not clipped: annotations).
     """
     rows: dict[str, list] = {"novel": [], "base": []}
-    grids, same_count, counts = set(GRIDS), 0, []
+    grids, same_count, counts, outside = set(GRIDS), 0, [], 0
     for image_id, boxes in found:
         if image_id not in truth:
+            outside += len(boxes) > 0
             continue
         t = truth[image_id]
         if len(t.novel):
@@ -117,7 +120,9 @@ def measure_boxes(found: Iterable[tuple[int, Tensor]], truth: dict[int, ImageTru
         grids = {g for g in grids if ((boxes / g - (boxes / g).round()).abs() * g < 1e-3).all()}
     nothing = (torch.zeros(0), torch.zeros(0))
     met = {mark: Met(*(torch.cat(c) for c in zip(nothing, *row, strict=True))) for mark, row in rows.items()}
-    return Measured(met["novel"], met["base"], max(grids, default=0.0), same_count, len(counts), len(set(counts)) > 1)
+    return Measured(
+        met["novel"], met["base"], max(grids, default=0.0), same_count, len(counts), len(set(counts)) > 1, outside
+    )
 
 
 def chance_of(hits: int, expected: float) -> float:
@@ -130,8 +135,9 @@ def chance_of(hits: int, expected: float) -> float:
 def judge_boxes(m: Measured) -> tuple[str, str]:
     """Verdict and evidence on proposals: is ground truth of novel objects among them?"""
     total = len(m.novel.distance)
+    beside = f"; {m.outside} of its images are not among those with full annotations" if m.outside else ""
     if m.images == 0:
-        return UNKNOWN, "none of its images has an annotated novel object"
+        return UNKNOWN, f"none of its images has an annotated novel object{beside}"
     exact, near = max(EXACT, m.grid / 2), max(NEAR, 2 * m.grid)
     hits, around = (int((m.novel.distance <= limit).sum()) for limit in (exact, near))
     of_base = int((m.base.distance <= exact).sum())
@@ -149,4 +155,4 @@ def judge_boxes(m: Measured) -> tuple[str, str]:
     counted = m.varied and m.images >= SAME_COUNT and m.same_count >= 0.95 * m.images
     if chance < CHANCE or counted:
         return LEAK, evidence
-    return (CLEAN if total else UNKNOWN), evidence
+    return (CLEAN if total and not beside else UNKNOWN), evidence + beside
