@@ -16,6 +16,7 @@ from vild.utils.command_line import SHARED, THRESHOLD, training_parser
 
 SCRIPTS = sorted([*(REPOSITORY / "tools").glob("*.py"), *(REPOSITORY / "datasets").glob("*.py")])
 OWN_WORDS = ("benchmark.py", "quickstart.py", "ablate.py", "audit_leakage.py")  # which share no flag's meaning
+RUNNER = ("--weights", "m.onnx", "--vocabulary", "v", "--input", "a.jpg", "--output", "r.json")
 HEAVY = ("torch", "detectron2", "open_clip", "hotcoco", "gradio", "cv2", "timm")
 ASK = """
 import runpy, sys
@@ -59,6 +60,16 @@ def test_a_mistyped_or_abbreviated_flag_is_one_line_at_once(script):
         ("demo.py", ["--output", "x", "--webcam", "--devise\n"], "unrecognized arguments: --devise"),
         ("benchmark.py", ["crops", "--repeats", "x"], "argument --repeats: invalid int value: 'x'"),
         ("run_onnx.py", ["--threshold", "high"], "argument --threshold: invalid float value: 'high'"),
+        ("demo.py", ["--threshold", "2"], "argument --threshold/--confidence-threshold: 2 is not between 0 and 1"),
+        ("label.py", ["--threshold", "nan"], "argument --threshold: nan is not between 0 and 1"),
+        ("absent_words.py", ["--seed", "-1"], "argument --seed: -1 is less than 0"),
+        ("demo.py", ["--frames", "0"], "argument --frames: 0 is less than 1"),
+        ("web_demo.py", ["--port", "99999"], "argument --port: 99999 is more than 65535"),
+        ("check_dataset.py", ["--num-workers", "-1"], "argument --num-workers: -1 is less than 0"),
+        ("learn_prompts.py", ["--batch-size", "0"], "argument --batch-size: 0 is less than 1"),
+        ("build_teacher_store.py", ["--nms", "2"], "argument --nms: 2 is not between 0 and 1"),
+        ("run_onnx.py", [*RUNNER, "--top-k", "-1"], "argument --top-k: -1 is less than 1"),
+        ("run_onnx.py", [*RUNNER, "--threshold", "2"], "argument --threshold: 2.0 is not between 0 and 1"),
     ],
 )
 def test_a_mistake_is_one_line(script, arguments, mistake):

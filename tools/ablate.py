@@ -13,7 +13,7 @@ the JSON file, the metrics of each row are in the order of "seeds".
 
 from pathlib import Path
 
-from vild.utils.command_line import add_shared, make_parser
+from vild.utils.command_line import add_shared, at_least, make_parser
 from vild.utils.errors import UserError, one_line_errors
 
 
@@ -24,8 +24,8 @@ def main():
         "--grid", type=Path, required=True, metavar="FILE", help="YAML file; see tools/experiments/grid.py"
     )
     add_shared(parser, "--output-dir", required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="instead of the grid's")
-    parser.add_argument("--iterations", type=int, metavar="N", help="of each detector, instead of the grid's")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", metavar="N", help="instead of the grid's")
+    parser.add_argument("--iterations", type=at_least(1), metavar="N", help="of each detector, instead of the grid's")
     parser.add_argument("--smoke", action="store_true", help="as small as possible; the numbers mean nothing")
     args = parser.parse_args()
 

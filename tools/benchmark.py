@@ -12,7 +12,7 @@ import ast
 import importlib
 from pathlib import Path
 
-from vild.utils.command_line import add_shared, make_parser
+from vild.utils.command_line import add_shared, at_least, between_0_and_1, make_parser
 from vild.utils.errors import one_line_errors
 
 VERBS = ("crops", "evaluation", "inference", "objectives", "store", "teacher", "train-step", "vocabulary")
@@ -33,7 +33,7 @@ def add_flags(verb: str, parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
 
     def count(flag: str, default: int | None, text: str) -> None:
-        add(flag, type=int, default=default, metavar="N", help=text)
+        add(flag, type=at_least(1), default=default, metavar="N", help=text)
 
     add("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
     if verb not in ("evaluation", "store"):
@@ -46,7 +46,7 @@ def add_flags(verb: str, parser: argparse.ArgumentParser) -> None:
         count("--batch-size", 2, "images per step")
         count("--regions", 300, "distilled regions per image")
     if verb in ("inference", "vocabulary"):
-        add("--names", type=int, nargs="+", default=[1203, 20_000], metavar="N", help="numbers of classes")
+        add("--names", type=at_least(1), nargs="+", default=[1203, 20_000], metavar="N", help="numbers of classes")
     if verb in ("evaluation", "store"):
         add("--scratch", type=Path, metavar="FOLDER", help="a folder with several GB of space (the system's)")
     if verb in ("crops", "teacher"):
@@ -68,7 +68,7 @@ def add_flags(verb: str, parser: argparse.ArgumentParser) -> None:
         count("--reference-images", 1000, "images that both sides evaluate")
         add("--masks", action="store_true", help="masks (rectangles) at --num-images, too")
     elif verb == "inference":
-        add("--threshold", type=float, default=0.01, help="score threshold of both")
+        add("--threshold", type=between_0_and_1, default=0.01, help="score threshold of both")
     elif verb == "objectives":
         add("--objectives", nargs="+", metavar="NAME", help="(all)")
     elif verb == "store":

@@ -4,13 +4,13 @@
     tools/build_teacher_store.py --dataset glyphs_train --proposals output/quickstart/proposals_train.safetensors \\
         --teacher local-dir:output/quickstart/teacher --output-dir out/store
 
-A killed run continues after its last complete shard. --num-gpus 8 shares the shards among eight processes (without a
-GPU: processes on the CPU); torchrun and SLURM's srun start the same command without it. The records are the same.
+A killed run continues after its last complete shard. --num-gpus 8 shares the shards among eight processes (on
+the CPU with --device cpu); torchrun and SLURM's srun start the same command without it. The records are the same.
 """
 
 from contextlib import nullcontext
 
-from vild.utils.command_line import add_launch_flags, add_shared, make_parser
+from vild.utils.command_line import add_launch_flags, add_shared, at_least, between_0_and_1, make_parser
 from vild.utils.errors import one_line_errors
 
 
@@ -26,11 +26,12 @@ def parse():
         "own, which cuts long boxes off; "
         "pad: keep the aspect ratio, with bars of the mean colour",
     )  # fmt: skip
-    parser.add_argument("--max-per-image", type=int, default=300, metavar="N", help="proposals per image")
-    parser.add_argument("--nms", type=float, metavar="IOU", help="apply NMS at this IoU first (default: no NMS)")
+    parser.add_argument("--max-per-image", type=at_least(1), default=300, metavar="N", help="proposals per image")
+    text = "apply NMS at this IoU first (default: no NMS)"
+    parser.add_argument("--nms", type=between_0_and_1, metavar="IOU", help=text)
     parser.add_argument("--min-size", type=float, metavar="PIXELS", help="drop smaller boxes (default: none)")
     parser.add_argument("--dtype", choices=["float16", "int8"], default="float16", help="int8 takes half the space")
-    parser.add_argument("--shard-images", type=int, default=200, metavar="N", help="images per shard")
+    parser.add_argument("--shard-images", type=at_least(1), default=200, metavar="N", help="images per shard")
     parser.add_argument(
         "--precision", choices=["fp32", "bf16", "fp16"],
         help="arithmetic of the teacher's image tower (default: that of a store that is continued; else bf16 on a GPU "
@@ -45,11 +46,7 @@ def parse():
     )  # fmt: skip
     add_shared(parser, "--output-dir", required=True)
     add_launch_flags(parser)
-    args = parser.parse_args()
-    for key, least in (("max_per_image", 1), ("shard_images", 1), ("batch_size", 1), ("num_workers", 0)):
-        if (value := getattr(args, key)) is not None and value < least:
-            parser.error(f"--{key.replace('_', '-')} {value}: at least {least}")
-    return args
+    return parser.parse_args()
 
 
 @one_line_errors

@@ -43,14 +43,11 @@ def main():
         teacher = build_teacher(args.teacher, args.pretrained, device)
     if args.npy:
         fingerprint = teacher.fingerprint if teacher else None
-        vocabulary = Vocabulary.from_npy(args.npy, words.names, words.splits, fingerprint)
+        vocabulary = Vocabulary.from_npy(args.npy, words, fingerprint=fingerprint)
     else:
         if isinstance(prompts, LearnedPrompts):
             check_same_teacher(prompts.fingerprint, f"prompt set {args.prompts}", teacher.fingerprint, "--teacher")
-        synonyms = words.synonyms if any(words.synonyms) else None
-        vocabulary = Vocabulary.from_names(
-            teacher, words.names, prompts=args.prompts, splits=words.splits, synonyms=synonyms
-        )
+        vocabulary = Vocabulary.from_names(teacher, words, prompts=args.prompts)
     vocabulary.save(args.output)
     print(f"{len(vocabulary)} names, width {vocabulary.width}: {args.output}")
 

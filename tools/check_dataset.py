@@ -23,11 +23,11 @@ def main() -> int:
     add_shared(parser, "--output", note="the report as JSON")
     args = parser.parse_args()
 
-    from tabulate import tabulate
     from tqdm import tqdm
 
     from vild.data import datasets
     from vild.data.unreadable import scan, scan_report
+    from vild.report.page import markdown_table
     from vild.utils.files import write_json
 
     datasets.register_all()
@@ -38,8 +38,8 @@ def main() -> int:
     if args.output:
         write_json(args.output, report)
     if faults:
-        rows = [[fault.image_id, fault.kind, fault.reason] for fault in faults[:SHOWN]]
-        print(tabulate(rows, ["image_id", "fault", "details"], "pipe"))
+        rows = [[str(fault.image_id), fault.kind, fault.reason] for fault in faults[:SHOWN]]
+        print(markdown_table(["image_id", "fault", "details"], rows))
         if len(faults) > SHOWN:
             print(f"... and {len(faults) - SHOWN:,} more (--output FILE lists them)")
     print(

@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from vild.utils.command_line import SHARED, add_detector_flags, make_parser
+from vild.utils.command_line import SHARED, add_detector_flags, at_least, make_parser
 from vild.utils.errors import UserError, one_line_errors
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -26,11 +26,11 @@ def parse(argv):
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="images and folders of images, or one video")
     source.add_argument("--video-input", metavar="FILE", help="a video, whatever its suffix")
-    source.add_argument("--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="a camera (the first)")
+    source.add_argument("--webcam", nargs="?", type=at_least(0), const=0, metavar="INDEX", help="a camera (the first)")
     parser.add_argument(
         "--output", type=Path, metavar="PATH", required=True, help="output folder; or a file, for one image or video"
     )
-    parser.add_argument("--frames", type=int, metavar="N", help="stop after this many frames of a video or camera")
+    parser.add_argument("--frames", type=at_least(1), metavar="N", help="stop after this many frames")
     parser.add_argument("--threshold", "--confidence-threshold", **SHARED["--threshold"])
     add_detector_flags(parser)
     args = parser.parse_args(argv)
@@ -39,8 +39,6 @@ def parse(argv):
         raise UserError(f"--input {videos[0]}: is a video; give it alone")
     if videos:
         args.input, args.video_input = None, videos[0]
-    if args.frames is not None and args.frames < 1:
-        raise UserError(f"--frames {args.frames}: give at least 1")
     return args
 
 

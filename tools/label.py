@@ -6,9 +6,10 @@
 
 Image names are relative to the folder; width and height are those of the image turned upright by its EXIF tag. A killed
 run continues from labels.json.partial when the same command is run again. Images that cannot be read are left out and
-listed under "info". tools/add_dataset.py registers the result as a data set.
+listed under "info" (exit status 1). tools/add_dataset.py registers the result as a data set.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from vild.utils.errors import UserError, one_line_errors
 
 
 @one_line_errors
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="label all images below it")
     add_shared(parser, "--output", required=True)
@@ -39,10 +40,10 @@ def main(argv: list[str] | None = None) -> None:
     images = find_images([args.input])
     with only_writer(args.output):
         detector = make_detector(args)
-        is_file = args.vocabulary is not None and Path(args.vocabulary).is_file()
+        hashed = lambda given: hash_file(given) if given and os.path.isfile(given) else None  # noqa: E731
         asked = {
-            "vocabulary file": hash_file(args.vocabulary) if is_file else None,
-            "negatives": args.negatives,
+            "vocabulary file": hashed(args.vocabulary),
+            "negatives": hashed(args.negatives) or args.negatives,
             "threshold": args.threshold,
             "threshold-of": parse_thresholds(args.threshold_of, detector.names),
         }
@@ -63,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     if broken:
         print(f"{len(broken)} of {len(images)} images cannot be read:", *broken, sep="\n  ", file=sys.stderr)
     print(f"{args.output}: {len(images) - len(broken)} images labelled with {len(detector.names)} words")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,7 +9,7 @@ The regions are the ground-truth boxes of base classes, embedded by the teacher;
 match one. With --background, regions away from every object are pushed to be equally unlike all names (DetPro).
 """
 
-from vild.utils.command_line import add_shared, make_parser
+from vild.utils.command_line import add_shared, at_least, make_parser
 from vild.utils.errors import UserError, one_line_errors
 
 
@@ -50,7 +50,7 @@ def main():
     parser.add_argument("--store", metavar="STORE", help="store of the same teacher and data set")
     parser.add_argument("--background", type=float, default=0, metavar="W", help="loss weight of background regions")
     parser.add_argument("--words", default="a photo of a", help="initial prompt: one vector for each of its tokens")
-    parser.add_argument("--steps", type=int, default=200, metavar="N", help="training steps")
+    parser.add_argument("--steps", type=at_least(1), default=200, metavar="N", help="training steps")
     add_shared(parser, "--batch-size", default=512, note="regions per step")
     parser.add_argument("--learning-rate", type=float, default=2e-3, metavar="R", help="learning rate")
     add_shared(parser, "--seed", "--device")
@@ -58,9 +58,6 @@ def main():
     args = parser.parse_args()
     if args.output.suffix != ".safetensors":
         raise UserError(f"--output {args.output}: the name of a prompt set ends in .safetensors")
-    for flag, value in (("--batch-size", args.batch_size), ("--steps", args.steps)):
-        if value < 1:
-            raise UserError(f"{flag} {value}: must be at least 1")
     if not 0 < args.learning_rate < float("inf"):
         raise UserError(f"--learning-rate {args.learning_rate}: must be above 0")
     if not 0 <= args.background < float("inf"):

@@ -4,7 +4,7 @@
 DETECTRON2_DATASETS=output/quickstart/datasets tools/make_glyphs.py --seed 0
 """
 
-from vild.utils.command_line import add_shared, make_parser
+from vild.utils.command_line import add_shared, between_0_and_1, make_parser
 from vild.utils.errors import one_line_errors
 
 
@@ -16,7 +16,8 @@ def main():
         "--sets", nargs="+", choices=["train", "nonovel_train", "dev", "val"], default=["train", "dev", "val"],
         help="scene sets to make",
     )  # fmt: skip
-    parser.add_argument("--fraction", type=float, default=1.0, help="make only this fraction of each set's scenes")
+    text = "make only this fraction of each set's scenes"
+    parser.add_argument("--fraction", type=between_0_and_1, default=1.0, help=text)
     args = parser.parse_args()
 
     from vild.data import datasets

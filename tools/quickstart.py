@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from vild.utils.command_line import add_shared, make_parser
+from vild.utils.command_line import add_shared, at_least, make_parser
 from vild.utils.errors import one_line_errors
 
 TEXT = """ViLD and ViLD-text, trained for equally many iterations on the same scenes: {base} base classes are annotated,
@@ -23,7 +23,7 @@ def main():
     add_shared(parser, "--output-dir", default=Path("output/quickstart"))
     add_shared(parser, "--seed", note="of the world, the teacher and all trainings")
     parser.add_argument(
-        "--iterations", type=int, default=0, metavar="N", help="of each detector; 0: as its config says"
+        "--iterations", type=at_least(0), default=0, metavar="N", help="of each detector; 0: as its config says"
     )
     parser.add_argument("--smoke", action="store_true", help="as small as possible; the numbers mean nothing")
     args = parser.parse_args()

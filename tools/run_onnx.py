@@ -5,7 +5,8 @@
         [--context out/context.safetensors] [--threshold 0.4] [--top-k 10]
 
 R.json is a list with one record per image: file_name, height, width and detections by falling score (name, split,
-score, box as xyxy in pixels and, if the detector has masks, the mask as COCO's compressed run lengths).
+score, box as xyxy in pixels and, if the detector has masks, the mask as COCO's compressed run lengths). Images that
+cannot be read are listed at the end (exit status 1).
 
 Without --context only the vocabulary's names are in the softmax. With --context (the base names of training) those
 names take part too without being reported, and the vocabulary's names are marked base if they are among them, else
@@ -48,14 +49,18 @@ def main():
     parser.add_argument("--top-k", type=int, metavar="N", help="report at most this many per image (default: all)")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
     args = parser.parse_args()
+    if not 0 <= args.threshold <= 1:
+        parser.error(f"argument --threshold: {args.threshold} is not between 0 and 1")
+    if args.top_k is not None and args.top_k < 1:
+        parser.error(f"argument --top-k: {args.top_k} is less than 1")
     try:
-        run(args)
+        sys.exit(run(args))
     except (Mistake, OSError) as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
 
 
-def run(args) -> None:
+def run(args) -> int:
     session, manifest = load_model(args.weights)
     words = load_vocabulary(args.vocabulary, manifest)
     text, shown = words["embeddings"], len(words["names"])
@@ -64,17 +69,26 @@ def run(args) -> None:
     feed = {"text": text, "shown": np.array(shown)}
     if any(x.name == "base" for x in session.get_inputs()):
         feed["base"] = np.array([s == "base" for s in words["splits"]] + [True] * (len(text) - shown))
-    records, start = [], time.monotonic()
+    records, broken, start = [], [], time.monotonic()
     for done, file_name in enumerate(args.input):
         if sys.stderr.isatty():
             left = (time.monotonic() - start) / max(done, 1) * (len(args.input) - done)
             print(f"\r{done} of {len(args.input)} images, {left:.0f} s left ", end="", file=sys.stderr)
-        array = read_image(file_name, manifest["picture"]["format"])
-        height, width, _ = array.shape
-        found = detect(session, resize(array, manifest["picture"]), (height, width), feed, words)
+        try:
+            array = read_image(file_name, manifest["picture"]["format"])
+            height, width, _ = array.shape
+            found = detect(session, resize(array, manifest["picture"]), (height, width), feed, words, file_name)
+        except Mistake as mistake:
+            if len(args.input) == 1:
+                raise
+            broken.append(str(mistake))
+            continue
         found = [d for d in found if d["score"] > args.threshold][: args.top_k]
         records.append({"file_name": file_name, "height": height, "width": width, "detections": found})
     write_whole(args.output, json.dumps(records, indent=1))
+    if broken:
+        print(f"{len(broken)} of {len(args.input)} images cannot be read:", *broken, sep="\n  ", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -92,9 +106,13 @@ def write_whole(path: Path, text: str) -> None:
             aside.unlink(missing_ok=True)
 
 
-def detect(session, image: np.ndarray, size: tuple[int, int], feed: dict, words: dict) -> list[dict]:
+def detect(session, image: np.ndarray, size: tuple[int, int], feed: dict, words: dict, file_name: str) -> list[dict]:
     """The detections in an image that was resized, in pixels of its original ``size``, height and width."""
-    boxes, scores, classes, *masks = session.run(None, {**feed, "picture": image})
+    try:
+        boxes, scores, classes, *masks = session.run(None, {**feed, "picture": image})
+    except Exception as error:  # onnxruntime's own errors share no other class
+        shape = f"{image.shape[1]} x {image.shape[0]} pixels"
+        raise Mistake(f"image {file_name} (resized to {shape}): the network fails: {first_line(error)}") from error
     whole = np.float32([size[1], size[0]] * 2)
     boxes = (boxes * (whole / np.float32([image.shape[1], image.shape[0]] * 2))).clip(0, whole)
     detections = []
@@ -121,7 +139,7 @@ def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
         providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
         return onnxruntime.InferenceSession(path, options, providers=providers), manifest
     except Exception as error:  # onnxruntime's own errors share no other class
-        raise Mistake(f"model {path} cannot be read: {first_line(error)}") from error
+        raise Mistake(f"model {path} cannot be read: {what_it_is(path) or first_line(error)}") from error
 
 
 def load_vocabulary(path: Path, manifest: dict) -> dict:
@@ -140,7 +158,8 @@ def load_vocabulary(path: Path, manifest: dict) -> dict:
         weights, name = words["fingerprint"].get("weights"), words["fingerprint"].get("name", "unknown")
         words["embeddings"] = rows
     except Exception as error:  # a broken file can fail anywhere
-        raise Mistake(f"vocabulary: {path} is not a vocabulary file ({first_line(error)})") from error
+        reason = what_it_is(path) or first_line(error)
+        raise Mistake(f"vocabulary: {path} is not a vocabulary file ({reason})") from error
     model = manifest["teacher"]
     if (width, weights) != (manifest["width"], model.get("weights")):
         raise Mistake(
@@ -185,11 +204,13 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
                 values = np.asarray(image)
                 if not 0 <= values.min() <= values.max() < 2**16:
                     raise Mistake(f"grey values from {values.min()} to {values.max()}; at most 16 bits are read")
+                if image.mode == "F" and values.max() <= 1:
+                    values = values * 255
                 is_16_bit = image.mode.startswith("I;16") or values.max() > 255
                 image = Image.fromarray((values / 257 if is_16_bit else values).round().astype(np.uint8))
             array = np.asarray(image.convert("RGB"))
     except Exception as error:  # a broken file can fail anywhere in the decoders
-        raise Mistake(f"image {file_name} cannot be read: {first_line(error)}") from error
+        raise Mistake(f"image {file_name} cannot be read: {what_it_is(file_name) or first_line(error)}") from error
     return array if image_format == "RGB" else np.ascontiguousarray(array[:, :, ::-1])
 
 
@@ -199,7 +220,7 @@ def resize(array: np.ndarray, rule: dict) -> np.ndarray:
     if not rule["shortest_edge"]:
         return array
     sides = np.array([height, width]) * (rule["shortest_edge"] / min(height, width))
-    height, width = (sides * min(1, rule["max_size"] / sides.max()) + 0.5).astype(int).tolist()
+    height, width = (sides * min(1, rule["max_size"] / sides.max()) + 0.5).astype(int).clip(1).tolist()
     return np.asarray(Image.fromarray(array).resize((width, height), Image.BILINEAR))
 
 
@@ -233,6 +254,21 @@ def run_lengths(mask: np.ndarray) -> str:
             more = rest != (-1 if bits & 16 else 0)
             text.append(chr(48 + bits + 32 * more))
     return "".join(text)
+
+
+def what_it_is(path: str | Path) -> str:
+    """What a file is that was saved in place of another, as vild/utils/untrusted.py says it; else ""."""
+    if not os.path.isfile(path):
+        return ""
+    with open(path, "rb") as file:
+        start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself: run git lfs pull"
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is a web page (HTML or XML), not the file itself: download it again"
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
+        return "it is a HEIC image, which is not supported: convert it to JPEG"
+    return ""
 
 
 def first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ Use it as --teacher local-dir:output/quickstart/teacher.
 
 import logging
 
-from vild.utils.command_line import add_shared, make_parser
+from vild.utils.command_line import add_shared, at_least, make_parser
 from vild.utils.errors import one_line_errors
 
 
@@ -16,8 +16,8 @@ from vild.utils.errors import one_line_errors
 def main():
     parser = make_parser(__doc__)
     add_shared(parser, "--seed")
-    parser.add_argument("--steps", type=int, default=400, metavar="N", help="training steps")
-    parser.add_argument("--width", type=int, default=64, metavar="D", help="width of its embeddings")
+    parser.add_argument("--steps", type=at_least(1), default=400, metavar="N", help="training steps")
+    parser.add_argument("--width", type=at_least(1), default=64, metavar="D", help="width of its embeddings")
     add_shared(parser, "--output-dir", required=True)
     args = parser.parse_args()
 

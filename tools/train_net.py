@@ -6,9 +6,10 @@ tools/train_net.py --config-file configs/Glyphs/vild.yaml --eval-only MODEL.WEIG
 """
 
 from contextlib import nullcontext
+from pathlib import Path
 
 from vild.utils.command_line import training_parser
-from vild.utils.errors import one_line_errors
+from vild.utils.errors import UserError, one_line_errors
 
 
 @one_line_errors
@@ -25,11 +26,16 @@ def main(args):
     if args.eval_only:
         for name in cfg.DATASETS.TEST:  # before the seconds that building a model takes
             datasets.get_entry(name)
-        if not args.resume:
+        resumes = args.resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()
+        if not resumes:
             check_weights(cfg)
+            if not cfg.MODEL.WEIGHTS:
+                nothing = f", and OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint" if args.resume else ""
+                raise UserError(f"--eval-only: MODEL.WEIGHTS is empty{nothing}: give trained weights to evaluate")
         setup(cfg, args)
         model = Trainer.build_model(cfg)
-        checkpointer = VildCheckpointer(model, cfg.OUTPUT_DIR, calibrated=cfg.MODEL.VILD.CALIBRATION)
+        calibrated = cfg.MODEL.VILD.CALIBRATION
+        checkpointer = VildCheckpointer(model, cfg.OUTPUT_DIR, calibrated=calibrated, trained=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
     with only_writer(cfg.OUTPUT_DIR, folder=True) if comm.is_main_process() else nullcontext():

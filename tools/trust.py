@@ -10,7 +10,7 @@ import json
 import statistics
 from pathlib import Path
 
-from vild.utils.command_line import add_shared, make_parser
+from vild.utils.command_line import add_shared, at_least, make_parser
 from vild.utils.errors import one_line_errors
 
 VARIANTS = ("text", "image", "vild", "ensemble", "twin")
@@ -21,7 +21,7 @@ COLUMNS = ("bbox/AP50_novel", "bbox/AP50_base")
 def main():
     parser = make_parser(__doc__)
     add_shared(parser, "--output-dir", default=Path("output/trust"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="one world each")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], metavar="N", help="one world each")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="of MODEL.VILD.VARIANT")
     args = parser.parse_args()
 

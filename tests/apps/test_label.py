@@ -48,7 +48,7 @@ def test_a_folder_becomes_a_coco_file(label, folder, detector, vocabulary, tmp_p
     words.save(tmp_path / "words.safetensors")
     arguments = ["--input", folder, "--vocabulary", tmp_path / "words.safetensors", "--output", output]
     status, stdout, stderr = label(*arguments, "--threshold", 0.01)
-    assert status == 0 and "4 images labelled with 3 words" in stdout
+    assert status == 1 and "4 images labelled with 3 words" in stdout  # as the demo, for the broken one
     assert "1 of 5 images cannot be read:" in stderr and "broken.jpg" in stderr.strip().splitlines()[-1]
     assert [p.name for p in output.parent.iterdir()] == ["labels.json"]
     with redirect_stdout(StringIO()):
@@ -88,7 +88,7 @@ def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
         shutil.copy(image, os.fsdecode(bytes(tmp_path / "photos") + b"/" + name))
     output = tmp_path / "labels.json"
     status, _, stderr = label("--input", tmp_path / "photos", "--vocabulary", "sun", "--output", output)
-    assert status == 0 and "image 1:2.jpg: its name is not allowed in a COCO file" in stderr and "\\udcff.jpg" in stderr
+    assert status == 1 and "image 1:2.jpg: its name is not allowed in a COCO file" in stderr and "\\udcff.jpg" in stderr
     document = json.loads(output.read_bytes())
     assert [i["file_name"] for i in document["images"]] == ["good.jpg"]
     assert [b["file_name"] for b in document["info"]["broken"]] == ["1:2.jpg", "\\udcff.jpg"]
@@ -97,7 +97,7 @@ def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
 @pytest.mark.parametrize("images", [0, 1, 3])
 def test_a_killed_run_ends_in_the_same_bytes(label, folder, tmp_path, monkeypatch, images):
     arguments = ["--input", folder, "--vocabulary", WORDS, "--threshold", 0.01]
-    assert label(*arguments, "--output", tmp_path / "whole.json")[0] == 0
+    assert label(*arguments, "--output", tmp_path / "whole.json")[0] == 1  # one of them is broken
     read, seen = OpenVocabularyDetector._input, []
 
     def killed(self, image):
@@ -114,7 +114,7 @@ def test_a_killed_run_ends_in_the_same_bytes(label, folder, tmp_path, monkeypatc
     with open(aside, "a") as file:
         file.write('{"file_name": "turned.jpg", "hei')  # a line that was being written
     monkeypatch.setattr(OpenVocabularyDetector, "_input", lambda self, p: (seen.append(p), read(self, p))[1])
-    assert label(*arguments, "--output", output)[0] == 0
+    assert label(*arguments, "--output", output)[0] == 1
     assert len(seen) == len(set(seen)) == 5  # none was looked at twice
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes() and not aside.exists()
 
@@ -141,7 +141,21 @@ def test_another_plan_is_refused(label, folder, tmp_path, monkeypatch):
         line = error_of(label(*flat(given | change), opts=opts))
         assert f"labels.json.partial: started with another {key}" in line
     assert (tmp_path / "labels.json.partial").read_bytes() == before
-    assert label(*flat(given), opts=["OUTPUT_DIR", "elsewhere"])[0] == 0  # on which nothing depends
+    assert label(*flat(given), opts=["OUTPUT_DIR", "elsewhere"])[0] == 1  # on which nothing depends
+
+
+def test_many_words_in_line_and_what_is_left_out(label, world, tmp_path):
+    """More characters of words than a file's name may have; and files that are no images."""
+    (tmp_path / "photos").mkdir()
+    shutil.copy(next((world / "glyphs" / "val").glob("*.jpg")), tmp_path / "photos" / "a.jpg")
+    for name in ("b.HEIC", "c.heic", "d.dng", "notes"):
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    Image.new("RGB", (3, 3000)).save(tmp_path / "photos" / "thin.png")
+    words = ", ".join(f"a thing of the kind {n}" for n in range(30))
+    status, stdout, stderr = label("--input", tmp_path / "photos", "--vocabulary", words, "--negatives", "x; " * 150,
+                                   "--output", tmp_path / "labels.json")  # fmt: skip
+    assert status == 0 and "2 images labelled with 30 words" in stdout, stderr
+    assert f"--input {tmp_path / 'photos'}: left out 4 files: 2 .heic, 1 .dng, 1 without suffix" in stderr
 
 
 def test_mistakes_are_one_line(label, folder, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from detectron2.data import transforms as T
 
 from vild.data import datasets
-from vild.data.mapper import ViLDMapper, transform_regions
+from vild.data.mapper import ResizeShortestEdge, ViLDMapper, transform_regions
 from vild.engine.sources import open_store
 from vild.store.store import EmbeddingStore
 from vild.utils.errors import UserError
@@ -21,6 +21,15 @@ AUGMENTATIONS = {
     "all": [T.RandomCrop("absolute", (110, 110)), T.ResizeScale(0.9, 1.6, 160, 160), T.FixedSizeCrop((150, 150)),
             T.RandomFlip(prob=1.0)],
 }  # fmt: skip
+
+
+def test_a_thin_image_keeps_a_pixel_and_others_are_resized_as_by_detectron2():
+    for size in ((40, 2), (2, 40), (3000, 3), (1, 5000), (97, 133), (480, 640)):
+        image = np.zeros((*size, 3), np.uint8)
+        kinds = (ResizeShortestEdge, T.ResizeShortestEdge)
+        mine, theirs = (kind([128, 128], 160).get_transform(image) for kind in kinds)
+        assert (mine.new_h, mine.new_w) == (max(theirs.new_h, 1), max(theirs.new_w, 1))
+        assert mine.apply_image(image).shape[:2] == (mine.new_h, mine.new_w)
 
 
 class ColourTeacher:

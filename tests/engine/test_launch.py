@@ -42,6 +42,7 @@ STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
         ({}, {"num_machines": 2}, "error: --dist-url auto: is for one machine"),
         ({}, {"num_machines": 2, "machine_rank": 2, "dist_url": "tcp://a:1"}, "error: --machine-rank 2: counts from 0"),
         ({}, {"num_gpus": 3}, "error: --num-gpus 3: 2 GPUs can be seen here"),
+        ({}, {"num_gpus": 8, "gpus": 0}, "error: --num-gpus 8: no GPU can be seen here; add --device cpu for 8"),
     ],
 )
 def test_a_launch_that_cannot_be_is_one_line(monkeypatch, capsys, environment, flags, line):
@@ -49,8 +50,9 @@ def test_a_launch_that_cannot_be_is_one_line(monkeypatch, capsys, environment, f
         monkeypatch.delenv(key)
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: "num_gpus" in flags)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpus = flags.pop("gpus", 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "num_gpus" in flags and gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     args = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"} | flags
     with pytest.raises(SystemExit) as caught:
         one_line_errors(launch)(print, Namespace(**args))  # as the tools do
@@ -167,7 +169,7 @@ def test_two_processes_write_the_same_store_as_one(world, proposals_file, teache
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     port = str(29600 + os.getpid() % 300)
     if how == "num-gpus":
-        starts = [([sys.executable, *command("two"), "--num-gpus", "2"], {})]
+        starts = [([sys.executable, *command("two"), "--num-gpus", "2", "--device", "cpu"], {})]
     elif how == "torchrun":
         starts = [([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port,
                     *command("two")], {})]  # fmt: skip

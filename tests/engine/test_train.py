@@ -263,6 +263,22 @@ def test_weights_of_another_teacher_or_variant_are_refused_everywhere(command, m
         Trainer(make_cfg("ensemble", *weights)).resume_or_load(resume=False)
 
 
+def test_an_evaluation_of_random_weights_is_refused(command, make_cfg, tmp_path):
+    """Without weights, and with those of a backbone alone, of which the heads would be random."""
+    flags = ("--num-gpus", "0", "--eval-only")
+    done = run(command(tmp_path / "o", flags=flags))
+    assert done.returncode == 2 and "error: --eval-only: MODEL.WEIGHTS is empty: " in done.stderr.splitlines()[-1]
+    done = run(command(tmp_path / "o", flags=(*flags, "--resume")))
+    assert done.returncode == 2 and "and OUTPUT_DIR" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "o").exists()
+    model = Trainer.build_model(make_cfg("vild"))
+    backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
+    torch.save({"model": backbone}, tmp_path / "backbone.pth")
+    with pytest.raises(UserError, match=r"backbone\.pth lacks \d+ of the network's parameters, first "):
+        VildCheckpointer(model, trained=True).load(str(tmp_path / "backbone.pth"))
+    VildCheckpointer(model).load(str(tmp_path / "backbone.pth"))  # a training starts from them
+
+
 def test_detectron2_conventions(make_cfg):
     cfg = make_cfg("vild")
     assert cfg.MODEL.DEVICE in ("cpu", "cuda") and cfg.SOLVER.AMP.ENABLED is False

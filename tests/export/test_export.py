@@ -220,6 +220,24 @@ def test_a_fused_score_asks_which_names_are_base(variant, vocabulary_file, image
     assert not np.allclose(*scores)
 
 
+def test_the_runner_goes_on_after_a_broken_image(trained, model, images, tmp_path):
+    random_vocabulary(trained, 4).save(tmp_path / "v.safetensors")
+    Image.new("RGB", (3, 3000)).save(tmp_path / "thin.png")
+    Image.new("RGB", (40, 2)).save(tmp_path / "flat.png")
+    Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(tmp_path / "float.tif")
+    (tmp_path / "pointer.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n")
+    files = [tmp_path / n for n in ("pointer.jpg", "thin.png", "flat.png", "float.tif")] + images[:1]
+    done = bare_runner("--weights", model, "--vocabulary", tmp_path / "v.safetensors", "--input", *files,
+                       "--output", tmp_path / "r.json")  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    found = json.loads((tmp_path / "r.json").read_text())
+    broken = done.stderr.splitlines()
+    assert len(found) + len(broken) - 1 == 5 and "it is a Git LFS pointer" in broken[1]
+    assert {str(images[0]), str(tmp_path / "float.tif")} <= {r["file_name"] for r in found}
+    for line in broken[2:]:
+        assert "resized to" in line
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -18,6 +18,8 @@ HOSTILE = [
     {}, {"a": 1}, [0, 0], [1, 2, 3, 4], [None], ["a", "a"], [1e308] * 4, [[0, 1, "2"]], {"size": [4, 4], "counts": "o"},
 ]  # fmt: skip
 
+IN_PLACE = (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", b"<!DOCTYPE html><html></html>")
+
 
 def places(document, found=None) -> list[tuple]:
     """(container, key) of every value inside a JSON document."""
@@ -105,7 +107,7 @@ def changed_index(draw, content: bytes) -> bytes:
 
 def broken(name: str, content: bytes) -> st.SearchStrategy[bytes]:
     """What may become of a file: its structure changed where it has one, its bytes changed, or anything at all."""
-    kinds = [changed_bytes(content), st.binary(max_size=200)]
+    kinds = [changed_bytes(content), st.binary(max_size=200), st.sampled_from(IN_PLACE)]
     if name.endswith((".json", ".jsonl")):
         kinds.append(st.sampled_from((content * 2, b"\xef\xbb\xbf" + content, content + b"\n" + content)))
     if name.endswith(".json"):

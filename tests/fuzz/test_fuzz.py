@@ -28,7 +28,7 @@ from pycocotools import mask as mask_api
 from tests.checkpoint.bundle_writer import write_bundle
 from tests.conftest import REPOSITORY
 from tests.fuzz.guard import forget_peak, peak, watched
-from tests.fuzz.mutations import broken
+from tests.fuzz.mutations import HOSTILE, broken
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.checkpoint.tensor_bundle import TensorBundle
 from vild.config import load_config
@@ -43,8 +43,9 @@ from vild.store.store import EmbeddingStore, StoredRegions, StoreWriter
 from vild.utils.errors import UserError
 from vild.utils.files import write_tensors
 from vild.utils.images import read_image
-from vild.vocabulary.prompts import LearnedPrompts
+from vild.vocabulary.prompts import LearnedPrompts, clean_name
 from vild.vocabulary.vocabulary import Vocabulary
+from vild.vocabulary.words import parse_negatives
 
 MOST_MEMORY = 2 << 30
 WIDTH = 4
@@ -155,7 +156,9 @@ def make_vocabulary(folder: Path) -> None:
     vocabulary().save(folder / "v.safetensors")
     vocabulary().prompts.save(folder / "p.safetensors")
     np.save(folder / "m.npy", np.eye(2, WIDTH, dtype=np.float32))
-    (folder / "w.txt").write_text("# mine\ncat | kitty\n\nchess knight | horse\n")
+    (folder / "w.txt").write_text("\ufeff# mine\ncat | kitty\n\nchess knight | horse, dog; cow\n")
+    (folder / "w.json").write_text('["cat | kitty", "dog"]')
+    (folder / "w.yaml").write_text("path: x\nnc: 2\nnames:\n  0: cat\n  1: dog\n")
 
 
 def read_vocabulary(folder: Path) -> None:
@@ -253,6 +256,7 @@ def make_images(folder: Path) -> None:
     for kind, suffix in SUFFIXES.items():
         Image.fromarray(ramp).save(folder / f"a.{suffix}", kind, **({"exif": exif} if kind in ("JPEG", "PNG") else {}))
     Image.fromarray(ramp[:, :, 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(ramp[:, :, 0].astype(np.float32) / 255).save(folder / "float.tif")
 
 
 def read_a_image(name: str) -> Callable[[Path], None]:
@@ -282,6 +286,8 @@ TARGETS = {
     "prompts": ("p.safetensors", make_vocabulary, lambda folder: str(LearnedPrompts.load(folder / "p.safetensors"))),
     "matrix": ("m.npy", make_vocabulary, lambda folder: Vocabulary.from_npy(folder / "m.npy", ["a", "b"])),
     "words": ("w.txt", make_vocabulary, lambda folder: read_words(str(folder / "w.txt"))),
+    "words_json": ("w.json", make_vocabulary, lambda folder: read_words(folder / "w.json")),
+    "words_yaml": ("w.yaml", make_vocabulary, lambda folder: parse_negatives(folder / "w.yaml", files=True)),
     "checkpoint": ("c.safetensors", make_checkpoint, read_checkpoint("c.safetensors")),
     "checkpoint_pth": ("c.pth", make_checkpoint, read_checkpoint("c.pth")),
     "checkpoint_pkl": ("c.pkl", make_checkpoint, read_checkpoint("c.pkl")),
@@ -292,11 +298,12 @@ TARGETS = {
     "proposals_json": ("p.json", make_proposals, read_some_proposals("p.json")),
     **{f"image_{s}": (f"a.{s}", make_images, read_a_image(f"a.{s}")) for s in SUFFIXES.values()},
     "picture_deep": ("deep.png", make_images, read_a_image("deep.png")),
+    "picture_float": ("float.tif", make_images, read_a_image("float.tif")),
     "config": ("c.yaml", make_configs, lambda folder: load_config(str(folder / "c.yaml"))),
     "base_config": ("base.yaml", make_configs, lambda folder: load_config(str(folder / "c.yaml"))),
     "grid": ("g.yaml", make_configs, lambda folder: read_grid(folder / "g.yaml")),
 }
-TEXTS = 2  # targets below that take texts, not files
+TEXTS = 3  # targets below that take texts, not files
 
 COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("ci", derandomize=True, max_examples=12, **COMMON)
@@ -359,6 +366,24 @@ def test_texts_of_the_command_line(words, thresholds):
     def call():
         found = read_words(words)
         parse_thresholds([f"{t}=0.5" for t in found.names] + thresholds, found.names)
+
+    ends_well(call, Path("/nowhere"))
+
+
+SOME_WORDS = st.one_of(
+    st.text(max_size=40),
+    st.lists(st.one_of(st.text("aA_ |,;#[]{}\"'\n\ufeff", max_size=8), st.sampled_from(HOSTILE)), max_size=4),
+    st.dictionaries(st.one_of(st.integers(-1, 3), st.text(max_size=3)), st.text(max_size=8), max_size=3),
+    st.sampled_from(HOSTILE),
+)
+
+
+@given(SOME_WORDS, SOME_WORDS)
+def test_words_of_the_api(words, synonyms):
+    def call():
+        found = read_words(words, synonyms)
+        assert len(found.names) == len(found.synonyms) == len({clean_name(name) for name in found.names})
+        parse_negatives(synonyms, files=True)
 
     ends_well(call, Path("/nowhere"))
 

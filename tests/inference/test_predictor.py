@@ -64,6 +64,25 @@ def test_any_words(detector, vocabulary, image):
     assert same(detector(image, ["umbrella", "a thing nobody drew"]), found)
 
 
+def test_a_text_is_read_as_words_and_not_by_letters(detector, tmp_path):
+    """As --vocabulary and --negatives are."""
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfcat | kitty, dog\n")
+    expected = detector.with_vocabulary(["cat", "dog"], synonyms=[["kitty"], []], negatives=["flag"])
+    for words in ("cat | kitty, dog", "cat|kitty; dog", ["cat | kitty", "dog"], tmp_path / "words.txt",
+                  str(tmp_path / "words.txt"), {0: "cat | kitty", 1: "dog"}):  # fmt: skip
+        made = detector.with_vocabulary(words, negatives="flag")
+        assert made.names == ("cat", "dog") and made.vocabulary.synonyms == (("kitty",), ())
+        assert torch.equal(made._offered.text, expected._offered.text)
+    made = detector.with_vocabulary("cat, dog", synonyms=["kitty", ""], negatives="flag, Flag")
+    assert torch.equal(made._offered.text, expected._offered.text)
+    assert detector(np.zeros((40, 60, 3), np.uint8), "cat, dog").names == ("cat", "dog")
+    for words, reason in (("words.json", "words.json does not exist"), ("Cat, cat", "duplicate class name 'cat'")):
+        with pytest.raises(UserError, match=reason):
+            detector.with_vocabulary(words)
+    with pytest.raises(UserError, match="'kite' has 2: scores are between 0 and 1"):
+        detector.with_vocabulary(["kite"], thresholds={"kite": 2})
+
+
 def test_wrong_words_are_one_line(detector):
     for words, reason in [
         ([], "empty"),
@@ -88,6 +107,8 @@ def test_every_kind_of_image(detector, image, tmp_path):
     tensor = torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)
     for kind in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.open(tmp_path / "a.png"), tensor):
         assert same(detector(kind), expected)
+    for side in ((3000, 3), (3, 3000), (40, 2), (1, 1)):
+        assert detector(np.zeros((*side, 3), np.uint8)).image_size == side
     for wrong in (image[:, :, 0], image.astype(float), tensor.float(), tensor[:2], image[:0], 3):
         with pytest.raises(UserError, match="image"):
             detector(wrong)
@@ -209,6 +230,7 @@ def test_one_folder_holds_everything(detector, image, tmp_path, monkeypatch):
 
 def test_words_from_a_command_line(world, vocabulary_file, tmp_path):
     assert read_words("umbrella, chess knight | horse") == parse_words(["umbrella", "chess knight | horse"])
+    assert read_words("x" * 150 + ", " + "y" * 150).names == ("x" * 150, "y" * 150)  # too long for a file's name
     (tmp_path / "words.txt").write_text("# things\numbrella | parasol\n\nkite\n")
     words = read_words(str(tmp_path / "words.txt"))
     assert words.names == ("umbrella", "kite") and words.synonyms == (("parasol",), ())

@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+import sys
 from types import SimpleNamespace
 
 import open_clip
@@ -86,6 +87,17 @@ def test_random_weights_are_the_same_every_time(monkeypatch):
 def test_mistakes_are_one_line(name, pretrained, message):
     with pytest.raises(UserError, match=message) as caught:
         build_teacher(name, pretrained)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("ViT-B-16-SigLIP", "tokenizer timm/ViT-B-16-SigLIP"), ("xlm-roberta-base-ViT-B-32", "model xlm-")],
+)
+def test_a_text_tower_of_transformers_without_it_is_one_line(monkeypatch, name, what):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=f"teacher '{name}': its {what}.*pip install transformers") as caught:
+        build_teacher(name, "random")
     assert "\n" not in str(caught.value)
 
 

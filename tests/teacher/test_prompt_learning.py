@@ -235,9 +235,6 @@ def test_command_line(run, store_folder, world, custom, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--batch-size", 0, "--batch-size 0: must be at least 1"),
-        ("--steps", 0, "--steps 0: must be at least 1"),
-        ("--steps", -5, "--steps -5: must be at least 1"),
         ("--learning-rate", -1, "--learning-rate -1.0: must be above 0"),
         ("--learning-rate", "nan", "--learning-rate nan: must be above 0"),
         ("--background", -1, "--background -1.0: must be 0 or more"),

@@ -38,6 +38,16 @@ def test_sixteen_bits(ramp, tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png"), np.repeat(grey[:, :, None], 3, 2))
 
 
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
+def test_floating_point(ramp, tmp_path, white):
+    """White is 1, as in most files of this kind, or that of 8 or 16 bits."""
+    grey = ramp[:, :, 1].astype(np.float32)
+    Image.fromarray(grey / grey.max() * np.float32(white)).save(tmp_path / "a.tif")
+    assert Image.open(tmp_path / "a.tif").mode == "F"
+    expected = (grey / grey.max() * 255).round()
+    assert np.abs(read_image(tmp_path / "a.tif")[:, :, 0] - expected).max() <= 1
+
+
 def test_cmyk_palette_grey_and_alpha(ramp, tmp_path):
     image = Image.fromarray(ramp)
     image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
@@ -71,6 +81,9 @@ def bad_images(ramp: np.ndarray, folder) -> dict:
         "empty": b"",
         "truncated": (folder / "whole.jpg").read_bytes()[:-200],
         "huge": huge_png(),
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "page": b"\r\n<!DOCTYPE html>\n<html><title>404</title></html>",
+        "heic": b"\x00\x00\x00\x18ftypheic" + b"\x00" * 64,
     }
     for name, content in contents.items():
         (folder / f"{name}.jpg").write_bytes(content)
@@ -85,6 +98,9 @@ def bad_images(ramp: np.ndarray, folder) -> dict:
         ("truncated", "truncated"),
         ("huge", "limit"),
         ("missing", "No such"),
+        ("pointer", "it is a Git LFS pointer, not the file itself"),
+        ("page", "it is a web page"),
+        ("heic", "it is a HEIC image, which is not supported"),
     ],
 )
 def test_bad_files_are_one_line(ramp, tmp_path, which, reason):

@@ -118,6 +118,24 @@ def test_the_checkpointer_reads_by_no_other_way(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n",
+                                     b"<!doctype html><html>Sign in</html>"])  # fmt: skip
+def test_a_file_saved_in_place_of_another_is_said_to_be(tmp_path, teacher_folder, content):
+    """What a clone without Git LFS, and a download of a page, leave."""
+    what = "it is a Git LFS pointer" if content.startswith(b"version") else "it is a web page"
+    readers = {"a.pth": load_weights, "a.pkl": load_weights, "a.safetensors": load_weights, "a.json": read_json,
+               "v.safetensors": Vocabulary.load, "p.safetensors": load_proposals, "l.safetensors": LearnedPrompts.load,
+               "w.txt": lambda path: read_words(str(path)), "m.npy": lambda path: Vocabulary.from_npy(path, ["a"]),
+               "c.yaml": lambda path: load_config(str(path)), "g.yaml": read_grid}  # fmt: skip
+    for name, read in readers.items():
+        (tmp_path / name).write_bytes(content)
+        assert str(tmp_path / name) in one_line(read, tmp_path / name, match=what)
+    (tmp_path / "teacher").mkdir()
+    for part in teacher_folder.iterdir():
+        (tmp_path / "teacher" / part.name).write_bytes(content if part.suffix == ".safetensors" else part.read_bytes())
+    one_line(build_teacher, f"local-dir:{tmp_path}/teacher", match=f"open_clip_model.safetensors: {what}")
+
+
 @pytest.mark.parametrize("inside", ["a.yaml", "base.yaml"])
 def test_a_config_runs_nothing(tmp_path, inside):
     (tmp_path / "base.yaml").write_text("VERSION: 2\n")

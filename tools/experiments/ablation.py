@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from tabulate import tabulate
 
 from experiments.glyphs import GlyphsRun
 from experiments.grid import Row
 from experiments.runner import Stage
 from vild.evaluation import cost
 from vild.evaluation.metrics import DIAGNOSTICS, TABLES, title
+from vild.report.page import markdown_table
 from vild.utils.files import written_whole
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -112,7 +112,7 @@ def table(results: Mapping[str, list[dict]], diagnostics: Mapping[str, list[dict
 
 
 def _markdown(rows: list[list[str]], headers: list[str]) -> str:
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True) + "\n"
+    return markdown_table(headers, rows) + "\n"
 
 
 def plot(results: Mapping[str, list[dict]], path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from vild.config import config_from_flags, pick_device
 from vild.inference.predictor import OpenVocabularyDetector
-from vild.inference.words import parse_thresholds, parse_words, read_words
+from vild.inference.words import parse_thresholds, read_words
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
+from vild.vocabulary.words import parse_negatives
 
 
 def load_detector(args: argparse.Namespace, disk_cache: bool = True) -> OpenVocabularyDetector:
@@ -37,6 +38,7 @@ def make_detector(args: argparse.Namespace) -> OpenVocabularyDetector:
     words = None if args.vocabulary is None else read_words(args.vocabulary)  # before the seconds that loading takes
     if args.negatives and (words is None or isinstance(words, Vocabulary)):
         raise UserError("--negatives: only with words in --vocabulary; a vocabulary file is used as it is")
+    negatives = parse_negatives(args.negatives or (), files=True)
     detector = load_detector(args)
     words = detector.trained if words is None else words
     own = parse_thresholds(args.threshold_of, words.names)
@@ -46,5 +48,4 @@ def make_detector(args: argparse.Namespace) -> OpenVocabularyDetector:
     thresholds = {name: own.get(name, args.threshold) for name in words.names}
     if isinstance(words, Vocabulary):
         return detector.with_vocabulary(words, thresholds=thresholds)
-    negatives = parse_words(args.negatives.split(",")).names if args.negatives else ()
-    return detector.with_vocabulary(words.names, synonyms=words.synonyms, negatives=negatives, thresholds=thresholds)
+    return detector.with_vocabulary(words, negatives=negatives, thresholds=thresholds)

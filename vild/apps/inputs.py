@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, printable
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
             ".webp")  # fmt: skip
@@ -23,7 +25,7 @@ class ImageFile:
 
 def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[ImageFile]:
     """List images: given files whatever their names, and all files with an image suffix below given folders, sorted,
-    without hidden ones.
+    without hidden ones. A line on stderr says what else is there and was left out, by suffix.
 
     Args:
         leave_out: a folder to skip, the one for the results.
@@ -38,17 +40,32 @@ def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> 
         if not given.is_dir():
             found.append(ImageFile(given, given.name))
             continue
-        names = sorted(path.relative_to(given).as_posix() for path in _images_below(given, leave_out))
-        if not names:
-            raise UserError(f"--input {given}: the folder contains no image ({', '.join(SUFFIXES)})")
+        images, others = _files_below(given, leave_out)
+        if not images:
+            there = f", but {_by_suffix(others)}" if others else ""
+            raise UserError(f"--input {given}: the folder contains no image ({', '.join(SUFFIXES)}){there}")
+        if others:
+            print(f"--input {given}: left out {_by_suffix(others)}", file=sys.stderr)
+        names = sorted(path.relative_to(given).as_posix() for path in images)
         found += [ImageFile(given / name, name) for name in names]
     return found
 
 
-def _images_below(folder: Path, leave_out: Path | None) -> list[Path]:
-    found = []
+def _files_below(folder: Path, leave_out: Path | None) -> tuple[list[Path], list[Path]]:
+    """Images, and other files."""
+    images, others = [], []
     for where, folders, files in os.walk(folder):
         here = Path(where)
         folders[:] = [f for f in folders if not f.startswith(".") and (here / f).resolve() != leave_out]
-        found += [here / f for f in files if not f.startswith(".") and f.lower().endswith(SUFFIXES)]
-    return found
+        for file in files:
+            if not file.startswith("."):
+                (images if file.lower().endswith(SUFFIXES) else others).append(here / file)
+    return images, others
+
+
+def _by_suffix(files: Sequence[Path]) -> str:
+    """ "3 files: 2 .heic, 1 .dng"."""
+    counts = Counter(file.suffix.lower() or "without suffix" for file in files)
+    often = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    listed = ", ".join(f"{count} {printable(suffix)}" for suffix, count in often[:8])
+    return f"{len(files)} files: {listed}{', ...' if len(counts) > 8 else ''}"

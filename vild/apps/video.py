@@ -24,6 +24,7 @@ from vild.inference.drawing import draw
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError
 from vild.utils.files import written_whole
+from vild.utils.untrusted import what_it_is
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ def open_video(path: str | Path) -> Iterator[Frames]:
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
-        raise UserError(f"--video-input {path}: cannot be read as a video ({error.strerror})") from error
+        with open(path, "rb") as file:
+            reason = what_it_is(file.read(512)) or error.strerror
+        raise UserError(f"--video-input {path}: cannot be read as a video ({reason})") from error
     with container:
         cover = av.stream.Disposition.attached_pic  # cover art of an audio file
         streams = [s for s in container.streams.video if not s.disposition & cover]

@@ -7,7 +7,6 @@ the page.
 from __future__ import annotations
 
 import itertools
-import re
 import threading
 import time
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from pycocotools import mask as mask_api
 from vild.inference.detections import UNMARKED, Detections, describe_alternatives, warn_of
 from vild.inference.drawing import COLOURS, draw
 from vild.inference.predictor import OpenVocabularyDetector
-from vild.inference.words import Words, parse_words
 from vild.utils.errors import UserError
 from vild.utils.images import TooManyPixels, open_image, to_array
+from vild.vocabulary.words import Words, parse_negatives, parse_words
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that Pillow passes to another program
 MOST_BYTES = 20 * 2**20
@@ -97,25 +96,18 @@ def read_photo(path: str | Path) -> Photo:
 
 
 def read_texts(words: str, negatives: str = "") -> tuple[Words, tuple[str, ...]]:
-    """Parse the two text boxes of the page: words separated by commas or lines, synonyms by "|".
+    """Parse the two text boxes of the page (``vild/vocabulary/words.py``; no file is read).
 
     Raises:
         UserError: no words, a duplicate, or more than MOST_WORDS.
     """
-    lines, others = _entries(words), _entries(negatives)
-    spellings = sum(line.count("|") + 1 for line in (*lines, *others))
+    if not parse_negatives(words):
+        raise UserError("Type what to look for: at least one word.")
+    asked, unwanted = parse_words(words), parse_negatives(negatives)
+    spellings = len(asked.names) + sum(map(len, asked.synonyms)) + len(unwanted)
     if spellings > MOST_WORDS:
         raise UserError(f"These are {spellings:,} words; at most {MOST_WORDS:,} can be looked for at once.")
-    if not any(line.strip("| ") for line in lines):
-        raise UserError("Type what to look for: at least one word.")
-    unwanted = (s.strip() for line in others for s in line.split("|"))
-    return parse_words(lines), tuple(dict.fromkeys(s for s in unwanted if s))
-
-
-def _entries(text: str) -> list[str]:
-    # drops lone surrogates, which JSON can carry, and control characters
-    lines = ("".join(c if c.isprintable() else " " for c in line) for line in re.split(r"[,\r\n]", text))
-    return [line.strip() for line in lines if line.strip()]
+    return asked, unwanted
 
 
 def search(detector: OpenVocabularyDetector, photo: Photo, words: str, negatives: str = "") -> Findings:
@@ -126,7 +118,7 @@ def search(detector: OpenVocabularyDetector, photo: Photo, words: str, negatives
     """
     asked, unwanted = read_texts(words, negatives)
     start = time.perf_counter()
-    chosen = detector.with_vocabulary(asked.names, synonyms=asked.synonyms, negatives=unwanted)
+    chosen = detector.with_vocabulary(asked, negatives=unwanted)
     encoded = time.perf_counter()
     found = chosen(Image.fromarray(photo.array))
     detected = time.perf_counter()

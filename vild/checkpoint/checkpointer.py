@@ -19,6 +19,8 @@ from vild.utils.untrusted import refused_as
 from vild.utils.weight_files import load_weights
 from vild.vocabulary.vocabulary import Vocabulary
 
+ONLY_TRAINING = ("roi_heads.adapter.", "roi_heads.picture_adapter.", "roi_heads.others.")  # parameters
+
 
 def save_weights(path: str | Path, model: nn.Module, trained_on: dict | None = None) -> None:
     """Write a ViLDRCNN as one ``.safetensors``, which ``MODEL.WEIGHTS`` accepts like a ``.pth``.
@@ -92,12 +94,14 @@ class VildCheckpointer(DetectionCheckpointer):
         trained_on: the record of a training, saved under ``trained_on`` with that of the weights it starts from.
         beside: plain values to save as well; they are not loaded.
         calibrated: use the checkpoint's calibration, if it has one. Not for training, which would invalidate it.
+        trained: refuse weights that leave a part of the detector as it was initialised, such as those of a backbone.
     """
 
     def __init__(self, model, save_dir: str = "", *, trained_on: dict | None = None, beside: dict | None = None,
-                 calibrated: bool = False, **kwargs):  # fmt: skip
+                 calibrated: bool = False, trained: bool = False, **kwargs):  # fmt: skip
         super().__init__(model, save_dir, **kwargs)
-        self.trained_on, self.beside, self.calibrated = trained_on, beside or {}, calibrated
+        self.trained_on, self.beside, self.calibrated, self.trained = trained_on, beside or {}, calibrated, trained
+        self._missing: list[str] = []
 
     def content(self) -> dict:
         """What a checkpoint holds, by key."""
@@ -136,20 +140,32 @@ class VildCheckpointer(DetectionCheckpointer):
         """As Detectron2's; ``checkpointables=None`` resumes a training.
 
         Raises:
-            UserError: the weights cannot be read, or do not belong to the model's teacher, variant or backbone.
+            UserError: the weights cannot be read, or do not belong to the model's teacher, variant or backbone, or are
+            not trained where they must be.
         """
         if path and "://" in path:
             self._fetch(path)
         elif path and not Path(path).is_file():
             raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
+        if self.trained and not path:
+            raise UserError("MODEL.WEIGHTS is empty: give trained weights; this would be a random network")
         rest = super().load(path, checkpointables)
         resumes = checkpointables is None and self.trained_on is not None
         if "vocabulary" in rest and hasattr(self.model, "vocabulary"):
             self._load_vocabulary(rest.pop("vocabulary"), f"checkpoint {path}", resumes)
+        if self.trained and (missing := [n for n in self._missing if not n.startswith(ONLY_TRAINING)]):
+            raise UserError(f"MODEL.WEIGHTS: {path} lacks {len(missing)} of the network's parameters, first "
+                            f"{missing[0]}, which would be random: give weights trained with this config")  # fmt: skip
         if path and self.trained_on is not None:
             start = {"data_sets": [], "stores": [], "starts": [self._record_of(path, rest)]}
             self.trained_on = merge(rest["trained_on"] if resumes and "trained_on" in rest else start, self.trained_on)
         return rest
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        parameters = dict(self.model.named_parameters())
+        self._missing = [name for name in incompatible.missing_keys if name in parameters]
+        return incompatible
 
     def _load_vocabulary(self, state: dict, where: str, resumes: bool) -> None:
         """Take over the calibration; UserError unless teachers and variant (and names, if a training resumes) are the

@@ -17,6 +17,7 @@ from vild.checkpoint.tensor_bundle import TensorBundle
 from vild.checkpoint.tensorflow import convert_variables
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
+from vild.vocabulary.words import Words
 
 # Variables of training only, which any checkpoint may have: the optimizer's slots and the step counter
 STEP = "global_step"
@@ -122,7 +123,7 @@ def with_teacher(vocabulary: Vocabulary, teacher, every: int = 80) -> Vocabulary
         raise UserError(f"{where}: embedding width is {teacher.fingerprint['width']}, not {vocabulary.width}")
     sample = list(range(0, len(vocabulary), every))
     some = vocabulary.take(sample)
-    own = Vocabulary.from_names(teacher, some.names, synonyms=some.synonyms).embeddings
+    own = Vocabulary.from_names(teacher, Words(some.names, some.synonyms)).embeddings
     nearest = (own @ vocabulary.embeddings.T).argmax(1)
     right = (nearest == torch.tensor(sample)).sum().item()
     if right * 2 < len(sample):

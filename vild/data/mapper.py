@@ -100,7 +100,11 @@ class ViLDMapper(DatasetMapper):
         image = read_image(record["file_name"], self.image_format)
         check_size(image, record)
         inputs = T.AugInput(image)
-        transforms = self.augmentations(inputs)
+        try:
+            transforms = self.augmentations(inputs)
+        except ValueError as error:  # of Pillow, for a side of 0 pixels
+            size = f"{image.shape[1]} x {image.shape[0]}"
+            raise BadImage(f"image {record['file_name']} of {size} pixels cannot be resized: {error}") from error
         image_size = inputs.image.shape[:2]
         result["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
         result["window"] = visible_window(image.shape[:2], transforms, image_size)
@@ -122,6 +126,21 @@ class ViLDMapper(DatasetMapper):
         return Instances(image_size, proposal_boxes=Boxes(boxes), embeddings=regions.embeddings[rows], **others)
 
 
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, but no side becomes 0 pixels, as that of an image of 3 x 3000 would."""
+
+    def get_transform(self, image):
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+        return transform
+
+
+def resize_at_test(cfg) -> T.Augmentation:
+    """The resizing of ``INPUT.*_TEST``."""
+    return ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
+
+
 class InferenceMapper:
     """Map a record to ``image``, resized according to ``INPUT.*_TEST``.
 
@@ -130,7 +149,7 @@ class InferenceMapper:
     """
 
     def __init__(self, cfg):
-        self.augmentations = T.AugmentationList(utils.build_augmentation(cfg, is_train=False))
+        self.resize = resize_at_test(cfg)
         self.image_format = cfg.INPUT.FORMAT
         self.skip = skips(cfg)
 
@@ -142,5 +161,5 @@ class InferenceMapper:
                 raise
             grey = torch.full((3, 64, 64), 128, dtype=torch.uint8)
             return {**record, "image": grey, REASON: {record["file_name"]: str(error)}}
-        self.augmentations(inputs)
+        self.resize(inputs)
         return {**record, "image": torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))}

@@ -29,7 +29,7 @@ def read_voc(folder: Path, image_set: str) -> dict:
     """
     listing = folder / "ImageSets" / "Main" / f"{image_set}.txt"
     with refused_as(f"{listing} cannot be read"):
-        stems = listing.read_text().split()
+        stems = listing.read_text("utf-8-sig").split()
     document = {
         "images": [],
         "annotations": [],

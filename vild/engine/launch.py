@@ -62,14 +62,17 @@ def launch(main: Callable, args, device: str | None = None) -> None:
 
     Args:
         args: with Detectron2's num_gpus, num_machines, machine_rank and dist_url, which are ignored if torchrun or srun
-            started the processes. Without GPUs, num_gpus is the number of processes.
+            started the processes. Without GPUs, num_gpus is the number of processes; more than one only where the CPU
+            was asked for ("MODEL.DEVICE cpu" in ``opts``, or ``device``).
         device: what ``main`` computes on (None: a GPU if there is one). Unless it is a GPU, the processes communicate
             by gloo, and need no GPU.
     """
     gpus = 0
     if torch.cuda.is_available() and (device is None or device.startswith("cuda")):
         gpus = torch.cuda.device_count()
-    here = _checked_place(args, gpus)
+    opts = (args.opts or []) if hasattr(args, "opts") else ["MODEL.DEVICE", device]
+    asks_for_cpu = dict(zip(opts[::2], opts[1::2], strict=False)).get("MODEL.DEVICE") == "cpu"
+    here = _checked_place(args, gpus, asks_for_cpu)
     if here is None:
         _launch_here(main, args, gpus)
         return
@@ -110,10 +113,12 @@ def check_different_gpus(gpus: Sequence[tuple[str, str]]) -> None:
             )
 
 
-def _checked_place(args, gpus: int) -> ProcessPlace | None:
+def _checked_place(args, gpus: int, asks_for_cpu: bool) -> ProcessPlace | None:
     """This process's place; UserError if its GPU does not exist or the launch flags contradict each other."""
     with refused_as("torchrun or srun: the environment does not say which process this is"):
         here = find_process(os.environ)
+    if args.num_gpus < 0 or args.num_machines < 1:
+        raise UserError(f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}: at least 0 and 1")
     if here is None and args.num_gpus * args.num_machines > 1:
         if args.num_machines > 1 and args.dist_url == "auto":
             raise UserError("--dist-url auto: is for one machine; give tcp://ADDRESS:PORT of the first of several")
@@ -122,6 +127,9 @@ def _checked_place(args, gpus: int) -> ProcessPlace | None:
     wanted = here.local_world if here else args.num_gpus
     if gpus and wanted > gpus and not (here and gpus == 1):
         raise UserError(f"{'processes here' if here else '--num-gpus'} {wanted}: {gpus} GPUs can be seen here")
+    if not gpus and here is None and wanted > 1 and not asks_for_cpu:
+        cpu = "MODEL.DEVICE cpu" if hasattr(args, "opts") else "--device cpu"
+        raise UserError(f"--num-gpus {wanted}: no GPU can be seen here; add {cpu} for {wanted} processes on the CPU")
     return here
 
 

@@ -11,6 +11,7 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as mask_api
 
 COLOURS = {"base": (0.25, 0.55, 1.0), "novel": (1.0, 0.55, 0.1), "": (0.25, 0.8, 0.4)}
 LONGEST_SIDE = 4  # in units of min_side: 3 x 3000 pixels would be enlarged to 480 x 480,000
@@ -40,10 +41,13 @@ def draw(
     else:
         colours = [COLOURS[splits[c]] for c in classes]
     scale = max(1.0, min(min_side / min(image.shape[:2]), LONGEST_SIDE * min_side / max(image.shape[:2])))
+    masks = found.pred_masks.numpy() if found.has("pred_masks") else None
+    if masks is not None and image.shape[1] == 2:  # Detectron2 takes arrays with two columns for polygons
+        masks = [mask_api.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
     visualizer = Visualizer(image, scale=scale, instance_mode=ColorMode.SEGMENTATION)
     drawn = visualizer.overlay_instances(
         boxes=found.pred_boxes,
-        masks=found.pred_masks.numpy() if found.has("pred_masks") else None,
+        masks=masks,
         assigned_colors=colours,
         alpha=0.35,
     )

@@ -30,7 +30,7 @@ def make_proposals(cfg, dataset: str, output: Path) -> None:
     provenance = {
         "data_set": dataset,
         "pictures": datasets.images_hash(dataset),
-        "network": VildCheckpointer(model).load_recorded(cfg.MODEL.WEIGHTS),
+        "network": VildCheckpointer(model, trained=True).load_recorded(cfg.MODEL.WEIGHTS),
     }
     proposals, unreadable = {}, {}
     with torch.inference_mode():

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from detectron2.data import transforms as T
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
@@ -20,7 +19,9 @@ from torchvision.ops import nms
 from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record, save_weights
 from vild.config import load_config
 from vild.data import datasets
+from vild.data.mapper import resize_at_test
 from vild.inference.detections import Detections
+from vild.inference.words import read_words
 from vild.modeling import build_model
 from vild.modeling.classifier import ClassSet
 from vild.utils.errors import UserError
@@ -30,6 +31,7 @@ from vild.utils.images import read_image, to_array
 from vild.vocabulary.cache import TextCache
 from vild.vocabulary.prompts import LearnedPrompts
 from vild.vocabulary.vocabulary import Vocabulary
+from vild.vocabulary.words import GivenWords, Words, parse_negatives
 
 CONFIG, WEIGHTS, TEACHER = "config.yaml", "model.safetensors", "teacher"  # in a folder of OpenVocabularyDetector.save
 if TYPE_CHECKING:  # words in the cache need no teacher
@@ -62,10 +64,11 @@ class OpenVocabularyDetector:
         cfg.MODEL.VILD.OBJECTIVES, cfg.MODEL.VILD.TEACHERS = [], []
         self.cfg = cfg
         self.model = build_model(cfg).eval()
-        VildCheckpointer(self.model, calibrated=cfg.MODEL.VILD.CALIBRATION).load(cfg.MODEL.WEIGHTS)
+        checkpointer = VildCheckpointer(self.model, calibrated=cfg.MODEL.VILD.CALIBRATION, trained=True)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
         self.trained: Vocabulary = self.model.vocabulary
         self.vocabulary: Vocabulary = self.trained
-        self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
+        self.resize = resize_at_test(cfg)
         self._offered = self.model.roi_heads.classifier.current_classes
         self._text = _TextEncoder(cfg, self.trained)
         self._cache = TextCache(self.trained.fingerprint, cache_folder() if disk_cache else None)
@@ -114,18 +117,19 @@ class OpenVocabularyDetector:
 
     def with_vocabulary(
         self,
-        words: Sequence[str] | Vocabulary,
+        words: GivenWords | Words | Vocabulary,
         *,
         synonyms: Sequence[Sequence[str]] | None = None,
         prompts: str | LearnedPrompts | None = None,
-        negatives: Sequence[str] = (),
+        negatives: GivenWords = (),
         thresholds: Mapping[str, float] | None = None,
         context: bool | None = None,
     ) -> OpenVocabularyDetector:
         """A detector for these words that shares this one's weights.
 
         Args:
-            words: names; or a vocabulary, which is used unchanged.
+            words: a list of names ("umbrella | parasol" has a synonym); a string, which is read as ``--vocabulary`` of
+                the tools (``read_words``: it may name a file); or a vocabulary, which is used unchanged.
             synonyms: for each word, more spellings; the embeddings are averaged.
             prompts: name or file of a prompt set (default: the one used in training).
             negatives: words that compete in the softmax but are never reported ("not these").
@@ -136,14 +140,17 @@ class OpenVocabularyDetector:
         Raises:
             UserError: no words, a duplicate, a threshold of an unknown word, or another teacher than in training.
         """
+        words = read_words(words, synonyms)
         if isinstance(words, Vocabulary):
             shown, context = words, bool(context)
         else:
-            shown, context = self._encode(words, synonyms, prompts).marked_by(self.trained), context is not False
+            shown, context = self._encode(words, prompts).marked_by(self.trained), context is not False
         beside = self._context(shown, negatives, prompts, context)
-        for name in thresholds or {}:
+        for name, score in (thresholds or {}).items():
             if name not in shown.names:
                 raise UserError(f"thresholds: '{name}' is not in the vocabulary")
+            if not 0 <= score <= 1:
+                raise UserError(f"thresholds: '{name}' has {score}: scores are between 0 and 1")
         default = self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
         least = [thresholds.get(name, default) for name in shown.names] if thresholds else None
         other = copy.copy(self)
@@ -151,24 +158,20 @@ class OpenVocabularyDetector:
         other._offered = self.model.roi_heads.classifier.class_set([shown, *beside], least)
         return other
 
-    def _encode(
-        self,
-        words: Sequence[str],
-        synonyms: Sequence[Sequence[str]] | None = None,
-        prompts: str | LearnedPrompts | None = None,
-    ) -> Vocabulary:
+    def _encode(self, words: Words, prompts: str | LearnedPrompts | None = None) -> Vocabulary:
         prompts = prompts or _prompts_of(self.trained)
-        return Vocabulary.from_names(self._text, words, prompts=prompts, synonyms=synonyms, cache=self._cache)
+        return Vocabulary.from_names(self._text, words, prompts=prompts, cache=self._cache)
 
     def _context(
-        self, shown: Vocabulary, negatives: Sequence[str], prompts: str | None, context: bool
+        self, shown: Vocabulary, negatives: GivenWords, prompts: str | None, context: bool
     ) -> list[Vocabulary]:
         """Vocabularies that compete in the softmax with ``shown``, without the spellings it has: a class that occurred
         twice would share its score with itself."""
         beside = []
         taken = {spelling for i in range(len(shown)) for spelling in shown.spellings(i)}
-        if negatives:
-            beside.append(self._encode(negatives, prompts=prompts).marked_by(self.trained))
+        if unwanted := parse_negatives(negatives, files=True):
+            words = Words(unwanted, ((),) * len(unwanted))
+            beside.append(self._encode(words, prompts).marked_by(self.trained))
             both = next((n for i, n in enumerate(beside[0].names) if beside[0].spellings(i) & taken), None)
             if both is not None:
                 raise UserError(f"negatives: '{both}' is also asked for")
@@ -184,7 +187,7 @@ class OpenVocabularyDetector:
     def __call__(
         self,
         images: ImageInput | Sequence[ImageInput],
-        words: Sequence[str] | Vocabulary | None = None,
+        words: GivenWords | Words | Vocabulary | None = None,
         threshold: float | None = None,
         across_names: float = ACROSS_NAMES,
     ) -> Detections | list[Detections]:
@@ -242,11 +245,7 @@ class OpenVocabularyDetector:
     def _input(self, image: ImageInput) -> dict:
         """The input of Detectron2's meta-architectures."""
         array = _as_array(image, self.cfg.INPUT.FORMAT)
-        resize = self.resize.get_transform(array)
-        if 0 in (getattr(resize, "new_h", 1), getattr(resize, "new_w", 1)):
-            size = f"{array.shape[1]} x {array.shape[0]}"
-            raise UserError(f"image: {size} is too thin for INPUT.MAX_SIZE_TEST {self.cfg.INPUT.MAX_SIZE_TEST}")
-        resized = resize.apply_image(array)
+        resized = self.resize.get_transform(array).apply_image(array)
         resized = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": resized, "height": array.shape[0], "width": array.shape[1]}
 
@@ -301,7 +300,7 @@ def vocabulary_of(detector: OpenVocabularyDetector, name: str) -> Vocabulary:
     """Encode a data set's names for a detector trained on another one, with its teacher and prompts; the splits tell
     which names it was trained on."""
     classes = datasets.get_classes(name)
-    return detector._encode(classes.names, classes.synonyms).marked_by(detector.trained)
+    return detector._encode(Words(classes.names, classes.synonyms)).marked_by(detector.trained)
 
 
 def _prompts_of(vocabulary: Vocabulary) -> str | LearnedPrompts:

@@ -33,8 +33,7 @@ class Table:
 
     @property
     def markdown(self) -> str:
-        rows = [[cell.replace("|", r"\|") for cell in row] for row in self.rows]
-        return tabulate(rows, self.headers, "pipe", disable_numparse=True)
+        return markdown_table(self.headers, self.rows)
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,12 @@ class Verbatim:
 
 
 Block = Heading | Paragraph | Table | Image | Verbatim
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; a bar or a line break in a cell stays in its cell."""
+    headers, *rows = ([" ".join(str(cell).split()).replace("|", r"\|") for cell in row] for row in (headers, *rows))
+    return tabulate(rows, headers, "pipe", disable_numparse=True)
 
 
 def metric_table(rows: Mapping[str, Mapping[str, float | None]], columns: Sequence[str]) -> Table:

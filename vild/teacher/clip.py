@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from vild.teacher.teacher import Teacher
 from vild.utils.errors import UserError, first_line
 from vild.utils.files import write_json, write_tensors, written_whole
 from vild.utils.fingerprint import check_same_teacher
-from vild.utils.untrusted import refused_as
+from vild.utils.untrusted import refused_as, what_it_is
 from vild.vocabulary.prompts import LearnedPrompts
 
 RANDOM = "random"
@@ -52,7 +53,8 @@ class ClipTeacher(Teacher, kind="clip"):
         compile: bool = False,
     ):
         self.model = _create(name, pretrained).to(device).eval().requires_grad_(False)
-        self.tokenizer = open_clip.get_tokenizer(name)
+        with refused_as(f"teacher '{name}': its tokenizer cannot be loaded"):
+            self.tokenizer = open_clip.get_tokenizer(name)
         self.precision = precision
         self._encode_image = torch.compile(self.model.encode_image) if compile else self.model.encode_image
         preprocess = open_clip.get_model_preprocess_cfg(self.model)
@@ -138,6 +140,7 @@ def _create(name: str, pretrained: str) -> nn.Module:
         _refuse_code(name)
     elif open_clip.get_model_config(name) is None:
         raise UserError(f"teacher '{name}': open_clip has no model of this name (open_clip.list_models())")
+    _check_transformers(name)
     if pretrained == RANDOM and not folder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -147,7 +150,21 @@ def _create(name: str, pretrained: str) -> nn.Module:
     try:
         return open_clip.create_model(name, None if folder else pretrained or None, require_pretrained=True)
     except Exception as error:  # a broken file can fail anywhere in the loaders
-        raise UserError(f"teacher '{name}': its weights cannot be loaded: {first_line(error)}") from error
+        reason = first_line(error)
+        for file in [*folder.iterdir()] if folder else [Path(pretrained)]:
+            if file.is_file():
+                with open(file, "rb") as start:
+                    reason = f"{file}: {what}" if (what := what_it_is(start.read(512))) else reason
+        raise UserError(f"teacher '{name}': its weights cannot be loaded: {reason}") from error
+
+
+def _check_transformers(name: str) -> None:
+    """UserError if the text tower or the tokenizer is one of Hugging Face's and their package is not installed."""
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    needed = next((key for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key)), None)
+    if needed and importlib.util.find_spec("transformers") is None:
+        raise UserError(f"teacher '{name}': its {needed.split('_')[1]} {text[needed]} is read by the package "
+                        "transformers, which is not installed: pip install transformers")  # fmt: skip
 
 
 def _refuse_code(name: str) -> None:

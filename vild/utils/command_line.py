@@ -8,12 +8,34 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Default score threshold wherever a person looks at detections. Of calibrated detections scored 0.4 to 0.5 about every
 # second one is right; on the built-in world's dev scenes the F1 of base names is flat between 0.35 and 0.55
 THRESHOLD = 0.4
 NUM_WORKERS = min(16, os.cpu_count() or 1)
+
+
+def between_0_and_1(text: str) -> float:
+    """The ``type`` of a flag that takes a score or a fraction."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def at_least(low: int, high: float = float("inf")) -> Callable[[str], int]:
+    """The ``type`` of a flag that takes a whole number from ``low`` to ``high``."""
+
+    def read(text: str) -> int:
+        if not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is {'less' if int(text) < low else 'more'} than "
+                                             f"{low if int(text) < low else high}")  # fmt: skip
+        return int(text)
+
+    read.__name__ = "int"  # argparse's message has it
+    return read
+
 
 # Each shared flag has one meaning, default and help text in all tools; a tool may add a note (see add_shared)
 SHARED = {
@@ -27,10 +49,15 @@ SHARED = {
     "--device": {"help": '"cpu", "cuda", "cuda:1", ... (default: a GPU if there is one, else the CPU)'},
     "--vocabulary": {
         "metavar": "WORDS",
-        "help": 'what to detect: words ("umbrella, chess knight | horse", with synonyms after "|"), a text file with '
-        "one class per line, a vocabulary .safetensors, or the name of a data set",
+        "help": 'what to detect: words ("umbrella, chess knight | horse", with synonyms after "|"), a file of words '
+        "(with commas or line ends, a JSON list, a data.yaml), a vocabulary .safetensors, or the name of a data set",
     },
-    "--threshold": {"type": float, "default": THRESHOLD, "metavar": "SCORE", "help": "minimum score of a detection"},
+    "--threshold": {
+        "type": between_0_and_1,
+        "default": THRESHOLD,
+        "metavar": "SCORE",
+        "help": "minimum score of a detection",
+    },
     "--dataset": {"metavar": "NAME", "help": "a registered data set"},
     "--teacher": {"metavar": "NAME", "help": "the teacher: an open_clip model name, or local-dir:FOLDER"},
     "--pretrained": {
@@ -39,14 +66,14 @@ SHARED = {
         "help": 'its weights: an open_clip tag, a file, or "random" (not for local-dir:)',
     },
     "--num-workers": {
-        "type": int,
+        "type": at_least(0),
         "default": NUM_WORKERS,
         "metavar": "N",
         "help": "workers that read and decode images",
     },
-    "--batch-size": {"type": int, "metavar": "N", "help": "batch size"},
+    "--batch-size": {"type": at_least(1), "metavar": "N", "help": "batch size"},
     "--prompts": {"default": "vild", "metavar": "SET", "help": "vild (63 templates), photo, name, or a learned file"},
-    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "random seed"},
+    "--seed": {"type": at_least(0), "default": 0, "metavar": "N", "help": "random seed"},
     "--output": {"type": Path, "metavar": "FILE", "help": "output file"},
     "--output-dir": {"type": Path, "metavar": "FOLDER", "help": "output folder"},
 }

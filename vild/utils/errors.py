@@ -18,7 +18,7 @@ from vild.utils.signals import ONE_REQUEST, Ended, ended_by_sigterm
 # Errors of disks and network file systems. Any other OSError is a bug of ours and keeps its traceback.
 _STORAGE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
-    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EMFILE),
+    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENAMETOOLONG),
 }
 LONGEST = 2000  # characters of a message
 WORKER = "DataLoader worker"  # how PyTorch's message about a dead worker process begins

@@ -6,13 +6,14 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from vild.utils.errors import BadImage, first_line
+from vild.utils.untrusted import what_it_is
 
 # Left out: EPS, which Pillow hands to Ghostscript; ICO, which it decodes before the size is known; and many rarely
 # maintained formats.
@@ -26,7 +27,7 @@ class TooManyPixels(ValueError):
 
 def read_image(file_name: str | Path, image_format: str = "BGR") -> np.ndarray:
     """Read an image as uint8 [H, W, 3], RGB or BGR: rotated by its EXIF tag; the first frame of an animation; the upper
-    8 of 16 bits; converted from any colour space.
+    8 of 16 bits; floating point, whatever its range (see :func:`_eight_bits`); converted from any colour space.
 
     Raises:
         BadImage: not an image of FILE_FORMATS, truncated, or larger than MOST_PIXELS.
@@ -35,7 +36,15 @@ def read_image(file_name: str | Path, image_format: str = "BGR") -> np.ndarray:
         with open_image(file_name) as image:
             return to_array(image, image_format)
     except Exception as error:  # a broken file can raise anything in a decoder
-        raise BadImage(f"image {file_name} cannot be read: {first_line(error)}") from error
+        raise BadImage(f"image {file_name} cannot be read: {_what(file_name) or first_line(error)}") from error
+
+
+def _what(file_name: str | Path) -> str:
+    if not os.path.isfile(file_name):
+        return ""
+    with suppress(OSError), open(file_name, "rb") as file:
+        return what_it_is(file.read(512))
+    return ""
 
 
 @contextmanager
@@ -71,9 +80,12 @@ def to_array(image: Image.Image, image_format: str = "BGR") -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey (also stored as 32 bits) to 8 bits; Pillow's own conversion saturates."""
+    """Convert 16-bit grey (also stored as 32 bits) to 8 bits; Pillow's own conversion saturates. White is 1 in a
+    floating-point image whose values are at most 1."""
     values = np.asarray(image)
     if not 0 <= values.min() <= values.max() < 2**16:
         raise ValueError(f"grey values from {values.min()} to {values.max()}; at most 16 bits are read")
+    if image.mode == "F" and values.max() <= 1:
+        values = values * 255
     is_16_bit = image.mode.startswith("I;16") or values.max() > 255
     return Image.fromarray((values / 257 if is_16_bit else values).round().astype(np.uint8))

@@ -24,6 +24,30 @@ MOST_VALUES = 100_000  # in a YAML file
 DEEPEST_BASE = 10  # length of a chain of _BASE_ configs
 
 
+class WrongFile(ValueError):
+    """A file that was saved in place of another; the message says what it is."""
+
+
+def what_it_is(head: bytes) -> str:
+    """What a file is that cannot be read, by its first bytes: "" unless it is one that is often saved in place of
+    another."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself: run git lfs pull"
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is a web page (HTML or XML), not the file itself: download it again"
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
+        return "it is a HEIC image, which is not supported: convert it to JPEG"
+    return ""
+
+
+def refuse_wrong_file(path: str | Path) -> None:
+    """WrongFile for a file that was saved in place of another."""
+    with open(path, "rb") as file:
+        if what := what_it_is(file.read(512)):
+            raise WrongFile(what)
+
+
 @contextmanager
 def refused_as(sentence: str) -> Iterator[None]:
     """Turn any exception in the block into a UserError of ``sentence`` and the reason: a broken file can raise
@@ -34,17 +58,22 @@ def refused_as(sentence: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, WrongFile) else reason
         raise UserError(f"{sentence} ({reason[:300]})") from error
 
 
 def read_bytes(path: str | Path, most: int = MOST_JSON) -> bytes:
-    """Read a regular file; ValueError if it is larger than ``most`` bytes, or a device or pipe, which may not end."""
+    """Read a regular file; ValueError if it is larger than ``most`` bytes, a device or pipe, which may not end, or was
+    saved in place of another (:func:`what_it_is`)."""
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
     if path.stat().st_size > most:
         raise ValueError(f"more than {most:,} bytes")
-    return path.read_bytes()
+    content = path.read_bytes()
+    if what := what_it_is(content[:512]):
+        raise WrongFile(what)
+    return content
 
 
 def parse_json(text: str | bytes) -> object:
@@ -90,6 +119,16 @@ def count_values(value: object, known: dict[int, int] | None = None) -> int:
     return known[id(value)]
 
 
+def parse_yaml(text: str) -> object:
+    """Parse YAML of plain values; ValueError or yaml.YAMLError for anything else, or more than MOST_YAML characters."""
+    if len(text) > MOST_YAML:
+        raise ValueError(f"more than {MOST_YAML:,} characters")
+    document = yaml.load(text, _PlainLoader)
+    if (count := count_values(document)) > MOST_VALUES:
+        raise ValueError(f"its aliases expand to {count:.1e} values, more than {MOST_VALUES:,}")
+    return document
+
+
 def read_yaml(path: str | Path, what: str) -> dict:
     """Read a YAML mapping of plain values. ``what``: the kind of file, for messages.
 
@@ -99,9 +138,7 @@ def read_yaml(path: str | Path, what: str) -> dict:
     with refused_as(f"{what} {path}: cannot be read"):
         text = read_bytes(path, MOST_YAML).decode()
     with refused_as(f"{what} {path}: not YAML of plain values"):
-        document = yaml.load(text, _PlainLoader)
-        if (count := count_values(document)) > MOST_VALUES:
-            raise ValueError(f"its aliases expand to {count:.1e} values, more than {MOST_VALUES:,}")
+        document = parse_yaml(text)
     if not isinstance(document, dict):
         raise UserError(f"{what} {path}: contains {type(document).__name__}, not keys and values")
     return document
@@ -129,6 +166,7 @@ def open_tensors(path: str | Path, framework: str = "pt") -> Iterator:
     several GB of Python objects). ValueError for a longer header."""
     from safetensors import safe_open  # loads torch
 
+    refuse_wrong_file(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MOST_JSON:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vild.utils.untrusted import load_arrays, open_tensors, parse_json, refused_as
+from vild.utils.untrusted import load_arrays, open_tensors, parse_json, refuse_wrong_file, refused_as
 
 
 def load_weights(path: str | Path) -> dict:
@@ -28,6 +28,7 @@ def load_weights(path: str | Path) -> dict:
             checkpoint = _from_safetensors(path)
     else:
         with refused_as(f"checkpoint {path} cannot be read"):
+            refuse_wrong_file(path)
             if suffix == ".pkl":
                 checkpoint = _from_model_zoo(load_arrays(path))
             else:

@@ -19,14 +19,14 @@ from torch import Tensor
 from vild.utils.errors import UserError
 from vild.utils.files import write_tensors
 from vild.utils.fingerprint import check_fingerprint
-from vild.utils.untrusted import open_tensors, parse_json, refused_as
+from vild.utils.untrusted import open_tensors, parse_json, refuse_wrong_file, refused_as
 from vild.utils.weight_files import load_weights
 from vild.vocabulary.cache import TextCache
 from vild.vocabulary.prompts import LearnedPrompts, clean_name, fill, find_prompts
+from vild.vocabulary.words import GivenWords, Words, check_length, check_names, parse_words
 
 SPLITS = ("base", "novel", "")
 NAMES_AT_ONCE = 64
-LONGEST_NAME = 200  # characters; CLIP truncates at 77 tokens
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Vocabulary:
     def from_names(
         cls,
         teacher,
-        names: Sequence[str],
+        names: GivenWords | Words,
         *,
         prompts: str | Path | LearnedPrompts = "vild",
         splits: Sequence[str] | None = None,
@@ -86,22 +86,22 @@ class Vocabulary:
         """Encode names with a :class:`~vild.teacher.teacher.Teacher` (paper, section 3.2 and appendix).
 
         Args:
+            names: as for :func:`~vild.vocabulary.words.parse_words`; :class:`Words` are taken as they are.
             prompts: a prompt set's name or file.
+            synonyms: for each name, further spellings.
             cache: used for names encoded before; must be of the same teacher.
 
         Raises:
             UserError: no name, a duplicate or too long name, an unknown prompt set or one for another teacher.
         """
-        names = tuple(n.strip() for n in names if n.strip())
-        synonyms = tuple(tuple(s) for s in synonyms) if synonyms else ((),) * len(names)
-        if not names:
-            raise UserError("vocabulary: it is empty; give at least one name")
+        words = names if isinstance(names, Words) else parse_words(names, synonyms, files=True)
+        names, synonyms = words.names, words.synonyms
+        check_names(names)
+        for synonym in (s for group in synonyms for s in group):
+            check_length(synonym)
         found = find_prompts(prompts)
-        for name in (n for group in (names, *synonyms) for n in group):
-            if len(name) > LONGEST_NAME:
-                raise UserError(f"vocabulary: '{name[:30]}...' has {len(name):,} characters, more than {LONGEST_NAME}")
         embeddings = encode_names(teacher.encode_text, names, synonyms, found, cache)
-        splits = tuple(splits) if splits else ("",) * len(names)
+        splits = tuple(splits or words.splits or ("",) * len(names))
         prompts = found if isinstance(found, LearnedPrompts) else prompts
         learned = teacher.logit_scale, teacher.logit_bias
         return cls(names, embeddings.cpu(), splits, synonyms, prompts, teacher.fingerprint, *learned)
@@ -110,7 +110,7 @@ class Vocabulary:
     def from_npy(
         cls,
         path: str | Path,
-        names: Sequence[str],
+        names: GivenWords | Words,
         splits: Sequence[str] | None = None,
         fingerprint: dict | None = None,
     ) -> Vocabulary:
@@ -118,7 +118,10 @@ class Vocabulary:
 
         ``fingerprint``: of the teacher that made the matrix (None: unknown; the vocabulary then matches no store).
         """
+        words = names if isinstance(names, Words) else parse_words(names, files=True)
+        names, splits = words.names, splits or words.splits
         with refused_as(f"vocabulary: {path} cannot be read as .npy"):
+            refuse_wrong_file(path)
             # memory-mapped: an array larger than its file is rejected before memory is allocated
             matrix = np.lib.format.open_memmap(path, mode="r")
             if matrix.dtype.kind not in "fiu":
@@ -134,7 +137,7 @@ class Vocabulary:
             raise UserError(f"{path}: the embeddings' width is {matrix.shape[1]}, the teacher's {fingerprint['width']}")
         embeddings = F.normalize(torch.from_numpy(np.ascontiguousarray(matrix)), dim=1)
         splits = tuple(splits) if splits else ("",) * len(names)
-        return cls(tuple(names), embeddings, splits, fingerprint=fingerprint or {})
+        return cls(names, embeddings, splits, fingerprint=fingerprint or {})
 
     def state(self) -> dict:
         """Plain values and one tensor for a checkpoint; inverse of ``from_state``."""
