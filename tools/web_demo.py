@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from vild.utils.command_line import add_model_or_folder_flags, add_shared, make_parser
+from vild.utils.command_line import add_model_or_folder_flags, add_shared, at_least, make_parser
 from vild.utils.errors import UserError, one_line_errors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -20,8 +20,9 @@ MOST_EXAMPLES = 8
 def main():
     parser = make_parser(__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines connect")
-    parser.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on")
-    parser.add_argument("--examples", type=Path, metavar="FOLDER", help=f"offer its first {MOST_EXAMPLES} images")
+    parser.add_argument("--port", type=at_least(1, 65535), default=7860, metavar="N", help="port to listen on")
+    text = f"offer its first {MOST_EXAMPLES} images (default: some that the detector may know)"
+    parser.add_argument("--examples", type=Path, metavar="FOLDER", help=text)
     add_model_or_folder_flags(parser)
     add_shared(parser, "--opts")
     args = parser.parse_args()
@@ -36,24 +37,19 @@ def main():
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install -e '.[web]'") from error
 
-    examples = examples_of(args.examples)
+    examples = examples_of(args.examples) if args.examples else None
     detector = load_detector(args, disk_cache=False)  # visitors' words are not stored
     detector.teacher  # noqa: B018  report a missing teacher now, not to the first visitor
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     serve(detector, examples, args.host, args.port)
 
 
-def examples_of(folder: Path | None) -> list[Path]:
-    """The first images of a folder; without one, those of the built-in world if it is there."""
-    from vild.data import datasets
-
-    world = datasets.root() / "glyphs" / "val"
-    if folder is None and not world.is_dir():
-        return []
-    if folder is not None and not folder.is_dir():
+def examples_of(folder: Path) -> list[Path]:
+    """The first images of a folder."""
+    if not folder.is_dir():
         raise UserError(f"--examples: {folder} is not a folder")
-    files = sorted(p for p in (folder or world).iterdir() if p.suffix.lower() in SUFFIXES)
-    if folder is not None and not files:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not files:
         raise UserError(f"--examples: {folder} contains no image ({', '.join(SUFFIXES)})")
     return files[:MOST_EXAMPLES]
 

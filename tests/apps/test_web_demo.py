@@ -257,6 +257,38 @@ def test_upload_words_threshold_and_a_broken_file(page, ramp, tmp_path):
     expect(rows).to_have_count(0)
 
 
+def test_on_a_phone_results_and_errors_come_into_view(page, ramp, tmp_path):
+    from playwright.sync_api import expect
+
+    page.set_viewport_size({"width": 390, "height": 700})
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    upload(page, tmp_path / "a.png")
+    expect(page.locator("#image img")).to_be_visible(timeout=30_000)
+    page.locator("#words textarea").fill("kite, Kite")
+    page.locator("#find").click()
+    expect(page.locator("#note .wrong")).to_be_in_viewport(timeout=30_000)
+    page.locator("#words textarea").fill("umbrella")
+    page.locator("#find").scroll_into_view_if_needed()
+    page.locator("#find").click()
+    expect(page.locator("#result img")).to_be_in_viewport(ratio=0.3, timeout=60_000)
+    page.evaluate("window.scrollTo(0, 0)")
+    upload(page, bad_images(ramp, tmp_path)["text"])
+    expect(page.locator("#note .wrong")).to_be_in_viewport(timeout=30_000)
+
+
+def test_examples_without_a_flag(detector):
+    """Drawings for the built-in world's detector; else the photographs of gradio."""
+    pytest.importorskip("gradio")
+    from types import SimpleNamespace
+
+    from vild.apps.web_page import default_examples
+
+    drawn = default_examples(detector)
+    assert len(drawn) == 8 and len({photo.array.tobytes() for photo in drawn}) == 8
+    photos = default_examples(SimpleNamespace(world=""))
+    assert photos and all(min(photo.array.shape[:2]) > 200 for photo in photos)
+
+
 def test_an_example_is_searched_at_once(page):
     from playwright.sync_api import expect
 

@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from vild.apps import web
 from vild.apps.web_guard import RequestFilter, is_upload
+from vild.glyphs import drawing
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.command_line import THRESHOLD
 from vild.utils.errors import UserError
@@ -40,11 +41,20 @@ footer { display: none !important; }
 #examples .gallery-item, #examples .gallery-item .container { width: 3.6rem; height: 3.6rem; }
 #examples .gallery-item img { width: 100%; height: 100%; object-fit: cover; }
 """
+PHOTOS = ("cheetah.jpg", "lion.jpg", "tower.jpg")  # which come with gradio
+# On a phone the results are below the words, out of sight: an error, or else (with {found}) the image, comes into view
+SHOW = """() => {{ setTimeout(() => {{
+  const wrong = document.querySelector("#note .wrong"), shown = wrong ? wrong : {found};
+  if (!shown) return;
+  const box = shown.getBoundingClientRect();
+  if (box.top < 0 || box.top + Math.min(box.height, 200) > window.innerHeight)
+    shown.scrollIntoView({{block: wrong ? "center" : "start"}});
+}}, 150); return []; }}"""
 
 
-def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """Build the page. ``examples`` are the only files of this machine that it shows."""
-    photos = [_example(path) for path in examples]
+def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] | None = None) -> gr.Blocks:
+    """Build the page. ``examples`` are the only files of this machine that it shows; None: :func:`default_examples`."""
+    photos = default_examples(detector) if examples is None else [_example(path) for path in examples]
     world = f"<p><b>{html.escape(detector.world)}</b></p>" if detector.world else ""
     intro = INTRO.format(base=web.mark("base"), novel=web.mark("novel"), unmarked=web.mark(""), world=world)
 
@@ -113,13 +123,22 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] = ()) 
         }  # fmt: skip
         emptied = [image, photo, findings, *shown]
         # raw, because gradio's error for a broken file would reveal its path
-        image.upload(upload, image, emptied, preprocess=False, **light)
+        error, result_or_error = SHOW.format(found="null"), SHOW.format(found='document.querySelector("#result")')
+        image.upload(upload, image, emptied, preprocess=False, **light).then(js=error)
         image.clear(lambda: (None, None, None, [], ""), None, emptied[1:], **light)
-        gr.on([button.click, words.submit, negatives.submit], **search)
+        gr.on([button.click, words.submit, negatives.submit], **search).then(js=result_or_error)
         threshold.change(show, [findings, threshold], shown, trigger_mode="always_last", **light)
         if samples is not None:
-            samples.click(pick, samples, emptied, **light).success(**search)
+            samples.click(pick, samples, emptied, **light).success(**search).then(js=result_or_error)
     return page.queue(api_open=False, max_size=WAITING)
+
+
+def default_examples(detector: OpenVocabularyDetector) -> list[web.Photo]:
+    """Drawings for a detector of the built-in world, else photographs."""
+    if detector.world:
+        return [web.Photo(drawing.scene(7, index)[0], 1.0) for index in range(8)]
+    folder = Path(gr.__file__).parent / "media_assets" / "images"
+    return [web.read_photo(folder / name) for name in PHOTOS if (folder / name).is_file()]
 
 
 def _example(path: Path) -> web.Photo:
@@ -139,7 +158,7 @@ def uploaded(payload: object) -> Path:
     return Path(path)
 
 
-def serve(detector: OpenVocabularyDetector, examples: Sequence[Path], host: str, port: int) -> None:
+def serve(detector: OpenVocabularyDetector, examples: Sequence[Path] | None, host: str, port: int) -> None:
     """Serve the page until interrupted. Uploads and drawings are kept in a temporary folder.
 
     Raises:
