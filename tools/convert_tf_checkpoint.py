@@ -36,10 +36,11 @@ def main():
 
     found = convert(args.checkpoint, strict=args.strict)
     if args.text_matrix:
-        same, sentence = compare_text(found.vocabulary, args.text_matrix)
+        same, line = compare_text(found.vocabulary, args.text_matrix)
+        line = f"{args.checkpoint}: {line}"
         if args.strict and not same:
-            raise UserError(f"{args.checkpoint}: {sentence}")
-        print(sentence if same else f"warning: {sentence}", file=sys.stdout if same else sys.stderr)
+            raise UserError(line)
+        print(line if same else f"warning: {line}", file=sys.stdout if same else sys.stderr)
     if args.teacher:
         vocabulary = with_teacher(found.vocabulary, build_teacher(args.teacher, args.pretrained, "cpu"))
         found = replace(found, vocabulary=vocabulary)

@@ -398,7 +398,7 @@ def test_the_config_that_is_expected_must_be_the_one_found(converted):
 
 def test_the_prefix_of_a_checkpoint(checkpoint, tmp_path):
     prefix = checkpoint / "model.ckpt-180000"
-    assert find_prefix(checkpoint) == find_prefix(prefix) == prefix
+    assert find_prefix(checkpoint) == find_prefix(prefix) == find_prefix(f"{prefix}.index") == prefix
     (tmp_path / "saved/variables").mkdir(parents=True)  # as in a SavedModel
     os.link(f"{prefix}.index", tmp_path / "saved/variables/variables.index")
     assert find_prefix(tmp_path / "saved") == tmp_path / "saved/variables/variables"
@@ -418,20 +418,26 @@ def test_resnet_152s_names_with_sim_clr_give_the_same_file(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_the_published_text_matrix_is_compared(checkpoint, arrays, weights, tmp_path, monkeypatch, capsys):
+def test_the_published_text_matrix_is_compared(arrays, weights, tmp_path, monkeypatch, capsys):
     text, vocabulary = arrays[f"{reference.HEAD}/class-predict/kernel"], Vocabulary.load(weights)
     np.save(tmp_path / "published.npy", text / np.linalg.norm(text, axis=0))
     same, sentence = compare_text(vocabulary, tmp_path / "published.npy")
     start, _, apart = sentence.rpartition(" ")
-    assert same and start == f"its text embeddings are those of {tmp_path / 'published.npy'}, to"
+    assert same and start == f"the text embeddings are those of {tmp_path / 'published.npy'}, to"
     assert float(apart) < 1e-6
     np.save(tmp_path / "other.npy", np.roll(text, 1, axis=1))
+    monkeypatch.setattr("vild.checkpoint.released.convert", lambda *_, **__: Released({}, vocabulary, "vild", 50))
+    run_tool(monkeypatch, "CKPT", "--text-matrix", tmp_path / "published.npy", "--output", tmp_path / "out.pth")
+    assert capsys.readouterr().out.startswith(f"CKPT: {start}")
     options = ["--text-matrix", tmp_path / "other.npy", "--output", tmp_path / "out.safetensors"]
-    run_tool(monkeypatch, checkpoint, *options)
-    other = f"warning: its text embeddings are not those of {tmp_path / 'other.npy'}: mean cosine "
+    with pytest.raises(SystemExit):
+        run_tool(monkeypatch, "CKPT", "--strict", *options)
+    other = f"CKPT: the text embeddings are not those of {tmp_path / 'other.npy'}: mean cosine "
     said = capsys.readouterr().err
-    assert said.startswith(other) and "and 0 of 1,203 names are closest to themselves" in said
-    assert filecmp.cmp(tmp_path / "out.safetensors", weights, shallow=False)
+    assert said.startswith(f"error: {other}") and "and 0 of 1,203 names are closest to themselves" in said
+    assert not (tmp_path / "out.safetensors").exists()
+    run_tool(monkeypatch, "CKPT", *options)
+    assert capsys.readouterr().err.startswith(f"warning: {other}") and (tmp_path / "out.safetensors").exists()
     np.save(tmp_path / "few.npy", np.zeros((3, 1203), np.float32))
     with pytest.raises(UserError, match="the embeddings' width is 3, the checkpoint's 512"):
         compare_text(vocabulary, tmp_path / "few.npy")

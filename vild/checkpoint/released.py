@@ -51,8 +51,8 @@ def convert(checkpoint: str | Path, config: str | None = None, *, strict: bool =
     """Read and convert a TensorFlow checkpoint; writes nothing. A warning names the variables that are left out.
 
     Args:
-        checkpoint: the common prefix of its files (.index, .data-...), or the folder that holds one checkpoint (a
-            SavedModel's too).
+        checkpoint: the common prefix of its files (.index, .data-...) or the index, or the folder that holds one
+            checkpoint (a SavedModel's too).
         config: the built-in config that is expected, such as "LVIS/released/vild_R50.yaml". Default: the variables
             decide.
         strict: refuse variables that are neither the detector's nor an optimizer's.
@@ -82,7 +82,7 @@ def summary(left_out: Sequence[str]) -> str:
 
 def find_prefix(checkpoint: str | Path) -> Path:
     """The prefix of a checkpoint's files. UserError unless there is one."""
-    prefix = Path(checkpoint)
+    prefix = Path(str(checkpoint).removesuffix(".index"))
     if prefix.is_dir():
         found = sorted(prefix.glob("*.index")) or sorted(prefix.glob("variables/variables.index"))
         if len(found) != 1:
@@ -94,7 +94,7 @@ def find_prefix(checkpoint: str | Path) -> Path:
 
 
 def compare_text(vocabulary: Vocabulary, path: str | Path) -> tuple[bool, str]:
-    """Whether a published text matrix (.npy, [512, 1203]) is the checkpoint's, and a sentence about it.
+    """Whether a published text matrix (.npy, [512, 1203]) is the checkpoint's, and a line that says so.
 
     Raises:
         UserError: the matrix cannot be read or has another shape.
@@ -104,11 +104,11 @@ def compare_text(vocabulary: Vocabulary, path: str | Path) -> tuple[bool, str]:
         raise UserError(f"{path}: the embeddings' width is {given.shape[1]}, the checkpoint's {own.shape[1]}")
     apart = (given - own).abs().max().item()
     if apart <= SAME_TEXT:
-        return True, f"its text embeddings are those of {path}, to {apart:.0e}"
+        return True, f"the text embeddings are those of {path}, to {apart:.0e}"
     nearest = ((given @ own.T).argmax(1) == torch.arange(len(own))).sum().item()
     cosine = (given * own).sum(1).mean().item()
     shares = f"mean cosine {cosine:.3f}, and {nearest:,} of {len(own):,} names are closest to themselves"
-    return False, f"its text embeddings are not those of {path}: {shares}"
+    return False, f"the text embeddings are not those of {path}: {shares}"
 
 
 def with_teacher(vocabulary: Vocabulary, teacher, every: int = 80) -> Vocabulary:
