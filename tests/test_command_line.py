@@ -61,6 +61,8 @@ def test_a_mistyped_or_abbreviated_flag_is_one_line_at_once(script):
         ("benchmark.py", ["crops", "--repeats", "x"], "argument --repeats: invalid int value: 'x'"),
         ("run_onnx.py", ["--threshold", "high"], "argument --threshold: invalid float value: 'high'"),
         ("demo.py", ["--threshold", "2"], "argument --threshold/--confidence-threshold: 2 is not between 0 and 1"),
+        ("demo.py", ["--frames", "x"], "argument --frames: invalid int value: 'x'"),
+        ("label.py", ["--threshold", "x"], "argument --threshold: invalid float value: 'x'"),
         ("label.py", ["--threshold", "nan"], "argument --threshold: nan is not between 0 and 1"),
         ("absent_words.py", ["--seed", "-1"], "argument --seed: -1 is less than 0"),
         ("demo.py", ["--frames", "0"], "argument --frames: 0 is less than 1"),

@@ -24,6 +24,9 @@ def between_0_and_1(text: str) -> float:
     return float(text)
 
 
+between_0_and_1.__name__ = "float"  # argparse's message has it
+
+
 def at_least(low: int, high: float = float("inf")) -> Callable[[str], int]:
     """The ``type`` of a flag that takes a whole number from ``low`` to ``high``."""
 
