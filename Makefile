@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PIP_GRADIO := $(BIN)/python -m pip install --quiet -c $(VENV)/constraints-gradio.txt
 NEWEST := $(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager
 
-.PHONY: quickstart test check test-latest fuzz kill-test audit ablation lint install clean
+.PHONY: quickstart gpu test check test-latest fuzz kill-test audit ablation lint install clean
 
 quickstart: install        ## the whole method on the built-in world, with a report (output/quickstart)
 	$(BIN)/python tools/quickstart.py --output-dir output/quickstart
@@ -34,6 +34,9 @@ audit: install             ## known vulnerabilities of what is installed; asks p
 
 ablation: install          ## all variants and controls, three seeds (output/ablation)
 	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output-dir output/ablation
+
+gpu: install               ## on a GPU, in ten minutes: what is only expected without one (output/gpu/gpu.md); started again, it continues
+	$(BIN)/python tools/gpu_report.py --output-dir output/gpu
 
 kill-test: install         ## 50 kills (SIGKILL) at random moments, each followed by the same command: nothing may be lost
 	PYTHONPATH=tools $(BIN)/python -m tests.kills --output-dir output/kill-test

@@ -84,6 +84,7 @@ def add_flags(verb: str, parser: argparse.ArgumentParser) -> None:
         add("--compile", action="store_true", help="compile the image tower")
     elif verb == "train-step":
         add("--variants", nargs="+", default=["vild", "ensemble"], choices=["vild", "ensemble"], help="(both)")
+        add("--channels-last", action="store_true", help="weights and features of both with their channels last")
 
 
 @one_line_errors

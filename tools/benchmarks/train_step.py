@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
         steps, flops = {}, {}
         for variant in ("text", *args.variants):
             detector = build_detector(args.config_file, CLASSES, args.device, "MODEL.VILD.VARIANT", variant)
+            if args.channels_last:
+                detector = detector.to(memory_format=torch.channels_last)
             mapper = build_mapper(args, None if variant == "text" else store)
             step, inputs = train_step(detector.train(), args), [mapper(r) for r in records]
             steps["step", variant] = partial(step, inputs)
