@@ -26,8 +26,10 @@ from tests.modeling.test_lvis_models import SMALL, emptied, images, lvis_vocabul
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import load_config
 from vild.data import datasets
+from vild.data.proposals import load_proposals, read_provenance
 from vild.engine.launch import ddp_on, launch
 from vild.engine.trainer import Trainer
+from vild.inference.make_proposals import make_proposals
 from vild.modeling import build_model
 from vild.utils.errors import UserError, one_line_errors
 
@@ -262,3 +264,15 @@ def test_two_processes_end_together_on_a_loss_that_is_not_finite(forked, make_cf
     assert "Traceback" not in told and len(lines) == 1 and lines[0].startswith("error: step ")
     assert any(tmp_path.glob("nan_*/step.json"))
     assert not (tmp_path / "model_final.pth").exists()
+
+
+def test_two_processes_share_the_images_of_a_proposals_file(forked, make_cfg, checkpoint_file, tmp_path):
+    cfg = make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file))
+    one, two = (tmp_path / f"{n}.safetensors" for n in (1, 2))
+    make_proposals(cfg, "glyphs_val", one)
+    assert on_ranks(lambda args: make_proposals(cfg, "glyphs_val", two)) == 0
+    expected, found = load_proposals(one), load_proposals(two)
+    assert list(found) == list(expected) and read_provenance(two) == read_provenance(one)
+    for image_id, tensors in expected.items():
+        for mine, theirs in zip(found[image_id], tensors, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from detectron2.utils import comm
 from tqdm import tqdm
 
 from vild.checkpoint.checkpointer import VildCheckpointer
@@ -17,7 +18,8 @@ from vild.utils.errors import UserError
 
 
 def make_proposals(cfg, dataset: str, output: Path) -> None:
-    """Write the best ``TEST.PROPOSALS_PER_IMAGE`` boxes of each image, and print how many there are.
+    """Write the best ``TEST.PROPOSALS_PER_IMAGE`` boxes of each image, and print how many there are. Several processes
+    share the images; the file is the same.
 
     Raises:
         UserError: no weights, or an unknown data set.
@@ -34,7 +36,7 @@ def make_proposals(cfg, dataset: str, output: Path) -> None:
     }
     proposals, unreadable = {}, {}
     with torch.inference_mode():
-        for inputs in tqdm(loader, desc="proposals"):
+        for inputs in tqdm(loader, desc="proposals", disable=not comm.is_main_process()):
             for given, output_of in zip(inputs, model(inputs), strict=True):
                 if REASON in given:
                     unreadable |= given[REASON]
@@ -47,6 +49,11 @@ def make_proposals(cfg, dataset: str, output: Path) -> None:
                     boxes, scores = found.pred_boxes.tensor, found.scores
                 keep = scores.argsort(descending=True, stable=True)[: cfg.TEST.PROPOSALS_PER_IMAGE]
                 proposals[given["image_id"]] = boxes[keep], scores[keep]
+    shares = comm.gather((proposals, unreadable))
+    if not comm.is_main_process():
+        return
+    proposals = {i: found for share, _ in shares for i, found in share.items()}
+    unreadable = {file: why for _, share in shares for file, why in share.items()}
     save_proposals(output, proposals, provenance)
     total = sum(len(boxes) for boxes, _ in proposals.values())
     print(f"{total} proposals of {len(proposals)} images: {output}")
