@@ -37,8 +37,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     # Embedding store of the training images ("store" and "mixed")
     node.STORE = ""
     # The teacher, needed for new words and for "teacher" and "mixed": open_clip name and tag or file; or
-    # local-dir:FOLDER
-    node.TEACHER = CfgNode({"NAME": "ViT-B-32-quickgelu", "PRETRAINED": "openai"})
+    # local-dir:FOLDER. PRECISION: of its image tower while the detector trains, "fp32", "bf16" or "fp16"
+    node.TEACHER = CfgNode({"NAME": "ViT-B-32-quickgelu", "PRETRAINED": "openai", "PRECISION": "fp32"})
     # Extra teachers, a list of {"STORE", "VOCABULARY", "WEIGHT" (1)}: stores of the same proposals, vocabularies of the
     # same names. Their objectives may use OVER "base" only
     node.TEACHERS = []

@@ -54,10 +54,32 @@ def proposals_in(size, boxes):
     return Instances(size, proposal_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)))
 
 
-def mean_colour(image, boxes):
-    """A stand-in for the teacher: the mean colour [N, 3] of each box, in 0..1."""
-    windows = boxes.long().tolist()
+def look(live, image, window, proposals):
+    """At one image."""
+    return live([image], [window], [proposals])[0]
+
+
+def mean_colour(images, boxes):
+    """A stand-in for the teacher: the mean colour [N, 3] of each box of an image, in 0..1."""
+    (image,), windows = images, boxes[0].long().tolist()
     return torch.stack([image[:, y0:y1, x0:x1].float().mean((1, 2)) / 255 for x0, y0, x1, y1 in windows])
+
+
+def test_a_batch_equals_image_by_image_in_the_precision_asked_for(make_cfg):
+    cfg = make_cfg("vild", FROM, "mixed", *STILL)
+    batch, live = inputs_of(cfg, 3), open_live_teacher(cfg, None)
+    parts = [x["image"] for x in batch], [x["window"] for x in batch], [x["distill"] for x in batch]
+    parts[2][1] = parts[2][1][:0]  # an image without a proposal
+    together = live(*parts)
+    half = open_live_teacher(make_cfg("vild", FROM, "mixed", "MODEL.VILD.TEACHER.PRECISION", "bf16"), None)(*parts)
+    for n, found in enumerate(together):
+        alone = look(live, *(part[n] for part in parts))
+        assert len(found) == (0 if n == 1 else 10)
+        assert torch.equal(found.proposal_boxes.tensor, alone.proposal_boxes.tensor)
+        assert torch.allclose(found.embeddings, alone.embeddings, atol=1e-5)
+        assert not len(found) or 1e-5 < (found.embeddings - half[n].embeddings).abs().max() < 0.2
+    with pytest.raises(UserError, match="TEACHER.PRECISION: 'half' is none of"):
+        open_live_teacher(make_cfg("vild", FROM, "mixed", "MODEL.VILD.TEACHER.PRECISION", "half"), None)
 
 
 def never(*_):
@@ -71,15 +93,15 @@ def test_live_targets_equal_the_store(make_cfg, image_format):
     live = open_live_teacher(cfg, None)
     for x in inputs_of(cfg, 4):
         stored = x["distill"]
-        found = live(x["image"], x["window"], stored)
+        found = look(live, x["image"], x["window"], stored)
         assert torch.equal(found.proposal_boxes.tensor, stored.proposal_boxes.tensor) and len(found) == 10
         cosine = (found.embeddings * stored.embeddings).sum(1)
         assert cosine.min() > 0.999
         assert (found.embeddings - stored.embeddings).abs().max() < 1e-3
-        swapped = live(x["image"].flip(0), x["window"], stored)
+        swapped = look(live, x["image"].flip(0), x["window"], stored)
         assert (swapped.embeddings - stored.embeddings).abs().max() > 1e-2  # the teacher can tell
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(live(x["image"], x["window"], stored).embeddings, found.embeddings)
+            assert torch.equal(look(live, x["image"], x["window"], stored).embeddings, found.embeddings)
 
 
 @pytest.mark.parametrize("image_format", ["BGR", "RGB"])
@@ -88,7 +110,7 @@ def test_the_teacher_sees_red_as_red(image_format):
     rgb[0, :, :20], rgb[2, :, 20:] = 255, 255
     live = LiveTargets(mean_colour, image_format=image_format, per_image=5, min_visible=0.5)
     image = rgb.flip(0) if image_format == "BGR" else rgb
-    found = live(image, (0, 0, 40, 20), proposals_in((20, 40), [[2, 2, 18, 18], [22, 2, 38, 18]]))
+    found = look(live, image, (0, 0, 40, 20), proposals_in((20, 40), [[2, 2, 18, 18], [22, 2, 38, 18]]))
     assert found.embeddings.tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
@@ -96,20 +118,20 @@ def test_the_best_proposals_are_taken_and_none_of_the_padding():
     """An image in columns 10 to 40 of an image 60 wide."""
     seen = {}
 
-    def encode(crop, boxes):
-        seen.update(crop=crop, boxes=boxes)
-        return torch.ones(len(boxes), 3)
+    def encode(crops, boxes):
+        seen.update(crop=crops[0], boxes=boxes[0])
+        return torch.ones(len(boxes[0]), 3)
 
     image = torch.full((3, 20, 60), 128, dtype=torch.uint8)
     image[:, :15, 10:40] = 255
     live = LiveTargets(encode, image_format="RGB", per_image=3, min_visible=0.5)
     boxes = [[0, 0, 30, 15], [41, 2, 59, 12], [0, 0, 16, 10], [20, 5, 30, 10], [12, 0, 20, 20], [11, 1, 20, 10]]
-    found = live(image, (10, 0, 40, 15), proposals_in((20, 60), boxes))
+    found = look(live, image, (10, 0, 40, 15), proposals_in((20, 60), boxes))
     # the second lies in the padding, the third mostly; the first and the fifth are cut; the last is one too many
     assert found.proposal_boxes.tensor.tolist() == [[10, 0, 30, 15], [20, 5, 30, 10], [12, 0, 20, 15]]
     assert (seen["crop"] == 255).all() and seen["crop"].shape == (3, 15, 30)
     assert seen["boxes"].tolist() == [[0, 0, 20, 15], [10, 5, 20, 10], [2, 0, 10, 15]]
-    assert len(live(image, (10, 0, 40, 15), proposals_in((20, 60), boxes[1:2]))) == 0
+    assert len(look(live, image, (10, 0, 40, 15), proposals_in((20, 60), boxes[1:2]))) == 0
 
 
 def test_the_window_is_the_image_without_its_padding(make_cfg):
@@ -184,11 +206,13 @@ def test_mixed_takes_from_the_store_what_it_has(make_cfg, teacher, proposals_fil
     # an image without a region in the store, and one that is not in it, are computed
     inputs = inputs_of(mixed, 4)
     assert ["distill" in x for x in inputs] == [True, True, False, False]
-    live, asked, distilled = open_live_teacher(mixed, open_store(mixed)), [], []
+    live, asked, calls, distilled = open_live_teacher(mixed, open_store(mixed)), [], [], []
 
-    def targets(image, window, proposals):
-        asked.append((image, live(image, window, proposals)))
-        return asked[-1][1]
+    def targets(images, windows, proposals):
+        found = live(images, windows, proposals)
+        asked.extend(zip(images, found, strict=True))
+        calls.append(len(images))
+        return found
 
     def loss(embeddings, rows, weights):
         distilled.append(rows)
@@ -197,6 +221,7 @@ def test_mixed_takes_from_the_store_what_it_has(make_cfg, teacher, proposals_fil
     monkeypatch.setattr("vild.modeling.objectives.feature.image_loss", loss)
     assert losses_of(build(mixed, targets), inputs)["loss_l1"].isfinite()
     assert [torch.equal(a, x["image"]) for (a, _), x in zip(asked, inputs[2:], strict=True)] == [True, True]
+    assert calls == [2]  # together
     # one mean over the regions of both sources
     of_both = [*(x["distill"] for x in inputs[:2]), *(d for _, d in asked)]
     assert all(len(d) > 0 for d in of_both)
@@ -322,7 +347,7 @@ def test_no_region_gives_no_loss_of_maps(make_cfg):
     cfg = make_cfg("vild", FROM, "teacher", *MAPS)
     model, inputs = trainer_of(cfg).model.train(), inputs_of(cfg)
     live = model.live_teacher
-    model.set_live_teacher(lambda image, window, proposals: live(image, window, proposals[:0]))
+    model.set_live_teacher(lambda images, windows, found: live(images, windows, [p[:0] for p in found]))
     losses = losses_of(model, inputs)
     assert losses["loss_tokens"] == losses["loss_attention"] == 0
     sum(losses.values()).backward()
@@ -371,7 +396,11 @@ def test_the_level_and_the_teacher_look_at_the_same_image():
     image = torch.full((3, 16, 64), 9, dtype=torch.uint8)
     image[:, :, 16:48] = 255
     seen = []
-    live = LiveTargets(lambda p, b: (seen.extend([p, b]), torch.ones(1, 3, 2, 4)), image_format="RGB", per_image=3,
-                       min_visible=0.5, map_channels=3)  # fmt: skip
+
+    def encode(images, boxes):
+        seen.extend([*images, *boxes])
+        return torch.ones(1, 3), torch.ones(1, 3, 2, 4)
+
+    live = LiveTargets(encode, image_format="RGB", per_image=3, min_visible=0.5, map_channels=3)
     assert live.image_map(image, window).shape == (3, 2, 4)
     assert (seen[0] == 255).all() and seen[0].shape == (3, 16, 32) and seen[1].tolist() == [[0, 0, 32, 16]]

@@ -187,12 +187,15 @@ def open_live_teacher(cfg, store: EmbeddingStore | None) -> LiveTargets | None:
     # the fork keeps the detector's initial weights independent of where its targets come from
     with torch.random.fork_rng(devices=[]):
         crop = crop_of(store.fingerprint) if store else "squash"
-        teacher = build_teacher(keys.TEACHER.NAME, keys.TEACHER.PRETRAINED, cfg.MODEL.DEVICE, crop)
+        name, pretrained, precision = keys.TEACHER.NAME, keys.TEACHER.PRETRAINED, keys.TEACHER.PRECISION
+        if precision not in ("fp32", "bf16", "fp16"):
+            raise UserError(f"MODEL.VILD.TEACHER.PRECISION: '{precision}' is none of fp32, bf16, fp16")
+        teacher = build_teacher(name, pretrained, cfg.MODEL.DEVICE, crop, precision)
     fingerprint = Vocabulary.load(keys.VOCABULARY).fingerprint
     check_same_teacher(teacher.fingerprint, "MODEL.VILD.TEACHER", fingerprint, f"vocabulary {keys.VOCABULARY}")
     maps = distillation.needs_maps
     return LiveTargets(
-        teacher.encode_regions_and_maps if maps else teacher.encode_regions,
+        teacher.encode_batch_and_maps if maps else teacher.encode_batch,
         image_format=cfg.INPUT.FORMAT,
         per_image=keys.DISTILL_PER_IMAGE,
         min_visible=keys.MIN_VISIBLE,

@@ -23,12 +23,15 @@ class ViLDRCNN(GeneralizedRCNN):
     inputs the live teacher provides it."""
 
     # not parts of the module: neither saved, nor moved, nor trained with it (nn.Module does not look into lists)
-    live_teacher: Callable[[Tensor, tuple[int, ...], Instances], Instances] | None = None
+    live_teacher: Callable[[list[Tensor], list[tuple[int, ...]], list[Instances]], list[Instances]] | None = None
     old_student: list[GeneralizedRCNN] = []  # noqa: RUF012  (empty, or the only one)
 
-    def set_live_teacher(self, targets: Callable[[Tensor, tuple[int, ...], Instances], Instances]) -> None:
-        """For images without ``distill`` call ``targets(image, window, proposals)``, with the input's uint8 ``image``
-        [3, H, W], its ``window`` and the RPN's proposals; it returns what ``distill`` would contain."""
+    def set_live_teacher(
+        self, targets: Callable[[list[Tensor], list[tuple[int, ...]], list[Instances]], list[Instances]]
+    ) -> None:
+        """For the images without ``distill`` call ``targets(images, windows, proposals)``, with the inputs' uint8
+        ``image`` [3, H, W], their ``window`` and the RPN's proposals; it returns what their ``distill`` would contain.
+        """
         self.live_teacher = targets
 
     def set_old_student(self, detector: GeneralizedRCNN) -> None:
@@ -78,7 +81,7 @@ class ViLDRCNN(GeneralizedRCNN):
         proposals, proposal_losses = self.proposal_generator(images, features, targets)
         distill = old_student = windows_and_maps = None
         if heads.variant != "text":
-            distill = [self._distilled(x, p) for x, p in zip(batched_inputs, proposals, strict=True)]
+            distill = self._distilled(batched_inputs, proposals)
         if self.old_student:
             old_student = partial(self._old_embeddings, images.tensor)
         if heads.picture_adapter is not None:
@@ -94,9 +97,14 @@ class ViLDRCNN(GeneralizedRCNN):
         """Detectron2's, without waiting for the copy of an image that the loader has pinned."""
         return x.to(self.device, non_blocking=True) if x.is_pinned() else super()._move_to_current_device(x)
 
-    def _distilled(self, x: dict, proposals: Instances) -> Instances:
-        """The distilled regions of one image, on the detector's device."""
-        if "distill" in x:
-            return x["distill"].to(self.device)
-        assert self.live_teacher is not None, "the input has no 'distill' and the detector no live teacher"
-        return self.live_teacher(x["image"].to(self.device), x["window"], proposals)
+    def _distilled(self, batched_inputs: list[dict], proposals: list[Instances]) -> list[Instances]:
+        """The distilled regions of each image, on the detector's device; the live teacher is called once."""
+        found = [x["distill"].to(self.device) if "distill" in x else None for x in batched_inputs]
+        if asked := [n for n, regions in enumerate(found) if regions is None]:
+            assert self.live_teacher is not None, "an input has no 'distill' and the detector no live teacher"
+            images = [self._move_to_current_device(batched_inputs[n]["image"]) for n in asked]
+            windows = [batched_inputs[n]["window"] for n in asked]
+            taught = self.live_teacher(images, windows, [proposals[n] for n in asked])
+            for n, regions in zip(asked, taught, strict=True):
+                found[n] = regions
+        return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,7 @@ from vild.utils.errors import UserError
 from vild.utils.untrusted import refused_as
 from vild.vocabulary.prompts import LearnedPrompts
 
+PART = 1024  # crops that the image tower gets at once, outside the teacher pass
 KINDS: dict[str, type[Teacher]] = {}
 
 
@@ -142,7 +143,7 @@ class Teacher(ABC):
         Returns:
             unit float32 [N, D]
         """
-        return self._fuse(self.encode_image(self._input(image, boxes)))
+        return self.encode_batch([image], [boxes])
 
     def encode_regions_and_maps(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`encode_regions`, to the last bit, and the feature map of each box's 1x crop, [N, T, h, w].
@@ -150,13 +151,23 @@ class Teacher(ABC):
         Raises:
             UserError: see :attr:`map_shape`.
         """
-        if len(boxes) == 0:
-            return self.encode_regions(image, boxes), torch.zeros((0, *self.map_shape), device=self.device)
-        embeddings, maps = self.encode_image_and_maps(self._input(image, boxes))
+        return self.encode_batch_and_maps([image], [boxes])
+
+    def encode_batch(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """:meth:`encode_regions` of several images in turn, cropped together: unit float32 [sum of N_i, D]."""
+        return self._fuse(torch.cat([self.encode_image(part) for part in self._inputs(images, boxes)]))
+
+    def encode_batch_and_maps(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """:meth:`encode_regions_and_maps` of several images in turn."""
+        if not any(map(len, boxes)):
+            return self.encode_batch(images, boxes), torch.zeros((0, *self.map_shape), device=self.device)
+        found = [self.encode_image_and_maps(part) for part in self._inputs(images, boxes)]
+        embeddings, maps = (torch.cat(parts) for parts in zip(*found, strict=True))
         return self._fuse(embeddings), maps[:: len(SCALES)]
 
-    def _input(self, image: Tensor, boxes: Tensor) -> Tensor:
-        return normalise(self.cut([image], [boxes]).flatten(0, 1), self.mean, self.std)
+    def _inputs(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Iterator[Tensor]:
+        for part in self.cut(images, boxes).flatten(0, 1).split(PART):
+            yield normalise(part, self.mean, self.std)
 
     def _fuse(self, embeddings: Tensor) -> Tensor:
         return fuse_scales(embeddings.unflatten(0, (-1, len(SCALES))))
