@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,7 @@ from vild.engine.live_targets import LiveTargets
 from vild.evaluation.evaluator import coco_records
 from vild.modeling.objectives import OBJECTIVES
 from vild.teacher.crops import plan_crops
-from vild.teacher.region_pass import Encoder, encode_images
+from vild.teacher.region_pass import Encoder, PlannedImage, encode_images
 from vild.teacher.resize_exact import resize_matmul
 from vild.teacher.teacher import build_teacher
 
@@ -95,12 +95,16 @@ def launches(s: Settings) -> Found:
     """Of the pass but for its encoder, beyond the first batch."""
     cuda, regions, count = s.device.startswith("cuda"), 300, 4 if s.tiny else 32
     teacher = NoTower(s.device if cuda else "meta")
-    encode = partial(lambda images: list(encode_images(Encoder(teacher, 2048), images)))
+
+    def encode(images: Iterable[PlannedImage]) -> None:
+        for _ in encode_images(Encoder(teacher, 2048), images):
+            pass
+
     encode(planned_images(teacher, 4, regions))
     images, batches = list(planned_images(teacher, count, regions)), -(-count * regions * 2 // 2048)
     if cuda:
         profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-        with profiler, waits() as found:
+        with waits() as found, profiler:
             encode(images)
         names = [e.name for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         started, waited = sum(not n.startswith(("Memcpy", "Memset")) for n in names), len(found)
@@ -118,10 +122,12 @@ def waits() -> Iterator[list]:
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
+        found.clear()  # that the mode itself is a prototype
         try:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
+            found[:] = [w for w in found if "synchronizing" in str(w.message)]
 
 
 def empty_step(s: Settings, variant: str, foreground: bool) -> Found:
