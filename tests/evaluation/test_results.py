@@ -53,6 +53,10 @@ MALFORMED = {
     "a list as id": ('[{"image_id": [], "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "record 0"),
     "unknown class": ('[{"image_id": 3, "category_id": 77, "bbox": [1, 2, 3, 4], "score": 1}]', "category_id 77 is"),
     "NaN": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, NaN], "score": 1}]', "not finite"),
+    "score of 400 digits": (
+        '[{"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1%s}]' % ("0" * 400),
+        "bbox is [1, 2, 3, 4], score is 1000",
+    ),
     "negative": ('[{"image_id": 3, "category_id": 1, "bbox": [1, 2, -3, 4], "score": 1}]', "bbox [1.0, 2.0, -3"),
 }
 

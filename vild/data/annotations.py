@@ -106,7 +106,7 @@ def _check(
 
     def fault_of(record: dict) -> str | None:
         is_id = type(record.get("id")) is int and -(2**63) <= record["id"] < 2**63
-        return fault(record) if is_id else f"{found(record, 'id')}; it must be an integer of 64 bits"
+        return fault(record) if is_id else f"{found(record, 'id')}; it must be an integer between -2^63 and 2^63"
 
     for n, record in enumerate(document[key]):
         if not isinstance(record, dict):

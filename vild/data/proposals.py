@@ -125,7 +125,7 @@ def _from_json(results: list[dict]) -> Proposals:
         x, y, w, h = map(float, r["bbox"])
         image_id = whole(r, "image_id")
         if not -(2**63) <= image_id < 2**63:
-            raise ValueError(f"image_id {short(image_id)} is not an integer of 64 bits")
+            raise ValueError(f"image_id {short(image_id)} is not between -2^63 and 2^63")
         rows.setdefault(image_id, []).append([x, y, x + w, y + h, float(r["score"])])
     flat = torch.tensor([row for some in rows.values() for row in some], dtype=torch.float32).reshape(-1, 5)
     return _split_up(rows, [len(v) for v in rows.values()], flat[:, :4], flat[:, 4])

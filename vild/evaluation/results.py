@@ -155,7 +155,10 @@ def read_results(
             box = _box(record, sizes[image_id])
             ids.extend((image_id, category_id))
             numbers.extend((*box, score))
-        except (ValueError, OverflowError) as error:
+        except OverflowError as error:
+            why = f"{found(record, 'bbox')}, {found(record, 'score')}; a number is too large"
+            raise UserError(f"results: {path}: record {n}: {why}") from error
+        except ValueError as error:
             raise UserError(f"results: {path}: record {n}: {error}") from error
     id_columns = np.frombuffer(ids, np.int64).reshape(-1, 2)
     number_columns = np.frombuffer(numbers, np.float64).reshape(-1, 5)

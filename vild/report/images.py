@@ -71,6 +71,7 @@ def class_images(name: str, results: Path, chosen: Sequence[dict], folder: Path,
     for record in datasets.load_dicts(name):
         for a in record["annotations"]:
             records.setdefault(a["category_id"], record)
+    chosen = [c for c in chosen if index[c["id"]] in records]  # a class may have empty boxes only, which are not read
     found: dict[int, list[dict]] = {records[index[c["id"]]]["image_id"]: [] for c in chosen}
     for r in iterate_records(results):
         if r["image_id"] in found and r["score"] >= threshold:

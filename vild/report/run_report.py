@@ -110,7 +110,7 @@ def transfer_table(results: dict[str, dict]) -> str:
             known = dict(zip(benchmark["columns"], values, strict=True))
             if known.keys() & set(columns):
                 values = (decimal(known.get(c)) for c in columns)
-                rows.append([f"{method} on {name}", protocol, *values, f"published, {source}"])
+                rows.append([f"{method} on {name}", "", *values, f"published, {source}"])
     return Table(["", "rules", *map(title, columns), "from"], rows).markdown
 
 
