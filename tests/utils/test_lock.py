@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 
 import pytest
@@ -68,6 +69,15 @@ def test_a_killed_writer_holds_nothing(holder, tmp_path):
     with only_writer(tmp_path / "output"):
         assert f"process {os.getpid()} on" in (tmp_path / "output.lock").read_text()
     assert not (tmp_path / "output.lock").exists()
+
+
+def test_one_that_waits_is_the_next(holder, tmp_path, caplog):
+    process, line = holder(tmp_path / "output")
+    threading.Timer(0.5, line.send, ["leave"]).start()
+    with only_writer(tmp_path / "output", wait=True):
+        process.join(10)
+        assert process.exitcode == 0 and f"process {os.getpid()} on" in (tmp_path / "output.lock").read_text()
+    assert f"output: waiting for process {process.pid} on" in caplog.text and not (tmp_path / "output.lock").exists()
 
 
 def hold_with_a_child(output, folder, line):

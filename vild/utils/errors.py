@@ -49,6 +49,10 @@ class BadImage(UserError):
     """An image that cannot be read or does not match its annotations."""
 
 
+class NotAvailable(UserError):
+    """A file that would have to be downloaded, and cannot be."""
+
+
 class Failure(RuntimeError):
     """A failure that is no user mistake and that a traceback would not explain: a killed process, a loss that is not
     finite. The message is a single line."""

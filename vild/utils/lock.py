@@ -22,7 +22,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def only_writer(output: str | Path, folder: bool = False) -> Iterator[None]:
+def only_writer(output: str | Path, folder: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold the lock on ``output`` for the length of the block.
 
     The lock is a POSIX record lock on ``output.lock`` (for a ``folder``: ``.lock`` in it; the folder is created). The
@@ -35,6 +35,9 @@ def only_writer(output: str | Path, folder: bool = False) -> Iterator[None]:
     warning is logged and the block runs unlocked. Do not lock the same output twice in one process: record locks do
     not distinguish its threads.
 
+    Args:
+        wait: for another process to release the lock, instead of an error.
+
     Raises:
         UserError: another process holds the lock (the message gives its pid, host and start time), or the lock file
             cannot be written.
@@ -43,7 +46,7 @@ def only_writer(output: str | Path, folder: bool = False) -> Iterator[None]:
     path = output / ".lock" if folder else output.with_name(output.name + ".lock")
     with cannot_write(output):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _acquire(path, output)
+        file = _acquire(path, output, wait)
     with file:
         try:
             yield
@@ -52,7 +55,7 @@ def only_writer(output: str | Path, folder: bool = False) -> Iterator[None]:
                 path.unlink()
 
 
-def _acquire(path: Path, output: Path):
+def _acquire(path: Path, output: Path, wait: bool):
     """Open and lock ``path``."""
     while True:
         file = open(path, "a+")  # noqa: SIM115
@@ -61,6 +64,11 @@ def _acquire(path: Path, output: Path):
         except OSError as error:
             file.seek(0)
             holder = file.read(200).strip() or "another process"
+            if error.errno in _HELD and wait:
+                logger.warning("%s: waiting for %s which is writing it", output, holder)
+                fcntl.lockf(file, fcntl.LOCK_EX)
+                file.close()
+                continue
             file.close()
             if error.errno in _HELD:
                 raise UserError(
