@@ -19,7 +19,7 @@ def main():
     add_model_flags(parser)
     args = parser.parse_args()
 
-    from vild.config import config_from_flags
+    from vild.checkpoint.pretrained import config_from_flags
     from vild.engine.sources import check_classes
     from vild.inference.absent import absent_words
     from vild.inference.predictor import OpenVocabularyDetector

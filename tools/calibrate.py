@@ -22,7 +22,7 @@ def main():
         raise UserError(f"--output {args.output}: weights are written as .pth or .safetensors")
 
     from vild.checkpoint.checkpointer import read_network_record, write_weights
-    from vild.config import config_from_flags
+    from vild.checkpoint.pretrained import config_from_flags
     from vild.engine.sources import check_classes
     from vild.inference.calibrate import calibrate
     from vild.inference.predictor import OpenVocabularyDetector

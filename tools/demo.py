@@ -3,11 +3,12 @@
 
     tools/demo.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_calibrated.pth \\
         --input a.jpg photos/ --vocabulary "umbrella, chess knight" --output out/
-    tools/demo.py --weights detector/ --input in.mp4 --output out.mp4 --vocabulary "kite, horse | pony" \\
+    tools/demo.py --weights vild-r50-ensemble --input in.mp4 --output out.mp4 --vocabulary "kite, horse | pony" \\
         --negatives "flag" --threshold-of kite=0.3
 
 Each result has its detections beside it: NAME.json for an image, NAME.jsonl for a video, one line per frame. A camera
-is recorded until Ctrl-C; no window is shown. Images that cannot be read are listed at the end (exit status 1).
+is recorded until Ctrl-C; no window is shown. Images that cannot be read are listed at the end (exit status 1). The
+authors' detectors show what their notebook does: at most 25 boxes, of probable objects (vild/inference/display.py).
 """
 
 import signal
@@ -59,7 +60,7 @@ def on_images(args) -> int:
     targets = image_targets(images, args.output, one_file)
     with cannot_write(args.output):
         targets[0].parent.mkdir(parents=True, exist_ok=True)
-    broken = annotate_images(make_detector(args), images, targets)
+    broken = annotate_images(make_detector(args, display=True), images, targets)
     if broken and len(images) == 1:
         raise UserError(broken[0])
     if broken:
@@ -86,7 +87,7 @@ def on_frames(args) -> int:
     with source as frames:
         with cannot_write(args.output):
             target.parent.mkdir(parents=True, exist_ok=True)
-        detector = make_detector(args)
+        detector = make_detector(args, display=True)
         if args.video_input is None:  # from here on Ctrl-C ends the recording, and the file is complete
             signal.signal(signal.SIGINT, lambda *_: stop.set())
         count = annotate_video(detector, frames, target, args.frames)

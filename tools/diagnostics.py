@@ -28,7 +28,7 @@ def main():
     if args.clip_on_crops and not args.proposals:
         raise UserError("--clip-on-crops needs --proposals")
 
-    from vild.config import config_from_flags
+    from vild.checkpoint.pretrained import config_from_flags
     from vild.data.proposals import load_proposals
     from vild.engine.sources import check_classes
     from vild.inference.predictor import OpenVocabularyDetector

@@ -7,10 +7,10 @@
 NAME.onnx (or NAME.pt2, of torch.export) takes an image and a text matrix [names, width]. Beside it are written
 NAME.json, the settings a program needs to run it, and context.safetensors, the base names of training.
 tools/run_onnx.py runs it without PyTorch. --output-dir writes a folder with config, weights, vocabulary and teacher
-instead, which other tools take as --weights and OpenVocabularyDetector.from_folder loads.
+instead, which other tools take as --weights and OpenVocabularyDetector.from_pretrained loads.
 """
 
-from vild.utils.command_line import add_model_or_folder_flags, add_shared, make_parser
+from vild.utils.command_line import add_model_flags, add_shared, make_parser
 from vild.utils.errors import UserError, one_line_errors
 
 
@@ -19,18 +19,18 @@ def main():
     parser = make_parser(__doc__)
     target = parser.add_mutually_exclusive_group(required=True)
     add_shared(target, "--output", "--output-dir")
-    add_model_or_folder_flags(parser)
-    add_shared(parser, "--opts")
+    add_model_flags(parser)
     args = parser.parse_args()
     if args.output and args.output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--output {args.output}: give a name that ends in .onnx or .pt2, or --output-dir")
     if args.output:
         args.device = "cpu"  # graphs are traced there
 
-    from vild.apps.detector import load_detector
+    from vild.checkpoint.pretrained import config_from_flags
     from vild.export.write import write_model
+    from vild.inference.predictor import OpenVocabularyDetector
 
-    detector = load_detector(args)
+    detector = OpenVocabularyDetector(config_from_flags(args))
     if args.output:
         write_model(detector, args.output)
     else:

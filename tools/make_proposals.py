@@ -26,7 +26,7 @@ def parse():
 def main(args):
     from detectron2.utils import comm
 
-    from vild.config import config_from_flags
+    from vild.checkpoint.pretrained import config_from_flags
     from vild.inference.make_proposals import make_proposals
     from vild.utils.lock import only_writer
 

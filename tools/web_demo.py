@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A web page that detects words in uploaded images, at http://127.0.0.1:7860. Needs the extra web, no network.
+"""A web page that detects words in uploaded images, at http://127.0.0.1:7860. Needs the extra web; network only to
+fetch --weights by name. The authors' detectors show what their notebook does (vild/inference/display.py).
 
     tools/web_demo.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_calibrated.pth \\
         --opts MODEL.VILD.TEACHER.NAME local-dir:output/quickstart/teacher
@@ -9,7 +10,7 @@ import os
 import signal
 from pathlib import Path
 
-from vild.utils.command_line import add_model_or_folder_flags, add_shared, at_least, make_parser
+from vild.utils.command_line import add_model_flags, at_least, make_parser
 from vild.utils.errors import UserError, one_line_errors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -23,14 +24,15 @@ def main():
     parser.add_argument("--port", type=at_least(1, 65535), default=7860, metavar="N", help="port to listen on")
     text = f"offer its first {MOST_EXAMPLES} images (default: some that the detector may know)"
     parser.add_argument("--examples", type=Path, metavar="FOLDER", help=text)
-    add_model_or_folder_flags(parser)
-    add_shared(parser, "--opts")
+    add_model_flags(parser)
     args = parser.parse_args()
 
     # before anything imports gradio or huggingface_hub
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from vild.apps.detector import load_detector
+    if args.weights is None or Path(args.weights).exists():  # no other may need the network
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from vild.checkpoint.pretrained import config_from_flags
+    from vild.inference.predictor import OpenVocabularyDetector
 
     try:
         from vild.apps.web_page import serve
@@ -38,7 +40,8 @@ def main():
         raise UserError(f"{error.name} is not installed: pip install -e '.[web]'") from error
 
     examples = examples_of(args.examples) if args.examples else None
-    detector = load_detector(args, disk_cache=False)  # visitors' words are not stored
+    detector = OpenVocabularyDetector(config_from_flags(args), disk_cache=False)  # visitors' words are not stored
+    detector = detector.for_display()
     detector.teacher  # noqa: B018  report a missing teacher now, not to the first visitor
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     serve(detector, examples, args.host, args.port)

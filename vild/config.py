@@ -4,7 +4,6 @@ config file is read."""
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
@@ -184,18 +183,6 @@ def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if isinstance(value, CfgNode):
             yield from _keys(value, f"{prefix}{name}.")
-
-
-def config_from_flags(args: Namespace):
-    """The config of ``--config-file``, ``--weights``, ``--device`` and ``--opts`` (``command_line.add_model_flags``).
-
-    Raises:
-        UserError: as :func:`load_config`, or weights that do not exist.
-    """
-    flags = (("MODEL.WEIGHTS", args.weights), ("MODEL.DEVICE", args.device and pick_device(args.device)))
-    cfg = load_config(args.config_file, [*args.opts, *(x for pair in flags if pair[1] for x in pair)])
-    check_weights(cfg)
-    return cfg
 
 
 def check_weights(cfg) -> None:

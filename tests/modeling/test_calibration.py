@@ -10,7 +10,8 @@ import torch
 from torchvision.ops import box_iou
 
 from vild.checkpoint.checkpointer import VildCheckpointer, save_weights
-from vild.inference.predictor import ACROSS_NAMES, OpenVocabularyDetector
+from vild.inference.display import DisplayRules
+from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling import fusion
 from vild.modeling.calibration import Calibration, crowding, evidence, fit, log_odds
 from vild.modeling.detection_heads import TWO_EMBEDDINGS
@@ -214,7 +215,7 @@ def test_one_box_a_thing_with_alternatives(calibrated, image):
         detector = calibrated(calibration)
         found, all_of_them = detector(image), detector(image, across_names=1.0)
         overlaps = box_iou(found.pred_boxes.tensor, found.pred_boxes.tensor).fill_diagonal_(0)
-        assert overlaps.max() <= ACROSS_NAMES and 0 < len(found) < len(all_of_them)
+        assert overlaps.max() <= DisplayRules.across_names and 0 < len(found) < len(all_of_them)
         for name, others in zip(found.labels(), found.alternatives(), strict=True):
             (first, high), (second, low) = others
             assert len({name, first, second}) == 3 and 1 >= high >= low >= 0

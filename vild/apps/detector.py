@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from vild.config import config_from_flags, pick_device
+from vild.checkpoint.pretrained import config_from_flags
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.inference.words import parse_thresholds, read_words
 from vild.utils.errors import UserError
@@ -13,24 +12,9 @@ from vild.vocabulary.vocabulary import Vocabulary
 from vild.vocabulary.words import parse_negatives
 
 
-def load_detector(args: argparse.Namespace, disk_cache: bool = True) -> OpenVocabularyDetector:
-    """The detector of ``--config-file``, ``--weights``, ``--device`` and ``--opts``.
-
-    Raises:
-        UserError: a config or weights that cannot be used.
-    """
-    if args.weights and Path(args.weights).is_dir():
-        if args.config_file or args.opts:
-            raise UserError(f"--weights {args.weights}: a folder has its own config; give no --config-file or --opts")
-        return OpenVocabularyDetector.from_folder(args.weights, pick_device(args.device), disk_cache)
-    if not args.config_file:
-        raise UserError("give --config-file, or --weights with a folder that tools/export.py wrote")
-    return OpenVocabularyDetector(config_from_flags(args), disk_cache)
-
-
-def make_detector(args: argparse.Namespace) -> OpenVocabularyDetector:
+def make_detector(args: argparse.Namespace, display: bool = False) -> OpenVocabularyDetector:
     """The detector of the flags of ``command_line.add_detector_flags``, with their words. A word is reported above its
-    ``--threshold-of``, or else above ``--threshold``.
+    ``--threshold-of``, or else above ``--threshold``. ``display``: see ``OpenVocabularyDetector.for_display``.
 
     Raises:
         UserError: words, thresholds, a config or weights that cannot be used.
@@ -39,7 +23,8 @@ def make_detector(args: argparse.Namespace) -> OpenVocabularyDetector:
     if args.negatives and (words is None or isinstance(words, Vocabulary)):
         raise UserError("--negatives: only with words in --vocabulary; a vocabulary file is used as it is")
     negatives = parse_negatives(args.negatives or (), files=True)
-    detector = load_detector(args)
+    detector = OpenVocabularyDetector(config_from_flags(args))
+    detector = detector.for_display() if display else detector
     words = detector.trained if words is None else words
     own = parse_thresholds(args.threshold_of, words.names)
     for value in (args.threshold, *own.values()):

@@ -118,7 +118,7 @@ def with_teacher(vocabulary: Vocabulary, teacher, every: int = 80) -> Vocabulary
         UserError: the width differs; or, for more than half of a sample of names (one in ``every``), the teacher's
             embedding is closest to another name's: it is another teacher, or the names have another order.
     """
-    where = f"--teacher {teacher.fingerprint['name']}"
+    where = f"teacher {teacher.fingerprint['name']}"
     if teacher.fingerprint["width"] != vocabulary.width:
         raise UserError(f"{where}: embedding width is {teacher.fingerprint['width']}, not {vocabulary.width}")
     sample = list(range(0, len(vocabulary), every))

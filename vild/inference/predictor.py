@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import copy
-import threading
+import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.ops import nms
 
 from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record, save_weights
-from vild.config import load_config
+from vild.checkpoint.pretrained import detector_config, folder_config
+from vild.checkpoint.released_archives import CONFIG, TEACHER, WEIGHTS
 from vild.data import datasets
 from vild.data.mapper import resize_at_test
 from vild.inference.detections import Detections
+from vild.inference.display import NOTEBOOK, DisplayRules
+from vild.inference.image_input import ImageInput, as_array
+from vild.inference.model_card import model_card
+from vild.inference.text_encoder import TextEncoder
 from vild.inference.words import read_words
 from vild.modeling import build_model
 from vild.modeling.classifier import ClassSet
-from vild.utils.errors import UserError
+from vild.utils.errors import NotAvailable, UserError
 from vild.utils.files import cache_folder, write_text
-from vild.utils.fingerprint import check_same_teacher
-from vild.utils.images import read_image, to_array
 from vild.vocabulary.cache import TextCache
-from vild.vocabulary.prompts import LearnedPrompts
+from vild.vocabulary.prompts import LearnedPrompts, clean_name, find_prompts
 from vild.vocabulary.vocabulary import Vocabulary
 from vild.vocabulary.words import GivenWords, Words, parse_negatives
 
-CONFIG, WEIGHTS, TEACHER = "config.yaml", "model.safetensors", "teacher"  # in a folder of OpenVocabularyDetector.save
 if TYPE_CHECKING:  # words in the cache need no teacher
     from vild.teacher.teacher import Teacher
 
-ACROSS_NAMES = 0.7
-ImageInput = str | Path | Image.Image | np.ndarray | Tensor
+logger = logging.getLogger(__name__)
 
 
 class OpenVocabularyDetector:
@@ -68,29 +66,64 @@ class OpenVocabularyDetector:
         checkpointer.load(cfg.MODEL.WEIGHTS)
         self.trained: Vocabulary = self.model.vocabulary
         self.vocabulary: Vocabulary = self.trained
+        self.rules = DisplayRules()
         self.resize = resize_at_test(cfg)
         self._offered = self.model.roi_heads.classifier.current_classes
-        self._text = _TextEncoder(cfg, self.trained)
+        self._text = TextEncoder(cfg, self.trained)
         self._cache = TextCache(self.trained.fingerprint, cache_folder() if disk_cache else None)
+        if self.trained.prompts == "import":  # embeddings that no encoder gives again
+            self._cache.keep(self.trained.names, find_prompts(_prompts_of(self.trained)), self.trained.embeddings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        config_file: str | Path | None = None,
+        device: str | None = None,
+        disk_cache: bool = True,
+    ) -> OpenVocabularyDetector:
+        """Load a detector by name, downloaded if it is not on this machine.
+
+        Args:
+            name: "vild-r50", "vild-r50-ensemble", "vild-r152" or "vild-r152-ensemble", which the authors of ViLD
+                published; "hf-hub:OWNER/NAME" of a Hugging Face repository; a folder that :meth:`save` or
+                ``tools/export.py`` wrote; a file of weights, or its address as "https://...#sha256=...".
+            config_file: of a file of weights; the others have their own.
+            device: default: the best there is.
+
+        Raises:
+            NotAvailable: it is not here and cannot be downloaded.
+            UserError: no such detector, or one that cannot be read.
+        """
+        return cls(detector_config(name, config_file, device), disk_cache)
 
     @classmethod
     def from_folder(
         cls, folder: str | Path, device: str | None = None, disk_cache: bool = True
     ) -> OpenVocabularyDetector:
-        """Load a detector that :meth:`save` or ``tools/export.py`` wrote.
+        """Load a detector that :meth:`save` or ``tools/export.py`` wrote. ``device``: default: that of its config.
 
         Raises:
             UserError: the folder does not contain one.
         """
-        folder = Path(folder)
-        overrides = ["MODEL.WEIGHTS", str(folder / WEIGHTS)] + (["MODEL.DEVICE", device] if device else [])
-        if (folder / TEACHER).is_dir():
-            overrides += ["MODEL.VILD.TEACHER.NAME", f"local-dir:{folder / TEACHER}"]
-        return cls(load_config(str(folder / CONFIG), overrides), disk_cache)
+        return cls(folder_config(folder, device), disk_cache)
 
-    def save(self, folder: str | Path, teacher: bool = True) -> None:
-        """Write a self-contained folder: config, weights with vocabulary and, to encode new words, the teacher."""
+    def save(
+        self,
+        folder: str | Path,
+        teacher: bool = True,
+        licence: str | None = None,
+        run: str | Path | None = None,
+    ) -> None:
+        """Write a self-contained folder: config, weights with vocabulary and, to encode new words, the teacher.
+
+        Args:
+            licence: also write a model card under this licence, for sharing the folder (see :func:`model_card`).
+            run: output folder of the training or evaluation whose metrics the card quotes.
+        """
         folder = Path(folder)
+        if licence is not None:
+            write_text(folder / "README.md", model_card(self, folder.name, licence, run))
         if teacher:
             self.teacher.save(folder / TEACHER)
         save_weights(folder / WEIGHTS, self.model, read_network_record(self.cfg.MODEL.WEIGHTS)["trained_on"])
@@ -145,7 +178,9 @@ class OpenVocabularyDetector:
             shown, context = words, bool(context)
         else:
             shown, context = self._encode(words, prompts).marked_by(self.trained), context is not False
-        beside = self._context(shown, negatives, prompts, context)
+        unwanted = parse_negatives(negatives, files=True)
+        unwanted = (*unwanted, *self._beside((*shown.names, *unwanted), prompts))
+        beside = self._context(shown, unwanted, prompts, context)
         for name, score in (thresholds or {}).items():
             if name not in shown.names:
                 raise UserError(f"thresholds: '{name}' is not in the vocabulary")
@@ -158,20 +193,36 @@ class OpenVocabularyDetector:
         other._offered = self.model.roi_heads.classifier.class_set([shown, *beside], least)
         return other
 
+    def for_display(self) -> OpenVocabularyDetector:
+        """For a person who looks at the detections: the authors' detectors as in their notebook (``NOTEBOOK`` in
+        ``display.py``), any other unchanged. With the words it was trained on; give others to the result."""
+        other = copy.copy(self)
+        other.rules = NOTEBOOK if self.cfg.MODEL.META_ARCHITECTURE == "ReleasedRCNN" else self.rules
+        return other.with_vocabulary(self.trained)
+
     def _encode(self, words: Words, prompts: str | LearnedPrompts | None = None) -> Vocabulary:
         prompts = prompts or _prompts_of(self.trained)
         return Vocabulary.from_names(self._text, words, prompts=prompts, cache=self._cache)
 
+    def _beside(self, taken: Collection[str], prompts: str | LearnedPrompts | None) -> tuple[str, ...]:
+        """Words of the display rules that are not ``taken``; without a text encoder none, with a warning."""
+        taken = {clean_name(word) for word in taken}
+        words = tuple(word for word in self.rules.beside if word not in taken)
+        try:
+            return self._encode(_alone(words), prompts).names if words else ()
+        except NotAvailable as error:
+            logger.warning("%s. Detecting without it", error)
+            return ()
+
     def _context(
-        self, shown: Vocabulary, negatives: GivenWords, prompts: str | None, context: bool
+        self, shown: Vocabulary, unwanted: tuple[str, ...], prompts: str | None, context: bool
     ) -> list[Vocabulary]:
         """Vocabularies that compete in the softmax with ``shown``, without the spellings it has: a class that occurred
         twice would share its score with itself."""
         beside = []
         taken = {spelling for i in range(len(shown)) for spelling in shown.spellings(i)}
-        if unwanted := parse_negatives(negatives, files=True):
-            words = Words(unwanted, ((),) * len(unwanted))
-            beside.append(self._encode(words, prompts).marked_by(self.trained))
+        if unwanted:
+            beside.append(self._encode(_alone(unwanted), prompts).marked_by(self.trained))
             both = next((n for i, n in enumerate(beside[0].names) if beside[0].spellings(i) & taken), None)
             if both is not None:
                 raise UserError(f"negatives: '{both}' is also asked for")
@@ -189,7 +240,7 @@ class OpenVocabularyDetector:
         images: ImageInput | Sequence[ImageInput],
         words: GivenWords | Words | Vocabulary | None = None,
         threshold: float | None = None,
-        across_names: float = ACROSS_NAMES,
+        across_names: float | None = None,
     ) -> Detections | list[Detections]:
         """Detect in one image, or in several of different sizes.
 
@@ -199,7 +250,8 @@ class OpenVocabularyDetector:
             words: see :meth:`with_vocabulary`; for this call only.
             threshold: report only detections with a higher score.
             across_names: of two boxes of any names whose IoU is higher, report the one with the higher score; its
-                ``alternatives`` tell what else it may be. 1: report both. (Evaluation does not do this.)
+                ``alternatives`` tell what else it may be. 1: report both. (Evaluation does not do this.) Default: 0.7,
+                or as :meth:`for_display` says.
 
         Returns:
             a :class:`Detections`, or a list of them.
@@ -211,6 +263,7 @@ class OpenVocabularyDetector:
             return self.with_vocabulary(words)(images, None, threshold, across_names)
         if not isinstance(images, list | tuple):
             return self([images], None, threshold, across_names)[0]
+        rules = self.rules if across_names is None else replace(self.rules, across_names=across_names)
         inputs = [self._input(image) for image in images]
         results: list[Detections | None] = [None] * len(inputs)
         # one batch per size: padding would change the features near an image's border
@@ -218,15 +271,17 @@ class OpenVocabularyDetector:
         for index, x in enumerate(inputs):
             alike[x["image"].shape].append(index)
         for indices in alike.values():
-            found, statistics = self.model.detect_and_compare([inputs[i] for i in indices], self._over(threshold))
+            found, statistics = self.model.detect_and_compare(
+                [inputs[i] for i in indices], self._over(threshold), objectness=rules.objectness
+            )
             calibration = self.model.roi_heads.calibration
             known = None if calibration is None else calibration.images
             distances = [None] * len(indices) if known is None else known.distance(statistics).tolist()
             for i, instances, distance in zip(indices, found, distances, strict=True):
-                instances = instances.to("cpu")
-                keep = nms(instances.pred_boxes.tensor, instances.scores, across_names).sort().values
-                fields = instances[keep].get_fields()
-                results[i] = Detections(instances.image_size, self.names, self.vocabulary.splits, distance, **fields)
+                instances = rules.select(instances.to("cpu"))
+                results[i] = Detections(
+                    instances.image_size, self.names, self.vocabulary.splits, distance, **instances.get_fields()
+                )
         return results
 
     def _over(self, threshold: float | None) -> ClassSet:
@@ -244,56 +299,10 @@ class OpenVocabularyDetector:
 
     def _input(self, image: ImageInput) -> dict:
         """The input of Detectron2's meta-architectures."""
-        array = _as_array(image, self.cfg.INPUT.FORMAT)
+        array = as_array(image, self.cfg.INPUT.FORMAT)
         resized = self.resize.get_transform(array).apply_image(array)
         resized = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": resized, "height": array.shape[0], "width": array.shape[1]}
-
-
-class _TextEncoder:
-    """The text encoder of a config's teacher, which is loaded when the first text is encoded."""
-
-    def __init__(self, cfg, trained: Vocabulary):
-        self.cfg, self.fingerprint = cfg, trained.fingerprint
-        self.logit_scale, self.logit_bias = trained.logit_scale, trained.logit_bias
-        self._lock, self._teacher = threading.Lock(), None
-
-    @property
-    def teacher(self) -> Teacher:
-        with self._lock:
-            if self._teacher is None:
-                spec = self.cfg.MODEL.VILD.TEACHER
-                from vild.teacher.teacher import build_teacher
-
-                teacher = build_teacher(spec.NAME, spec.PRETRAINED, self.cfg.MODEL.DEVICE)
-                where = f"checkpoint {self.cfg.MODEL.WEIGHTS}"
-                check_same_teacher(teacher.fingerprint, f"MODEL.VILD.TEACHER ({spec.NAME})", self.fingerprint, where)
-                self._teacher = teacher
-        return self._teacher
-
-    def encode_text(self, texts: Sequence[str], prompts: LearnedPrompts | None = None) -> Tensor:
-        return self.teacher.encode_text(texts, prompts=prompts)
-
-
-def _as_array(image: ImageInput, image_format: str) -> np.ndarray:
-    """uint8 [H, W, 3] in ``image_format``."""
-    if isinstance(image, str | Path):
-        return read_image(image, image_format)
-    if isinstance(image, Image.Image):
-        try:
-            return to_array(image, image_format)
-        except (OSError, ValueError) as error:  # PIL decodes lazily
-            raise UserError(f"image cannot be read: {error}") from error
-    if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3 or 0 in image.shape:
-            raise UserError(f"image: a tensor must be uint8 RGB [3, H, W], not {image.dtype} {[*image.shape]}")
-        array = image.permute(1, 2, 0).cpu().numpy()
-        return array if image_format == "RGB" else array[:, :, ::-1]
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise UserError(f"image: an array must be uint8 [H, W, 3], not {image.dtype} {[*image.shape]}")
-        return image
-    raise UserError(f"image: {type(image).__name__} is not a path, PIL image, array or tensor")
 
 
 def vocabulary_of(detector: OpenVocabularyDetector, name: str) -> Vocabulary:
@@ -301,6 +310,11 @@ def vocabulary_of(detector: OpenVocabularyDetector, name: str) -> Vocabulary:
     which names it was trained on."""
     classes = datasets.get_classes(name)
     return detector._encode(Words(classes.names, classes.synonyms)).marked_by(detector.trained)
+
+
+def _alone(names: tuple[str, ...]) -> Words:
+    """Words without synonyms."""
+    return Words(names, ((),) * len(names))
 
 
 def _prompts_of(vocabulary: Vocabulary) -> str | LearnedPrompts:

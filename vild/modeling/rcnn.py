@@ -60,12 +60,14 @@ class ViLDRCNN(GeneralizedRCNN):
         return self.detect_and_compare(batched_inputs, classes, evidence)[0]
 
     def detect_and_compare(
-        self, batched_inputs: list[dict], classes: ClassSet, evidence: bool = False
+        self, batched_inputs: list[dict], classes: ClassSet, evidence: bool = False, objectness: float = 0.0
     ) -> tuple[list[Instances], Tensor]:
-        """:meth:`detect`, and the statistics of each image's features [N, S] (``familiarity.py``)."""
+        """:meth:`detect`, and the statistics of each image's features [N, S] (``familiarity.py``). ``objectness``:
+        classify only proposals that are an object with at least this probability, by the RPN."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
+        proposals = [p[p.objectness_logits.sigmoid() >= objectness] for p in proposals]
         detect = self.roi_heads.detect_evidence if evidence else self.roi_heads.detect
         results = detect(features, proposals, classes)
         found = [r["instances"] for r in self._postprocess(results, batched_inputs, images.image_sizes)]

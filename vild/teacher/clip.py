@@ -6,7 +6,8 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from torch import Tensor, nn
 
 from vild.teacher.context import encode_in_context
 from vild.teacher.teacher import Teacher
-from vild.utils.errors import UserError, first_line
+from vild.utils.errors import NotAvailable, UserError, first_line
 from vild.utils.files import write_json, write_tensors, written_whole
 from vild.utils.fingerprint import check_same_teacher
+from vild.utils.hub import asked_once, in_cache
 from vild.utils.untrusted import refused_as, what_it_is
 from vild.vocabulary.prompts import LearnedPrompts
 
 RANDOM = "random"
+HUB = "hf-hub:"
 CONFIG = "open_clip_config.json"  # of a local-dir: folder
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,9 +55,10 @@ class ClipTeacher(Teacher, kind="clip"):
         precision: str = "fp32",
         compile: bool = False,
     ):
-        self.model = _create(name, pretrained).to(device).eval().requires_grad_(False)
-        with refused_as(f"teacher '{name}': its tokenizer cannot be loaded"):
-            self.tokenizer = open_clip.get_tokenizer(name)
+        with _reachable(name, pretrained):
+            self.model = _create(name, pretrained).to(device).eval().requires_grad_(False)
+            with refused_as(f"teacher '{name}': its tokenizer cannot be loaded"):
+                self.tokenizer = open_clip.get_tokenizer(name)
         self.precision = precision
         self._encode_image = torch.compile(self.model.encode_image) if compile else self.model.encode_image
         preprocess = open_clip.get_model_preprocess_cfg(self.model)
@@ -131,9 +135,28 @@ def _local_folder(name: str) -> Path | None:
     return Path(name.removeprefix(prefix)) if name.startswith(prefix) else None
 
 
+@contextmanager
+def _reachable(name: str, pretrained: str) -> Iterator[None]:
+    """NotAvailable, at once, if weights of the Hugging Face hub are neither in the cache nor to be had."""
+    hub = name.startswith(HUB)
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained and not hub else {}
+    repository = name.removeprefix(HUB) if hub else tag.get("hf_hub", "").rpartition("/")[0]
+    if not repository or pretrained == RANDOM:
+        yield
+        return
+    with asked_once(repository) as reason:
+        if reason and not in_cache(repository):
+            call = f"open_clip.create_model({', '.join(map(repr, filter(None, (name, pretrained))))})"
+            raise NotAvailable(
+                f"teacher '{name}': its weights are not on this machine, and the Hugging Face hub cannot be asked for "
+                f'{repository} ({reason}); with network, run: python -c "import open_clip; {call}"'
+            )
+        yield
+
+
 def _create(name: str, pretrained: str) -> nn.Module:
     """``open_clip.create_model``, with UserErrors."""
-    folder, hub = _local_folder(name), name.startswith("hf-hub:")
+    folder, hub = _local_folder(name), name.startswith(HUB)
     if folder and not (folder / CONFIG).is_file():
         raise UserError(f"teacher '{name}': {folder / CONFIG} does not exist")
     if folder or hub:

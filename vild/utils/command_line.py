@@ -43,7 +43,11 @@ def at_least(low: int, high: float = float("inf")) -> Callable[[str], int]:
 # Each shared flag has one meaning, default and help text in all tools; a tool may add a note (see add_shared)
 SHARED = {
     "--config-file": {"metavar": "FILE", "help": 'a config file, or the name of a built-in one ("LVIS/vild.yaml")'},
-    "--weights": {"metavar": "PATH", "help": "trained weights: a checkpoint file"},
+    "--weights": {
+        "metavar": "NAME",
+        "help": "a checkpoint file, with --config-file; or alone a detector: vild-r50, vild-r50-ensemble, vild-r152 or "
+        "vild-r152-ensemble of the authors, hf-hub:OWNER/NAME, or a folder written by export.py",
+    },
     "--opts": {
         "nargs": argparse.REMAINDER,
         "default": [],
@@ -116,21 +120,14 @@ def add_shared(parser, *flags: str, note: str = "", **settings) -> None:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model: ``vild.config.config_from_flags`` reads them. Call it last: ``--opts`` takes all that follows."""
-    add_shared(parser, "--config-file", required=True)
+    """Which model: ``vild.checkpoint.pretrained.config_from_flags`` reads them. Call it last: ``--opts`` takes all that
+    follows."""
+    add_shared(parser, "--config-file", note="not where --weights brings its own")
     add_shared(parser, "--weights", "--device", "--opts")
-
-
-def add_model_or_folder_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model, or which exported folder: ``vild.apps.detector.load_detector`` reads them, with ``--opts``."""
-    add_shared(parser, "--config-file", note="not needed where --weights is a folder")
-    add_shared(parser, "--weights", note="or a folder written by export.py")
-    add_shared(parser, "--device")
 
 
 def add_detector_flags(parser: argparse.ArgumentParser) -> None:
     """Which detector, and which words: ``vild.apps.detector.make_detector`` reads them, with ``--threshold``."""
-    add_model_or_folder_flags(parser)
     add_shared(parser, "--vocabulary", note="default: the classes it was trained on")
     parser.add_argument("--negatives", metavar="WORDS", help="words that compete for each region but are not reported")
     parser.add_argument(
@@ -141,7 +138,7 @@ def add_detector_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SCORE",
         help="minimum scores of single words, instead of --threshold",
     )
-    add_shared(parser, "--opts")
+    add_model_flags(parser)
 
 
 def add_launch_flags(parser: argparse.ArgumentParser, dist_url: str = "auto") -> None:

@@ -38,16 +38,22 @@ class TextCache:
         self.width = fingerprint.get("width")
         weights = fingerprint.get("weights")
         self.path = None if folder is None or not weights else Path(folder) / f"text-{weights}.sqlite"
+        self._kept: dict[tuple[str, str], Tensor] = {}
         self._memory: dict[tuple[str, str], Tensor] = {}
         self._lock = threading.Lock()
+
+    def keep(self, spellings: Sequence[str], templates: Sequence[str], rows: Tensor) -> None:
+        """Answer these names with these embeddings [S, D], which are neither dropped nor written to disk."""
+        self._kept |= {(_hash(templates), clean_name(name)): row for name, row in zip(spellings, rows, strict=True)}
 
     def get(self, spellings: Sequence[str], templates: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
         """Unit float32 [S, D] of names; ``embed`` computes those that are not cached. For learned prompts,
         ``templates`` includes their hash."""
-        prompts = hashlib.sha256("\n".join(templates).encode()).hexdigest()[:16]
+        prompts = _hash(templates)
         keys = [clean_name(spelling) for spelling in spellings]
         with self._lock:
-            found = {key: self._memory[prompts, key] for key in keys if (prompts, key) in self._memory}
+            rows = ((key, self._kept.get((prompts, key), self._memory.get((prompts, key)))) for key in keys)
+            found = {key: row for key, row in rows if row is not None}
         if missing := list(dict.fromkeys(key for key in keys if key not in found)):
             new = self._read(prompts, missing)
             if unknown := [key for key in missing if key not in new]:
@@ -94,3 +100,7 @@ class TextCache:
         except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a name that is not valid Unicode
             logger.warning("text embedding cache %s is not used: %s", self.path, error)
             self.path = None
+
+
+def _hash(templates: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(templates).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vild.utils.errors import UserError
+from vild.utils.errors import NotAvailable, UserError
 from vild.utils.files import write_tensors
 from vild.utils.fingerprint import check_fingerprint
 from vild.utils.untrusted import open_tensors, parse_json, refuse_wrong_file, refused_as
@@ -265,7 +265,11 @@ def encode_names(
     flat = [spelling for group in spellings for spelling in group]
 
     def embed(some: list[str]) -> Tensor:
-        return _encode_spellings(encode_text, some, templates)
+        try:
+            return _encode_spellings(encode_text, some, templates)
+        except NotAvailable as error:
+            more = f" and {len(some) - 1} more" if len(some) > 1 else ""
+            raise NotAvailable(f"vocabulary: '{some[0]}'{more} must be encoded: {error}") from error
 
     rows = cache.get(flat, key, embed) if cache else embed(flat)
     if len(flat) == len(names):

@@ -1,0 +1,35 @@
+"""The card of a shared detector says what its files record."""
+
+import json
+
+import pytest
+import yaml
+
+from vild.checkpoint.checkpointer import write_weights
+from vild.checkpoint.pretrained import find_weights
+from vild.data.provenance import training_record
+from vild.inference.predictor import OpenVocabularyDetector
+from vild.utils.errors import UserError
+
+
+def test_data_teacher_metrics_and_licence(detector, make_cfg, tmp_path):
+    path, start = tmp_path / "model.safetensors", {"file": "R-50.pkl", "sha": "0" * 16, "trained_on": None}
+    record = training_record(["glyphs_train"], None) | {"starts": [start]}
+    write_weights(path, detector.model.state_dict(), detector.trained, "vild", record)
+    (tmp_path / "run" / "inference").mkdir(parents=True)
+    metrics = {"glyphs_val/bbox/AP50_novel": 12.345, "glyphs_val/bbox/AP50_nothing": None}
+    (tmp_path / "run" / "inference" / "vild_metrics.json").write_text(json.dumps(metrics))
+    saved = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(path)))
+    saved.save(tmp_path / "kites", teacher=False, licence="cc-by-4.0", run=tmp_path / "run")
+    head, _, body = (tmp_path / "kites" / "README.md").read_text().removeprefix("---\n").partition("---\n")
+    assert yaml.safe_load(head)["license"] == "cc-by-4.0"
+    (data_set,) = record["data_sets"]
+    count = f"{sum(data_set['annotations'].values()):,} annotations of {len(data_set['annotations'])} names"
+    source = f"glyphs_train ({data_set['file']}, SHA-256 {data_set['sha']}"
+    facts = [detector.trained.fingerprint["weights"], source, count, "starting from R-50.pkl (not recorded)", "12.3"]
+    for fact in (*facts, "60: 40 annotated, 20 held out", 'from_pretrained("hf-hub:OWNER/kites")'):
+        assert fact in body
+    assert "AP50_nothing" not in body and find_weights(tmp_path / "kites") == tmp_path / "kites"
+    with pytest.raises(UserError, match=r"nowhere/inference/vild_metrics\.json is not a file of metrics"):
+        saved.save(tmp_path / "other", teacher=False, licence="mit", run=tmp_path / "nowhere")
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,82 @@
+"""The model card of a detector: a README.md with what its files record, as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+
+from vild.checkpoint.checkpointer import read_network_record
+from vild.utils.fingerprint import describe
+from vild.utils.untrusted import parse_json, read_bytes, refused_as
+
+if TYPE_CHECKING:
+    from vild.inference.predictor import OpenVocabularyDetector
+
+CARD = """---
+license: {licence}
+library_name: vild
+pipeline_tag: zero-shot-object-detection
+---
+
+# {title}
+
+An open-vocabulary object detector, trained by distillation (ViLD, [arXiv 2104.13921](https://arxiv.org/abs/2104.13921)).
+
+```python
+from vild import OpenVocabularyDetector
+
+detector = OpenVocabularyDetector.from_pretrained("hf-hub:OWNER/{title}")
+found = detector("photo.jpg", ["umbrella", "chess knight"], threshold=0.4)
+```
+
+{facts}
+
+## Metrics
+
+{metrics}
+"""
+
+
+def model_card(detector: OpenVocabularyDetector, title: str, licence: str, run: str | Path | None = None) -> str:
+    """Markdown.
+
+    Args:
+        licence: an identifier of the hub, such as "apache-2.0" or "cc-by-4.0".
+        run: output folder of the training or evaluation whose metrics are quoted.
+
+    Raises:
+        UserError: ``run`` has no metrics, or they cannot be read.
+    """
+    splits, trained_on = detector.trained.splits, read_network_record(detector.cfg.MODEL.WEIGHTS)["trained_on"]
+    facts = [
+        ("variant", f"{detector.model.roi_heads.variant}, backbone {detector.cfg.MODEL.BACKBONE.NAME}"),
+        ("names", f"{len(splits):,}: {splits.count('base'):,} annotated, {splits.count('novel'):,} held out"),
+        ("teacher", describe(detector.trained.fingerprint)),
+        ("trained on", "; ".join(_data(trained_on)) if trained_on else "not recorded"),
+        ("calibrated", "no" if (c := detector.model.roi_heads.calibration) is None else f"on {c.data_set}"),
+    ]
+    table = tabulate(facts, ["", ""], tablefmt="github", disable_numparse=True)
+    return CARD.format(title=title, licence=licence, facts=table, metrics=_metrics(run))
+
+
+def _data(trained_on: dict) -> Iterator[str]:
+    """The data sets of a training record and of the networks it started from."""
+    for data_set in trained_on["data_sets"]:
+        counts = data_set["annotations"]
+        yield (f"{data_set['name']} ({data_set['file']}, SHA-256 {data_set['sha']}...): {sum(counts.values()):,} "
+               f"annotations of {len(counts):,} names")  # fmt: skip
+    for start in trained_on["starts"]:
+        before = "; ".join(_data(start["trained_on"])) if start["trained_on"] else "not recorded"
+        yield f"starting from {start['file']} ({before})"
+
+
+def _metrics(run: str | Path | None) -> str:
+    if run is None:
+        return "None were given."
+    path = Path(run) / "inference" / "vild_metrics.json"
+    with refused_as(f"model card: {path} is not a file of metrics"):
+        values = {str(key): float(value) for key, value in parse_json(read_bytes(path)).items() if value is not None}
+    return tabulate(values.items(), ["data set / metric", "value"], tablefmt="github", floatfmt=".1f")

@@ -1,0 +1,52 @@
+"""The text encoder of a detector."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from vild.checkpoint.released import with_teacher
+from vild.utils.fingerprint import check_same_teacher
+from vild.vocabulary.prompts import LearnedPrompts
+from vild.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from vild.teacher.teacher import Teacher
+
+
+class TextEncoder:
+    """The text encoder of a config's teacher, which is loaded when the first text is encoded.
+
+    Args:
+        trained: the detector's vocabulary, which must be of this teacher. One that does not name its teacher (a
+            converted checkpoint's) is compared by the embeddings of some of its names.
+    """
+
+    def __init__(self, cfg, trained: Vocabulary):
+        self.cfg, self.trained, self.fingerprint = cfg, trained, trained.fingerprint
+        self.logit_scale, self.logit_bias = trained.logit_scale, trained.logit_bias
+        self._lock, self._teacher = threading.Lock(), None
+
+    @property
+    def teacher(self) -> Teacher:
+        """NotAvailable if its weights cannot be had; UserError if it is not the one the detector was trained with."""
+        with self._lock:
+            if self._teacher is None:
+                from vild.teacher.teacher import build_teacher  # words in the cache need no teacher
+
+                spec = self.cfg.MODEL.VILD.TEACHER
+                teacher = build_teacher(spec.NAME, spec.PRETRAINED, self.cfg.MODEL.DEVICE)
+                where = f"checkpoint {self.cfg.MODEL.WEIGHTS}"
+                if self.fingerprint:
+                    what = f"MODEL.VILD.TEACHER ({spec.NAME})"
+                    check_same_teacher(teacher.fingerprint, what, self.fingerprint, where)
+                else:
+                    with_teacher(self.trained, teacher)
+                self._teacher = teacher
+        return self._teacher
+
+    def encode_text(self, texts: Sequence[str], prompts: LearnedPrompts | None = None) -> Tensor:
+        return self.teacher.encode_text(texts, prompts=prompts)
