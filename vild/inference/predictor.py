@@ -26,7 +26,7 @@ from vild.inference.text_encoder import TextEncoder
 from vild.inference.words import read_words
 from vild.modeling import build_model
 from vild.modeling.classifier import ClassSet
-from vild.utils.errors import NotAvailable, UserError
+from vild.utils.errors import UserError
 from vild.utils.files import cache_folder, write_text
 from vild.vocabulary.cache import TextCache
 from vild.vocabulary.prompts import LearnedPrompts, clean_name, find_prompts
@@ -179,7 +179,8 @@ class OpenVocabularyDetector:
         else:
             shown, context = self._encode(words, prompts).marked_by(self.trained), context is not False
         unwanted = parse_negatives(negatives, files=True)
-        unwanted = (*unwanted, *self._beside((*shown.names, *unwanted), prompts))
+        spelled = {spelling for i in range(len(shown)) for spelling in shown.spellings(i)}
+        unwanted = (*unwanted, *self._beside((*spelled, *unwanted), prompts))
         beside = self._context(shown, unwanted, prompts, context)
         for name, score in (thresholds or {}).items():
             if name not in shown.names:
@@ -210,7 +211,7 @@ class OpenVocabularyDetector:
         words = tuple(word for word in self.rules.beside if word not in taken)
         try:
             return self._encode(_alone(words), prompts).names if words else ()
-        except NotAvailable as error:
+        except UserError as error:
             logger.warning("%s. Detecting without it", error)
             return ()
 
