@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vild.utils.command_line import make_parser
 
-VARIANTS = ("text", "image", "vild", "ensemble")  # the paper's
+VARIANTS = ("text", "image", "vild", "ensemble")
 TIMES = ("time", "data_time", "eta_seconds", "rank_data_time")  # logged, but differ from run to run
 TEACHER, VOCABULARY, STORE, PROPOSALS = "local-dir:teacher", "vocabulary.safetensors", "store", "proposals.safetensors"
 

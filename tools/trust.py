@@ -13,7 +13,7 @@ from pathlib import Path
 from vild.utils.command_line import add_shared, at_least, make_parser
 from vild.utils.errors import one_line_errors
 
-VARIANTS = ("text", "image", "vild", "ensemble", "twin")
+VARIANTS = ("text", "image", "vild", "ensemble")
 COLUMNS = ("bbox/AP50_novel", "bbox/AP50_base")
 
 

@@ -19,8 +19,7 @@ from vild.utils.untrusted import check_config, refused_as
 def add_vild_config(cfg: CfgNode) -> None:
     """Add ``MODEL.VILD`` and set the defaults that differ from Detectron2's, in place."""
     cfg.MODEL.VILD = node = CfgNode()
-    # What trains the region embedding: "text", "image", "vild" (both losses, one head), "ensemble" (two heads)
-    # or "twin" (ours: two projections of one head)
+    # What trains the region embedding: "text", "image", "vild" (both losses, one head) or "ensemble" (two heads)
     node.VARIANT = "vild"
     # Vocabulary file (.safetensors) with the training classes, in the order of the data set's categories
     node.VOCABULARY = ""

@@ -189,8 +189,7 @@ def test_the_wrapped_module_is_the_detector(trained, program, images, tmp_path, 
     torch.testing.assert_close(again[1], scores, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["ensemble", "twin"])
-def test_a_fused_score_asks_which_names_are_base(variant, vocabulary_file, images, tmp_path):
+def test_the_ensemble_asks_which_names_are_base(vocabulary_file, images, tmp_path):
     """And a detector without masks has no such output. (The exported ensemble with masks is the released one.) Regions
     are proposed and pooled on one level, which makes the smaller graph."""
     keys = ["MODEL.MASK_ON", False, "MODEL.VILD.VOCABULARY", str(vocabulary_file)]
@@ -198,7 +197,7 @@ def test_a_fused_score_asks_which_names_are_base(variant, vocabulary_file, image
     keys += ["MODEL.RPN.IN_FEATURES", ["p3"], "MODEL.ROI_HEADS.IN_FEATURES", ["p3"]]
     keys += ["MODEL.ANCHOR_GENERATOR.SIZES", [[32]]]
     keys += ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
-    cfg = load_config(str(REPOSITORY / f"configs/Glyphs/{variant}.yaml"), keys)
+    cfg = load_config(str(REPOSITORY / "configs/Glyphs/ensemble.yaml"), keys)
     torch.manual_seed(0)
     VildCheckpointer(build_model(cfg), str(tmp_path)).save("model")
     detector = OpenVocabularyDetector(cfg)

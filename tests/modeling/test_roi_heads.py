@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -61,35 +60,6 @@ def test_images_without_objects_or_regions_train(make_cfg, variant):
         total = sum(model(inputs).values())
     total.backward()
     assert total.isfinite()
-
-
-def test_the_twins_losses_each_train_their_own_projection_and_share_the_head(make_cfg):
-    cfg = make_cfg("twin")
-    model = build(cfg).train()
-    heads = model.roi_heads
-    with EventStorage():
-        losses = model(inputs_of(cfg))
-    layers = [heads.embedding.projection.weight, heads.image_embedding.projection.weight]
-    shared = next(heads.embedding.head.parameters())
-    for name, trained in (("loss_text", layers[0]), ("loss_l1", layers[1])):
-        gradients = torch.autograd.grad(losses[name], [*layers, shared], retain_graph=True, allow_unused=True)
-        assert [g is not None for g in gradients] == [layers[0] is trained, layers[1] is trained, True]
-
-
-def test_the_twins_scores_are_those_of_an_ensemble_of_its_projections(make_cfg):
-    """Eq. 5 in float64, on the cosines of the two projections of the same features."""
-    heads = build(make_cfg("twin")).eval().roi_heads
-    pooled = torch.randn(30, 64, 7, 7)
-    with torch.inference_mode():
-        scores, _ = heads.scores(pooled)
-        features = heads.embedding.head(pooled).flatten(1)
-        text, image = (F.normalize(x.projection(features), dim=1) for x in (heads.embedding, heads.image_embedding))
-    matrix, temperature = heads.classifier.matrix(heads.classifier.text).double(), heads.classifier.temperature
-    p = (text.double() @ matrix.T / temperature).softmax(1)[:, :-1]
-    q = (image.double() @ matrix[:-1].T / temperature).softmax(1)
-    base = heads.classifier.base
-    expected = torch.where(base, (p**2 * q) ** (1 / 3), (p * q**2) ** (1 / 3))
-    torch.testing.assert_close(scores.double(), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_without_objectives_nothing_is_learned_of_the_regions(make_cfg):

@@ -16,9 +16,9 @@ import torch
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data import datasets
 from vild.modeling import build_model
-from vild.modeling.detection_heads import TWO_EMBEDDINGS, VARIANTS
 from vild.modeling.extra_teachers import check_several, check_teachers
 from vild.modeling.objectives import Objective, names_with, parse_objectives
+from vild.modeling.roi_heads import VARIANTS
 from vild.modeling.schedule import parse_loss_weights
 from vild.store.multi import SeveralStores
 from vild.store.store import EmbeddingStore
@@ -138,7 +138,7 @@ def _check_objectives(found: DistillationConfig, old_student: str) -> None:
     # objectives that do not say where in the teacher's space a region lies
     unplaced = of_images + names_with(found.objectives, "pairwise")
     # the head of the variant "image" can also learn from an old student
-    taught = found.variant in TWO_EMBEDDINGS or (found.variant == "image" and not old_student)
+    taught = found.variant == "ensemble" or (found.variant == "image" and not old_student)
     if taught and len(unplaced) == len(found.objectives):
         raise UserError(
             f"MODEL.VILD.OBJECTIVES: the image head of the variant '{found.variant}' would learn nothing of the "

@@ -29,7 +29,7 @@ class ExportedDetector(nn.Module):
         image: uint8 [H, W, 3] in the config's ``INPUT.FORMAT``, resized.
         text: unit float32 [C, D].
         shown: int64 [], only the first ``shown`` classes are detected; the others take part in the softmax.
-        base: bool [C]; an input of "ensemble" and "twin" only.
+        base: bool [C]; an input of the ensemble only.
 
     Outputs, N detections by descending score: boxes float32 [N, 4] (xyxy, pixels of ``image``), scores [N], classes
     int64 [N], and mask probabilities [N, M, M] within the boxes if the detector has masks.
@@ -41,7 +41,7 @@ class ExportedDetector(nn.Module):
 
     @property
     def input_names(self) -> list[str]:
-        return ["picture", "text", "shown"] + ["base"] * (self.model.roi_heads.fuses)
+        return ["picture", "text", "shown"] + ["base"] * (self.model.roi_heads.variant == "ensemble")
 
     @property
     def output_names(self) -> list[str]:

@@ -27,30 +27,14 @@ class RegionEmbedding(nn.Module):
         super().__init__()
         self.head = head
         shape = head.output_shape
-        self.projection = _projection(shape.channels * (shape.height or 1) * (shape.width or 1), width)
+        self.projection = nn.Linear(shape.channels * (shape.height or 1) * (shape.width or 1), width)
+        nn.init.normal_(self.projection.weight, std=0.01)
+        nn.init.zeros_(self.projection.bias)
 
     def forward(self, roi_features: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the region embeddings and the head's features [R, F] (for box regression)."""
         features = self.head(roi_features).flatten(1)
         return F.normalize(self.projection(features).float(), dim=1), features
-
-
-class SecondProjection(nn.Module):
-    """Another linear layer into the same space: the features [R, F] of a RegionEmbedding to unit float32 [R, D]."""
-
-    def __init__(self, first: RegionEmbedding):
-        super().__init__()
-        self.projection = _projection(first.projection.in_features, first.projection.out_features)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(self.projection(features).float(), dim=1)
-
-
-def _projection(features: int, width: int) -> nn.Linear:
-    layer = nn.Linear(features, width)
-    nn.init.normal_(layer.weight, std=0.01)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vild.modeling import fusion
 from vild.modeling.calibration import Calibration, evidence
-from vild.modeling.classifier import ClassSet, RegionEmbedding, SecondProjection, TextClassifier, softmax_settings
+from vild.modeling.classifier import ClassSet, RegionEmbedding, TextClassifier, softmax_settings
 from vild.modeling.extra_teachers import ExtraTeachers
 from vild.modeling.objectives import parse_objectives
 from vild.modeling.pooler import make_precise
@@ -26,8 +26,7 @@ from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
 ALTERNATIVES = 2  # names beside a detection's own
-VARIANTS = ("text", "image", "vild", "ensemble", "twin")
-TWO_EMBEDDINGS = ("ensemble", "twin")  # one of the text loss and one of the image loss, fused by eq. 5
+VARIANTS = ("text", "image", "vild", "ensemble")
 
 
 class OpenVocabularyROIHeads(StandardROIHeads):
@@ -39,7 +38,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         *,
         variant: str,
         embedding: RegionEmbedding,
-        image_embedding: RegionEmbedding | SecondProjection | None,
+        image_embedding: RegionEmbedding | None,
         classifier: TextClassifier,
         bbox_pred: nn.Linear,
         box2box_transform: Box2BoxTransform,
@@ -54,8 +53,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         """
         Args:
             embedding: region embedding of the only head, or of the ensemble's text head.
-            image_embedding: that of the ensemble's image head, or the twin's second projection of the only head's
-                features; None in other variants.
+            image_embedding: that of the ensemble's image head; None in other variants.
             bbox_pred: features of ``embedding`` to 4 class-agnostic deltas.
             kwargs: of :class:`StandardROIHeads`; its ``box_head`` is inside ``embedding``.
         """
@@ -92,13 +90,12 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         bbox_pred = nn.Linear(features, 4)
         nn.init.normal_(bbox_pred.weight, std=0.001)
         nn.init.zeros_(bbox_pred.bias)
-        image_embeddings = {"ensemble": region_embedding, "twin": lambda: SecondProjection(embedding)}
         return {
             **settings,
             "num_classes": len(vocabulary),
             "variant": keys.VARIANT,
             "embedding": embedding,
-            "image_embedding": second() if (second := image_embeddings.get(keys.VARIANT)) else None,
+            "image_embedding": region_embedding() if keys.VARIANT == "ensemble" else None,
             "classifier": TextClassifier(vocabulary, temperature, bias, keys.TEST_TEMPERATURE),
             "bbox_pred": bbox_pred,
             "box2box_transform": Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
@@ -131,9 +128,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
     def fuses(self) -> bool:
         """Whether scores come from a text and an image head (eq. 5), with base and novel classes weighted
         differently."""
-        return self.variant in TWO_EMBEDDINGS or bool(
-            self.variant == "vild" and self.others and self.others.projections
-        )
+        return self.variant == "ensemble" or bool(self.variant == "vild" and self.others and self.others.projections)
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Replace the classes; no weight changes."""
@@ -149,21 +144,19 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         return torch.cat(list(self._score_blocks(heads, self.classifier.current_classes))), deltas
 
     def _embed(self, pooled: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Region embeddings [R, D] of the only head or (ensemble, twin) those of text and image loss, then [R, D_k] in
-        the spaces of extra teachers; and box deltas."""
+        """Region embeddings [R, D] of the only head or (ensemble) of the text and the image head, then [R, D_k] in the
+        spaces of extra teachers; and box deltas."""
         embeddings, box_features = self.embedding(pooled)
         heads, features = [embeddings], box_features
-        if self.variant == "ensemble":
+        if self.image_embedding is not None:
             image, features = self.image_embedding(pooled)
             heads.append(image)
-        elif self.variant == "twin":
-            heads.append(self.image_embedding(features))
         heads += [] if self.others is None else self.others(features)
         return heads, self.bbox_pred(box_features)
 
     def _logit_blocks(self, heads: list[Tensor], classes: ClassSet) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Logits of the own heads and those of extra teachers, for successive blocks of regions."""
-        own = 2 if self.variant in TWO_EMBEDDINGS else 1
+        own = 1 if self.image_embedding is None else 2
         # the extra teachers' vocabularies have the classes of training only
         extra = self.others.texts if len(heads) > own and classes.names == self.others.names else []
         for logits in self.classifier.blocks(heads[: own + len(extra)], classes.text, extra):
@@ -184,9 +177,9 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         return fusion.variant_scores(self.variant, logits, ~classes.base, self.ensemble_weight, extra)
 
     def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """Unit embeddings [sum of N, D] of given boxes, those of the image loss if there are two."""
-        heads, _ = self._embed(self._pool(features, boxes))
-        return heads[self.variant in TWO_EMBEDDINGS]
+        """Unit embeddings [sum of N, D] of given boxes, from the image head if there is one."""
+        pooled = self._pool(features, boxes)
+        return (self.image_embedding or self.embedding)(pooled)[0]
 
     def detect(self, features, proposals: list[Instances], classes: ClassSet) -> list[Instances]:
         """Boxes and masks of these classes; :meth:`forward` detects those of the current vocabulary. Each detection has

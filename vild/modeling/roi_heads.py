@@ -1,4 +1,4 @@
-"""ViLD's RoI heads and their losses, in the paper's four variants (section 3) and one of ours.
+"""ViLD's RoI heads and their losses, in four variants (paper, section 3).
 
 ==========  ====================================  ====================================
 variant     loss on the region embedding          score at test
@@ -7,8 +7,6 @@ text        text loss                             softmax over vocabulary + back
 image       image loss                            softmax over vocabulary
 vild        both, one shared head                 as text
 ensemble    text and image loss, two heads        geometric mean of the two
-twin        text and image loss, two projections  as ensemble
-            of one shared head (ours)
 ==========  ====================================  ====================================
 
 Boxes and masks are class-agnostic in all of them.
@@ -151,8 +149,6 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
             sampled, distilled = self.embedding(of_sampled), self.image_embedding(of_distilled)
         else:  # one head, one batch (and one set of batch statistics)
             sampled, distilled = zip(*map(parted, self.embedding(pooled)), strict=True)
-            if self.variant == "twin":
-                distilled = self.image_embedding(distilled[1]), distilled[1]
         return sampled, distilled, parted(pooled)[1] if distill[0].has("maps") else None
 
     def _detection_losses(
