@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Run the whole method on the built-in world, on a CPU or GPUs, and write a report: world, teacher, proposals, store,
-training, evaluation, images. Started again, it resumes.
+training, evaluation, images, and the detector as a folder for ``from_pretrained``. Started again, it resumes.
 
     tools/quickstart.py --output-dir output/quickstart
 """
@@ -55,12 +55,14 @@ def main():
     diagnostics, crops = run.read_diagnostics()
     diagnostics["clip_on_crops_AP50"] = {group: crops[f"AP50_{group}"] for group in ("base", "novel")}
     metrics = {title: run.read_metrics(shown[title]) for title in sorted(shown)}
+    teacher = ["MODEL.VILD.TEACHER.NAME", f"local-dir:{run.teacher().output}"]
     detectors = {
         title: OpenVocabularyDetector(
-            load_config(str(run.config(stage.name)), ["MODEL.WEIGHTS", str(stage.output / weights)])
+            load_config(str(run.config(stage.name)), ["MODEL.WEIGHTS", str(stage.output / weights), *teacher])
         )
         for title, stage in trained.items()
     }
+    detectors["ViLD"].save(args.output_dir / "detector")
     splits, images = detectors["ViLD"].trained.splits, len(datasets.load_dicts("glyphs_val"))
     counts = {"base": splits.count("base"), "novel": splits.count("novel"), "all": len(splits)}
     page = write_quickstart_report(
@@ -70,7 +72,7 @@ def main():
         comparison(detectors, "glyphs_val", count=4, threshold=THRESHOLD),
     )
     print(quickstart_table(metrics).markdown, trust_table(metrics).markdown, sep="\n\n")
-    print(f"report: {page}, with the image {args.output_dir / 'report.png'}")
+    print(f"report: {page}, with the image {args.output_dir / 'report.png'}; detector: {args.output_dir / 'detector'}")
 
 
 if __name__ == "__main__":
