@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tabulate import tabulate
+from torch import nn
 
 from vild.checkpoint.checkpointer import read_network_record
 from vild.utils.fingerprint import describe
 from vild.utils.untrusted import parse_json, read_bytes, refused_as
-
-if TYPE_CHECKING:
-    from vild.inference.predictor import OpenVocabularyDetector
 
 CARD = """---
 license: {licence}
@@ -40,23 +37,26 @@ found = detector("photo.jpg", ["umbrella", "chess knight"], threshold=0.4)
 """
 
 
-def model_card(detector: OpenVocabularyDetector, title: str, licence: str, run: str | Path | None = None) -> str:
+def model_card(cfg, model: nn.Module, title: str, licence: str, run: str | Path | None = None) -> str:
     """Markdown.
 
     Args:
+        cfg: of the detector, with its ``MODEL.WEIGHTS``.
+        model: the ViLDRCNN of it.
         licence: an identifier of the hub, such as "apache-2.0" or "cc-by-4.0".
         run: output folder of the training or evaluation whose metrics are quoted.
 
     Raises:
         UserError: ``run`` has no metrics, or they cannot be read.
     """
-    splits, trained_on = detector.trained.splits, read_network_record(detector.cfg.MODEL.WEIGHTS)["trained_on"]
+    heads, vocabulary = model.roi_heads, model.vocabulary
+    splits, trained_on = vocabulary.splits, read_network_record(cfg.MODEL.WEIGHTS)["trained_on"]
     facts = [
-        ("variant", f"{detector.model.roi_heads.variant}, backbone {detector.cfg.MODEL.BACKBONE.NAME}"),
+        ("variant", f"{heads.variant}, backbone {cfg.MODEL.BACKBONE.NAME}"),
         ("names", f"{len(splits):,}: {splits.count('base'):,} annotated, {splits.count('novel'):,} held out"),
-        ("teacher", describe(detector.trained.fingerprint)),
+        ("teacher", describe(vocabulary.fingerprint)),
         ("trained on", "; ".join(_data(trained_on)) if trained_on else "not recorded"),
-        ("calibrated", "no" if (c := detector.model.roi_heads.calibration) is None else f"on {c.data_set}"),
+        ("calibrated", "no" if (c := heads.calibration) is None else f"on {c.data_set}"),
     ]
     table = tabulate(facts, ["", ""], tablefmt="github", disable_numparse=True)
     return CARD.format(title=title, licence=licence, facts=table, metrics=_metrics(run))

@@ -123,7 +123,7 @@ class OpenVocabularyDetector:
         """
         folder = Path(folder)
         if licence is not None:
-            write_text(folder / "README.md", model_card(self, folder.name, licence, run))
+            write_text(folder / "README.md", model_card(self.cfg, self.model, folder.name, licence, run))
         if teacher:
             self.teacher.save(folder / TEACHER)
         save_weights(folder / WEIGHTS, self.model, read_network_record(self.cfg.MODEL.WEIGHTS)["trained_on"])
