@@ -25,6 +25,7 @@ from vild.engine.guards import TrainingGuard, seed_step
 from vild.engine.launch import ddp_on
 from vild.engine.run_record import RUN_FILE, check_resumable, run_record
 from vild.engine.sources import attach_sources, check_classes, is_proposal_network, open_live_teacher, open_store
+from vild.engine.writers import build_writers
 from vild.evaluation.evaluator import (
     OpenVocabularyEvaluator,
     ProposalRecallEvaluator,
@@ -34,7 +35,7 @@ from vild.evaluation.evaluator import (
 from vild.modeling import register_parts
 from vild.utils import signals
 from vild.utils.errors import Failure, UserError
-from vild.utils.files import drop_partial_line, write_json
+from vild.utils.files import write_json
 from vild.utils.fingerprint import check_same_teacher, describe
 from vild.utils.signals import Ended
 from vild.vocabulary.vocabulary import Vocabulary
@@ -215,8 +216,7 @@ class Trainer(DefaultTrainer):
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
 
     def build_writers(self):
-        drop_partial_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
-        return super().build_writers()
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     @classmethod
     def build_train_loader(cls, cfg, start_iteration: int = 0):
