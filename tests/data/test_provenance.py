@@ -159,7 +159,7 @@ def test_the_chain_of_the_tools(tool, make_cfg, teacher_folder, tmp_path, monkey
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in store.iterdir()}
     capsys.readouterr()
     assert tool(*build) == 0  # a second time, nothing is written
-    assert capsys.readouterr().out.startswith("store already complete, checksums correct, nothing written: ")
+    assert "\nstore already complete, checksums correct, nothing written: " in capsys.readouterr().out
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in store.iterdir()} == before
     output = tmp_path / "audit.json"
     files = ("--proposals", proposals, "--store", store, "--weights", weights, "--output", output)

@@ -85,7 +85,7 @@ def crops(s: Settings) -> Found:
 
 def run_pass(s: Settings, compile: bool) -> Found:
     words = ["--teacher", s.teacher, *(["--images", s.images] if s.images else [])]
-    words += ["--num-images", 2, "--regions", 3, "--num-workers", 0] if s.tiny else ["--num-images", 200]
+    words += ["--num-images", 2, "--regions", 3, "--num-workers", 1] if s.tiny else ["--num-images", 200]
     row = next(teacher_pass.run(s.flags("teacher", *words, *(["--compile"] if compile else []))))
     keys = ("crops_a_second", "encoder_crops_a_second", "share_of_encoder", "matrix_TFLOP_a_second")
     return row["crops_a_second"] >= (27_000 if compile else 21_000), {key: row[key] for key in keys}

@@ -119,14 +119,14 @@ class ClipTeacher(Teacher, kind="clip"):
         return torch.cat(parts)
 
     def save(self, folder: Path) -> None:
-        """See :meth:`Teacher.save`. Files are written atomically, the config last. Of a teacher in fp32."""
-        assert self.precision == "fp32", "the image tower's weights are rounded"
+        """See :meth:`Teacher.save`. Files are written atomically, the config last. A named model must be in fp32."""
         if source := _local_folder(self.name):
             files = [f.relative_to(source) for f in source.rglob("*") if f.is_file()]
             for file in sorted(files, key=lambda f: (f.name == CONFIG, f)):
                 with written_whole(folder / file) as aside:
                     shutil.copyfile(source / file, aside)
         else:
+            assert self.precision == "fp32", "the image tower's weights are rounded"
             save_local(self.model, open_clip.get_model_config(self.name), folder)
 
 
@@ -146,6 +146,8 @@ def _reachable(name: str, pretrained: str) -> Iterator[None]:
         return
     with asked_once(repository) as reason:
         if reason and not in_cache(repository):
+            if not hub:
+                _check_weights(name, pretrained)  # what is wrong anyway is said first
             call = f"open_clip.create_model({', '.join(map(repr, filter(None, (name, pretrained))))})"
             raise NotAvailable(
                 f"teacher '{name}': its weights are not on this machine, and the Hugging Face hub cannot be asked for "
