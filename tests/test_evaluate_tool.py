@@ -133,6 +133,18 @@ def test_evaluate_reports_a_mistake_in_one_line(arguments, change, message, tmp_
     assert not (tmp_path / "o").exists()
 
 
+def test_names_that_a_split_and_the_file_do_not_share_are_reported(tmp_path, tool, capsys):
+    document = coco_val()
+    names = [c["name"] for c in document["categories"]]
+    split = write(tmp_path / "split.json", {"base": names[:3], "novel": [names[3].upper()]})
+    paths = [write(tmp_path / "gt.json", document), write(tmp_path / "r.json", perfect(document))]
+    arguments = ["--gt", paths[0], "--results", paths[1], "--output-dir", tmp_path / "o", "--split", split]
+    assert tool("evaluate.py", "--protocol", "split", *arguments) == 0
+    page = capsys.readouterr().out
+    assert f"1 names of the split are not in {paths[0]} ('{names[3].upper()}', ...)" in page
+    assert f"{len(names) - 3} names of {paths[0]} are not in the split, and left out ('{names[3]}', ...)" in page
+
+
 def test_transfer_and_report(world, checkpoint_file, teacher_folder, tmp_path, tool, capsys):
     done = tool(
         "transfer.py", "--config-file", CONFIG, "--num-gpus", 0, "MODEL.WEIGHTS", checkpoint_file,

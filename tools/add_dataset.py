@@ -27,6 +27,7 @@ def main():
     from vild.data import datasets
     from vild.data.annotations import is_lvis_form
     from vild.data.classes import read_split
+    from vild.vocabulary.words import check_names
 
     if args.name in datasets.BUILTIN:
         raise UserError(f"--name: '{args.name}' is a built-in data set")
@@ -38,6 +39,7 @@ def main():
         why = "has neg_category_ids and frequencies" if lvis else "lacks neg_category_ids or frequencies"
         print(f"{args.json} {why}: evaluated by the {entry.protocol} protocol (change it with --protocol)")
     classes = datasets.get_classes(args.name, entry)
+    check_names(classes.names, args.json)
     if missing := read_split(args.split, datasets.root()).absent(document["categories"]):
         print(f"warning: {len(missing)} names of split {args.split} are not in {args.json} ('{missing[0]}' ...)")
     replaced = datasets.entries().get(args.name)

@@ -20,7 +20,7 @@ SPLITS = {"lvis": "lvis", "coco": "everything", "coco-48-17": "coco_48_17"}
 
 
 def read_truth(path: str, protocol: str, split: str):
-    """The ``GroundTruth`` of an annotation file under one of the protocols above."""
+    """The ``GroundTruth`` of an annotation file under one of the protocols above, and what does not match ``split``."""
     from vild.data import datasets
     from vild.data.annotations import is_lvis_form, load_annotations
     from vild.data.classes import make_classes, read_split
@@ -37,7 +37,17 @@ def read_truth(path: str, protocol: str, split: str):
     classes = make_classes(document["categories"], rules)
     if not classes.names:
         raise UserError(f"{path}: split '{rules.path.stem}' matches none of its categories")
-    return GroundTruth(document, classes, "lvis" if lvis and protocol in ("lvis", "split") else "coco")
+    truth = GroundTruth(document, classes, "lvis" if lvis and protocol in ("lvis", "split") else "coco")
+    return truth, _unmatched_names(rules, document["categories"], path) if split else []
+
+
+def _unmatched_names(rules, categories: list[dict], path: str) -> list[str]:
+    """A line each for names of the split that are not in the file, and the other way round."""
+    absent, left = rules.absent(categories), [c["name"] for c in categories if rules.mark(c) is None]
+    lines = [f"{len(absent)} names of the split are not in {path} ('{absent[0]}', ...)"] if absent else []
+    if left:
+        lines.append(f"{len(left)} names of {path} are not in the split, and left out ('{left[0]}', ...)")
+    return lines
 
 
 @one_line_errors
@@ -60,7 +70,7 @@ def main():
     from vild.evaluation.results import read_results
     from vild.utils.files import write_json, write_text
 
-    truth = read_truth(args.gt, args.protocol, args.split)
+    truth, doubts = read_truth(args.gt, args.protocol, args.split)
     categories = {c["id"] for c in truth.document["categories"]}
     if args.protocol == "coco-48-17":
         categories |= {c["id"] for c in COCO_CATEGORIES}  # results for all 80 names against a file of 65
@@ -70,7 +80,7 @@ def main():
     iou_types, notes = scored_iou_types(truth, args.iou_type, args.gt)
     found = read_results(args.results, sizes, categories, "segm" in iou_types)
     result = evaluator.score(truth, found, iou_types)
-    result.notes += notes
+    result.notes += doubts + notes
     name = Path(args.gt).stem
     page = f"{evaluator.as_page(name, truth, result)}\n"
     print(page, end="")

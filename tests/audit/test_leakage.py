@@ -34,6 +34,8 @@ def test_the_benchmark_knows_what_is_novel(benchmark):
     assert sum(len(t.base) + len(t.novel) for t in benchmark.truth.values()) == len(document["annotations"])
     with pytest.raises(UserError, match="split 'everything' marks no class of glyphs_train_all as novel"):
         Benchmark.read("glyphs_train_all", "", None)
+    with pytest.raises(UserError, match="--full glyphs_train: it has no box of a novel class to compare with"):
+        Benchmark.read("glyphs_train", "", "glyphs_train")
     with pytest.raises(UserError, match="is a file, not the name of a data set: --split is required"):
         Benchmark.read(str(datasets.root() / "glyphs/annotations/coco_train.json"), "", None)
 

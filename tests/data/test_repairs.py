@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+from detectron2.structures.masks import polygon_area
 from PIL import Image
 from pycocotools import mask as mask_api
 
@@ -13,6 +14,7 @@ from tests.data.official import annotation, write
 from vild.data import datasets
 from vild.data.annotations import check_annotations
 from vild.data.mapper import ViLDMapper
+from vild.data.masks import has_mask
 from vild.utils.errors import UserError
 
 
@@ -142,3 +144,20 @@ def test_masks_of_any_form_are_trained_on_as_bitmasks(tmp_path, monkeypatch):
     assert len(instances) == 3
     for mask in instances.gt_masks.tensor:
         np.testing.assert_array_equal(mask.numpy(), pixels.astype(bool))
+
+
+@pytest.mark.parametrize(
+    ("polygon", "area"),
+    [
+        ([5, 8, 33, 8, 20, 8], 0),  # lines and a point
+        ([5, 8, 5, 30, 5, 20], 0),
+        ([0, 0, 10, 10, 5, 5], 0),
+        ([7, 7, 7, 7, 7, 7], 0),
+        ([5, 8, 33, 8, 33, 44], 504),
+        ([5, 8, 33, 8, 33, 44, 5, 44], 1008),
+    ],
+)
+def test_a_polygon_without_area_is_no_mask(polygon, area):
+    """The area by Detectron2's own formula."""
+    assert polygon_area(np.array(polygon[::2]), np.array(polygon[1::2])) == area
+    assert has_mask([polygon]) == bool(area) and has_mask([polygon, [1, 1, 9, 1, 9, 9]])

@@ -206,3 +206,16 @@ def test_ap_fixed_says_when_a_limit_an_image_makes_it_a_lower_bound(tmp_path):
     assert note.startswith("AP_fixed is a lower bound if the detector was limited to 30 detections an image")
     assert f"as {at_limit} images suggest" in note
     assert score(truth, read(truth, results, tmp_path), ("bbox",)).notes == []
+
+
+@pytest.mark.parametrize(("factor", "shift", "range_"), [(100, 0, "100"), (1, -2, "-")])
+def test_scores_that_are_no_probabilities_have_an_ap_only(factor, shift, range_, tmp_path):
+    document, results = random_world(2, lvis=False)
+    truth = truth_of(document, "coco")
+    plain = score(truth, read(truth, results, tmp_path), ("bbox",))
+    other = [{**r, "score": factor * r["score"] + shift} for r in results]
+    found = score(truth, read(truth, other, tmp_path), ("bbox",))
+    (note,) = found.notes
+    assert note.startswith("no precision, recall and calibration error: scores from ") and range_ in note
+    assert "precision" in plain.metrics["bbox"] and "precision" not in found.metrics["bbox"]
+    assert found.metrics["bbox"]["AP"] == pytest.approx(plain.metrics["bbox"]["AP"], abs=1e-6)

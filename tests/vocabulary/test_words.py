@@ -81,6 +81,12 @@ def test_synonyms_in_every_form_are_the_same():
         ('["cat", "do', "is not a list in JSON or YAML"),
         ("names: [yes, no]", "item 0 is 'True'"),
         (" ,; ", "it is empty"),
+        ('"anchor, ship","umbrella"', "separators within quotes are not understood"),
+        ("0: anchor\n1: umbrella", r"its lines are numbered \('0: anchor'\)"),
+        ("1\tanchor\n2\tumbrella", "its lines are numbered"),
+        ("caf\u00e9, cafe\u0301", "duplicate class name 'caf\u00e9'$"),  # one character, or two
+        ("names: [anchor, umbrella]\nnc: 3", "it has 2 names, but nc is 3"),
+        ({0: "anchor", 2: "umbrella"}, "its numbers have gaps: 0, 2"),
         # what looks like a file and is none is no class
         ("words.txt", "words.txt does not exist"),
         ("kite, words.JSON", "words.JSON does not exist"),
@@ -89,6 +95,7 @@ def test_synonyms_in_every_form_are_the_same():
         ("/nowhere/" + "x" * 300, "does not exist"),
         (Path("nowhere"), "vocabulary nowhere does not exist"),
         (Path("/"), "vocabulary / is not a file"),
+        ("/", "vocabulary: / is not a file"),
     ],
 )  # fmt: skip
 def test_anything_else_is_one_line(given, reason):

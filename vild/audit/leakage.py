@@ -81,6 +81,8 @@ class Benchmark:
             images = datasets.read_annotations(training, find_entry(training, split))["images"]
             same, unmatched = match_images(images, document["images"])
             truth = truth_by_image(document, classes)
+            if not any(len(boxes.novel) for boxes in truth.values()):
+                raise UserError(f"--full {full}: it has no box of a novel class to compare with")
             alike = same and all(mine == theirs for mine, theirs in same.items())
             rest = set(truth) - {i["id"] for i in images} if alike else ()  # of proposals for more images
             truth = {mine: truth[theirs] for mine, theirs in same.items()} | {i: truth[i] for i in rest}

@@ -119,9 +119,13 @@ def evaluate_results(
 
 def score(truth: GroundTruth, found: ResultArrays, iou_types: tuple[str, ...]) -> Evaluation:
     """All metrics of some detections: AP by the data set's protocol, AP-fixed for LVIS, and for boxes how far their
-    scores can be believed (``reliability.py``)."""
+    scores can be believed (``reliability.py``), if they are between 0 and 1."""
     evaluation = evaluate(truth, found, iou_types, fixed=truth.protocol == "lvis")
-    if "bbox" in iou_types:
+    low, high = (found.scores.min(), found.scores.max()) if len(found.scores) else (0, 0)
+    if low < 0 or high > 1:
+        evaluation.notes.append(f"no precision, recall and calibration error: scores from {low:.4g} to {high:.4g} are "
+                                "no probabilities")  # fmt: skip
+    elif "bbox" in iou_types:
         judged = judge(truth, found)
         evaluation.metrics["bbox"] |= summarize_reliability(judged, truth.classes.splits, THRESHOLD)
     return evaluation

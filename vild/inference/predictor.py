@@ -178,7 +178,7 @@ class OpenVocabularyDetector:
             shown, context = words, bool(context)
         else:
             shown, context = self._encode(words, prompts).marked_by(self.trained), context is not False
-        unwanted = parse_negatives(negatives, files=True)
+        unwanted = parse_negatives(negatives or (), files=True)
         spelled = {spelling for i in range(len(shown)) for spelling in shown.spellings(i)}
         unwanted = (*unwanted, *self._beside((*spelled, *unwanted), prompts))
         beside = self._context(shown, unwanted, prompts, context)

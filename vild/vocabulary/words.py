@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ FILES = (".cfg", ".csv", ".data", ".json", ".jsonl", ".labels", ".list", ".lst",
          ".pkl", ".pt", ".pth", ".safetensors", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml")  # fmt: skip
 LIST = re.compile(r"""\s*([\[{]\s*["'].*|\[.*\]|\{.*\})\s*""", re.DOTALL)
 NAMES = re.compile(r"^names\s*:", re.MULTILINE)  # of a data.yaml
+QUOTED = re.compile(r'(?:^|[,;])\s*"[^"]*[,;][^"]*"\s*(?:[,;]|$)')  # a separator within quotes, as in CSV
+NUMBERED = re.compile(r"(\d+)\s*[:.\t ]\s*\S")  # a line of a label map
 PATH = re.compile(r"(~|\.{0,2})[/\\]|[A-Za-z]:[/\\]")  # how one begins
 GivenWords = str | Path | Iterable[str] | Mapping[int, str]
 
@@ -101,7 +104,7 @@ def _read(given: GivenWords, files: bool, where: str = "vocabulary") -> tuple[st
     missing = [s for group in groups for s in group if s.lower().endswith(FILES)]
     missing = [given.strip()] if _is_path(given.strip()) else missing
     if files and missing:
-        raise UserError(f"{where}: {missing[0]} does not exist")
+        raise UserError(f"{where}: {missing[0]} {'is not a file' if os.path.exists(missing[0]) else 'does not exist'}")
     return where, groups
 
 
@@ -132,22 +135,41 @@ def _of_text(text: str, where: str, structured: bool = False) -> list[list[str]]
                 document = parse_yaml(text)
         return _of_items(document, where)
     lines = [line.strip().removeprefix("- ") for line in text.splitlines() if not line.lstrip().startswith("#")]
+    _check_lines(lines, where)
     parts = (part for line in lines for part in SEPARATORS.split(line))
     return [group for part in parts if (group := _spellings(part))]
+
+
+def _check_lines(lines: Sequence[str], where: str) -> None:
+    """UserError for lines of a CSV file with quoted separators, or of a numbered list."""
+    if quoted := next((line for line in lines if QUOTED.search(line)), None):
+        raise UserError(f"{where}: {quoted[:60]}: separators within quotes are not understood; give a list in JSON")
+    numbers = [int(found[1]) for line in lines if line and (found := NUMBERED.match(line))]
+    if len(numbers) > 1 and len(numbers) == sum(map(bool, lines)) and _consecutive(numbers):
+        raise UserError(f"{where}: its lines are numbered ('{lines[0][:40]}'); give the names alone, or a list in YAML")
+
+
+def _consecutive(numbers: Sequence[int]) -> bool:
+    return [*numbers] == [*range(numbers[0], numbers[0] + len(numbers))]
 
 
 def _of_items(document: object, where: str) -> list[list[str]]:
     """The spellings of each item, none of an empty one."""
     if isinstance(document, Mapping) and "names" in document:
-        document = document["names"]
+        count, document = document.get("nc"), document["names"]
+        if isinstance(count, int) and isinstance(document, Mapping | list) and count != len(document):
+            raise UserError(f"{where}: it has {len(document)} names, but nc is {count}")
     if isinstance(document, str):
         return _of_text(document, where)
     if isinstance(document, Mapping):
         try:
-            document = [document[key] for key in sorted(document, key=int)]
+            numbers = {int(key): word for key, word in document.items()}
         except (TypeError, ValueError):
             keys = ", ".join(map(str, [*document][:5]))
             raise UserError(f"{where}: a list of words is expected, or 'names' with one, not keys {keys}") from None
+        if numbers and not _consecutive(sorted(numbers)):
+            raise UserError(f"{where}: its numbers have gaps: {', '.join(map(str, sorted(numbers)[:5]))}")
+        document = [numbers[number] for number in sorted(numbers)]
     if not isinstance(document, Iterable) or isinstance(document, bytes):
         raise UserError(f"{where}: a list of words is expected, not {type(document).__name__}")
     items = [*document]
@@ -175,6 +197,7 @@ def _read_synonyms(given: object, count: int) -> list[list[str]]:
 
 def _spellings(text: str) -> list[str]:
     """The parts between "|", without what is not printable (a byte order mark, a lone surrogate) and extra spaces."""
+    text = unicodedata.normalize("NFC", text)  # an accent may be a character of its own
     parts = (" ".join("".join(c if c.isprintable() else " " for c in part).split()) for part in text.split("|"))
     parts = (part[1:-1].strip() if part[:1] in "\"'" and part[-1:] == part[:1] else part for part in parts)
     return [part for part in parts if part]
