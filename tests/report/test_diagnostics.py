@@ -1,11 +1,15 @@
 """How far distillation has come, on constructed embeddings."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.conftest import REPOSITORY
 from vild.data import datasets
 from vild.evaluation.evaluator import ground_truth_boxes
+from vild.evaluation.metrics import DIAGNOSTICS
 from vild.report.diagnostics import distillation_progress, jitter, teacher_agreement
 
 
@@ -44,3 +48,13 @@ def test_the_teacher_is_compared_with_itself_and_with_all_other_boxes(world):
     pairs = (rows @ rows.T).mean(1)  # each box's mean cosine to all of them
     assert unrelated["base"] == pytest.approx(pairs[torch.tensor(base)].mean().item(), abs=1e-5)
     assert unrelated["base"] < jittered["base"] < 1
+
+
+def test_reports_know_all_that_the_tool_writes(world, tool, checkpoint_file, teacher_folder, tmp_path):
+    done = tool("diagnostics.py", "--config-file", REPOSITORY / "configs/Glyphs/vild.yaml", "--dataset", "glyphs_val",
+                "--weights", checkpoint_file, "--output", tmp_path / "d.json",
+                "--opts", "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}")  # fmt: skip
+    assert done == 0
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert found.keys() <= DIAGNOSTICS.keys() and all(values.keys() >= {"base", "novel"} for values in found.values())
+    assert found["distillation_progress"]["base"] < 1  # of a detector that was hardly trained

@@ -77,6 +77,7 @@ DIAGNOSTICS = {
     "teacher_top1": 1,
     "student_teacher_cosine": 3,
     "teacher_cosine_jittered": 3,
+    "teacher_cosine_unrelated": 3,
     "distillation_progress": 2,
     "proposal_recall50": 1,
     "clip_on_crops_AP50": 1,
