@@ -1,5 +1,6 @@
 """Words in, boxes out: any kind of image, any words, from any thread, and no weight ever changes."""
 
+import sys
 import threading
 import time
 
@@ -202,7 +203,7 @@ def test_twenty_thousand_words(detector, image):
     assert len(found) > 0 and found.pred_classes.max() > 1000
 
 
-def test_results_in_other_forms(detector, image):
+def test_results_in_other_forms(detector, image, monkeypatch):
     supervision = pytest.importorskip("supervision")
     found = detector(image, threshold=0.0)[:5]
     document = found.to_dict()
@@ -212,6 +213,9 @@ def test_results_in_other_forms(detector, image):
     assert isinstance(other, supervision.Detections) and len(other) == len(found) == 5
     assert other.data["class_name"].tolist() == found.labels() and other.mask.shape == (5, 100, 150)
     assert len(found[:0].to_supervision()) == 0 and found[:0].to_dict()["detections"] == []
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(UserError, match="pip install supervision"):
+        found.to_supervision()
 
 
 def test_one_folder_holds_everything(detector, image, tmp_path, monkeypatch):

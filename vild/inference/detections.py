@@ -8,6 +8,8 @@ import numpy as np
 from detectron2.structures import Instances
 from pycocotools import mask as mask_api
 
+from vild.utils.errors import UserError
+
 UNMARKED = "not in training"  # how the split "" is shown
 LEAST_ALTERNATIVE = 0.1
 
@@ -96,8 +98,11 @@ class Detections(Instances):
         return {"height": height, "width": width, "detections": records}
 
     def to_supervision(self):
-        """Convert to ``supervision.Detections`` (needs the package); names are in ``data["class_name"]``."""
-        import supervision
+        """Convert to ``supervision.Detections``; names are in ``data["class_name"]``. UserError without the package."""
+        try:
+            import supervision
+        except ImportError as error:
+            raise UserError("the package supervision is not installed: pip install supervision") from error
 
         return supervision.Detections(
             xyxy=self.pred_boxes.tensor.numpy().reshape(-1, 4),
