@@ -19,7 +19,7 @@ from vild.utils.errors import UserError
 
 def make_proposals(cfg, dataset: str, output: Path) -> None:
     """Write the best ``TEST.PROPOSALS_PER_IMAGE`` boxes of each image, and print how many there are. Several processes
-    share the images; the file is the same.
+    share the images; the boxes are the same to within rounding.
 
     Raises:
         UserError: no weights, or an unknown data set.
