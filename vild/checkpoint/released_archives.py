@@ -12,16 +12,17 @@ import shutil
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vild.checkpoint.released import Released, convert, with_teacher
 from vild.config import load_config
-from vild.teacher.teacher import build_teacher
-from vild.utils.archives import unpack
 from vild.utils.download import download
 from vild.utils.errors import UserError
 from vild.utils.files import cache_folder, cannot_write, sha256, write_json, write_text
 from vild.utils.lock import only_writer
 from vild.utils.untrusted import parse_json, read_bytes, refused_as
+
+if TYPE_CHECKING:
+    from vild.checkpoint.released import Released
 
 CONFIG, WEIGHTS, TEACHER = "config.yaml", "model.safetensors", "teacher"  # in a detector folder
 # Where the archives are; the environment variable VILD_RELEASED_URL names a mirror
@@ -77,6 +78,9 @@ def released_folder(name: str) -> Path:
 
 def _make_released(name: str, folder: Path) -> None:
     """Download, unpack and convert an archive. What is unfinished lies beside the folder, which appears at the end."""
+    from vild.checkpoint.released import convert  # and the reader of TensorFlow's files
+    from vild.utils.archives import unpack
+
     archive, file, aside = RELEASED[name], folder.with_name(f"{name}.tar.gz"), folder.with_name(f"{name}.tmp")
     url = f"{(os.environ.get('VILD_RELEASED_URL') or URL).rstrip('/')}/{archive.file}"
     if not file.is_file():
@@ -121,6 +125,9 @@ def _write_folder(aside: Path, folder: Path, found: Released) -> int:
 def _with_text_encoder(found: Released) -> Released:
     """With the fingerprint of the text encoder in the vocabulary, which caching new words needs; unchanged, with a
     warning, if the encoder cannot be had."""
+    from vild.checkpoint.released import with_teacher
+    from vild.teacher.teacher import build_teacher
+
     try:
         return replace(found, vocabulary=with_teacher(found.vocabulary, build_teacher(*TEXT_ENCODER, "cpu")))
     except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from vild.data.unreadable import REASON, check_size, skips
-from vild.store.store import EmbeddingStore, StoredRegions
 from vild.utils.errors import BadImage
 from vild.utils.images import read_image
+
+if TYPE_CHECKING:
+    from vild.store.store import EmbeddingStore, StoredRegions
 
 
 def visible_regions(boxes: Tensor, window: Sequence[float], min_visible: float) -> tuple[Tensor, Tensor]:

@@ -18,11 +18,14 @@ import re
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vild.data import datasets
-from vild.store.store import EmbeddingStore
 from vild.utils.files import hash_file
 from vild.vocabulary.prompts import clean_name
+
+if TYPE_CHECKING:
+    from vild.store.store import EmbeddingStore
 
 CLEAN, LEAK, UNKNOWN = "clean", "LEAK", "cannot tell"
 # Detectron2's and timm's published classification backbones: trained with labels, without boxes

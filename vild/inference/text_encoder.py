@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from vild.checkpoint.released import with_teacher
 from vild.utils.fingerprint import check_same_teacher
 from vild.vocabulary.prompts import LearnedPrompts
 from vild.vocabulary.vocabulary import Vocabulary
@@ -44,6 +43,8 @@ class TextEncoder:
                     what = f"MODEL.VILD.TEACHER ({spec.NAME})"
                     check_same_teacher(teacher.fingerprint, what, self.fingerprint, where)
                 else:
+                    from vild.checkpoint.released import with_teacher
+
                     with_teacher(self.trained, teacher)
                 self._teacher = teacher
         return self._teacher

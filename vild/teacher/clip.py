@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vild.teacher.context import encode_in_context
 from vild.teacher.teacher import Teacher
 from vild.utils.errors import NotAvailable, UserError, first_line
 from vild.utils.files import write_json, write_tensors, written_whole
@@ -110,6 +109,8 @@ class ClipTeacher(Teacher, kind="clip"):
         """See :meth:`Teacher.encode_text`; ``batch`` texts at a time."""
         encode = self.model.encode_text
         if prompts is not None:
+            from vild.teacher.context import encode_in_context
+
             check_same_teacher(prompts.fingerprint, f"prompt set ({prompts})", self.fingerprint, "the text encoder")
             encode = partial(encode_in_context, self.model, context=prompts.context.to(self.device))
         parts = []
