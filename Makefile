@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PIP_GRADIO := $(BIN)/python -m pip install --quiet -c $(VENV)/constraints-gradio.txt
 NEWEST := $(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager
 
-.PHONY: quickstart gpu test check test-latest fuzz kill-test audit ablation lint install clean
+.PHONY: quickstart gpu test check test-latest fuzz kill-test audit ablation lint docs install clean
 
 quickstart: install        ## the whole method on the built-in world, with a report (output/quickstart)
 	$(BIN)/python tools/quickstart.py --output-dir output/quickstart
@@ -41,9 +41,18 @@ gpu: install               ## on a GPU, in ten minutes: what is only expected wi
 kill-test: install         ## 50 kills (SIGKILL) at random moments, each followed by the same command: nothing may be lost
 	PYTHONPATH=tools $(BIN)/python -m tests.kills --output-dir output/kill-test
 
-lint: install
+lint: install .venv-docs/.installed
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs --quiet build --strict
+
+docs: .venv-docs/.installed  ## the documentation, to be read while it is edited (http://127.0.0.1:8000)
+	.venv-docs/bin/mkdocs serve
+
+.venv-docs/.installed: docs/requirements.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r docs/requirements.txt
+	@touch $@
 
 install: $(VENV)/.installed
 
@@ -62,4 +71,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt vild/install_detectron2.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-latest .venv-audit output
+	rm -rf $(VENV) .venv-latest .venv-audit .venv-docs output

@@ -11,8 +11,9 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "tools/README.md",
-                *REPOSITORY.glob("configs/**/*.md"), REPOSITORY / "datasets/README.md"])  # fmt: skip
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), REPOSITORY / "tools/README.md",
+                *REPOSITORY.glob("configs/**/*.md"), REPOSITORY / "datasets/README.md",
+                *REPOSITORY.glob("docs/**/*.ipynb")])  # fmt: skip
 
 
 def commands_of(page: Path) -> list[list[str]]:
