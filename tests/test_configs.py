@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 from vild.config import load_config
 from vild.engine.sources import is_proposal_network
 from vild.engine.trainer import Trainer
-from vild.modeling.roi_heads import VARIANTS
+from vild.modeling.region_heads import VARIANTS
 
 CONFIGS = REPOSITORY / "configs"
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if "ablations" not in p.parts)

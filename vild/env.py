@@ -17,8 +17,8 @@ DETECTRON2 = {"detectron2": "the official source", "sal-detectron2": "the packag
 def environment() -> list[tuple[str, str]]:
     """Names and versions, in the order in which they are printed. Loads PyTorch, not Detectron2."""
     rows = [("vild", vild.__version__), ("Python", platform.python_version()), ("platform", platform.platform())]
-    rows += [(name, _version(name)) for name in PACKAGES]
-    found = [f"{_version(name)} ({origin})" for name, origin in DETECTRON2.items() if _version(name) != "-"]
+    rows += [(name, version(name)) for name in PACKAGES]
+    found = [f"{version(name)} ({origin})" for name, origin in DETECTRON2.items() if version(name) != "-"]
     rows.append(("detectron2", ", ".join(found) or "-"))
     try:
         import torch
@@ -28,7 +28,8 @@ def environment() -> list[tuple[str, str]]:
     return [*rows, ("CUDA of PyTorch", torch.version.cuda or "-"), ("GPUs", ", ".join(gpus) or "-")]
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+    """Of an installed package; "-" if it is not."""
     try:
         return distribution(name).version
     except PackageNotFoundError:

@@ -13,8 +13,9 @@ from vild.data import datasets
 from vild.data.proposals import save_proposals
 from vild.teacher.teacher import build_teacher
 from vild.utils.errors import UserError
+from vild.vocabulary.encode import encode_names
 from vild.vocabulary.prompts import PROMPT_SETS
-from vild.vocabulary.vocabulary import Vocabulary, encode_names
+from vild.vocabulary.vocabulary import Vocabulary
 
 TRAINING = ("--dataset", "glyphs_train", "--full", "glyphs_train_all")
 

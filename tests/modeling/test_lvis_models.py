@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 from vild.config import load_config
 from vild.engine.sources import is_proposal_network
 from vild.modeling import build_model
-from vild.modeling.roi_heads import VARIANTS
+from vild.modeling.region_heads import VARIANTS
 from vild.vocabulary.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from vild.data import datasets
 from vild.data.mapper import ViLDMapper
 from vild.engine.sources import open_store
 from vild.modeling import build_model
-from vild.modeling.roi_heads import VARIANTS
+from vild.modeling.region_heads import VARIANTS
 from vild.modeling.schedule import parse_loss_weights
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary

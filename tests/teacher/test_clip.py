@@ -136,13 +136,13 @@ def test_maps_come_beside_the_very_same_embeddings(monkeypatch, tower):
     teacher = small_teacher(monkeypatch, vision_cfg)
     image = torch.randint(0, 255, (3, 100, 120), dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0.0, 30.0, 40.0], [50.5, 20.0, 110.0, 90.0], [20.0, 20.0, 25.0, 80.0]])
-    embeddings, maps = teacher.encode_regions_and_maps(image, boxes)
+    embeddings, maps = teacher.encode_batch_and_maps([image], [boxes])
     assert torch.equal(embeddings, teacher.encode_regions(image, boxes))
     assert teacher.map_shape == shape and maps.shape == (3, *shape) and maps.dtype == torch.float32
     # of each box's own 1x crop
     crop = normalise(teacher.cut([image], [boxes[1:2]])[:, 0], teacher.mean, teacher.std)
     torch.testing.assert_close(maps[1:2], teacher.encode_image_and_maps(crop)[1], atol=1e-4, rtol=1e-4)
-    embeddings, maps = teacher.encode_regions_and_maps(image, boxes[:0])
+    embeddings, maps = teacher.encode_batch_and_maps([image], [boxes[:0]])
     assert embeddings.shape == (0, 16) and maps.shape == (0, *shape)
 
 
@@ -157,8 +157,8 @@ def test_a_mirrored_image_has_mirrored_maps(teacher, monkeypatch):
     image = torch.randint(0, 255, (3, 100, 120), dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0.0, 30.0, 40.0], [50.0, 20.0, 110.0, 90.0]])
     mirrored = torch.stack([120 - boxes[:, 2], boxes[:, 1], 120 - boxes[:, 0], boxes[:, 3]], 1)
-    _, maps = teacher.encode_regions_and_maps(image, boxes)
-    _, others = teacher.encode_regions_and_maps(image.flip(-1), mirrored)
+    _, maps = teacher.encode_batch_and_maps([image], [boxes])
+    _, others = teacher.encode_batch_and_maps([image.flip(-1)], [mirrored])
     torch.testing.assert_close(others.flip(-1), maps, atol=0.05, rtol=0)  # crops are rounded to 8 bits
     assert (others - maps).abs().max() > 0.2
 

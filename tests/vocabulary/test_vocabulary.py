@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 
 from vild.utils.errors import UserError
+from vild.vocabulary.encode import NAMES_AT_ONCE, encode_names
 from vild.vocabulary.prompts import PROMPT_SETS, fill
-from vild.vocabulary.vocabulary import NAMES_AT_ONCE, Vocabulary, encode_names
+from vild.vocabulary.vocabulary import Vocabulary
 
 
 def test_saved_and_loaded_is_the_same(vocabulary, tmp_path):

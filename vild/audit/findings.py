@@ -16,8 +16,9 @@ from vild.teacher.teacher import build_teacher
 from vild.utils.files import hash_file
 from vild.utils.fingerprint import check_same_teacher, describe
 from vild.utils.untrusted import refused_as
+from vild.vocabulary.encode import encode_names
 from vild.vocabulary.prompts import PROMPT_SETS, LearnedPrompts, clean_name, find_prompts
-from vild.vocabulary.vocabulary import Vocabulary, encode_names
+from vild.vocabulary.vocabulary import Vocabulary
 
 
 def recorded_by(what, path):

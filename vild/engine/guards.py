@@ -19,11 +19,6 @@ from vild.utils.errors import Failure
 from vild.utils.signals import Ended
 
 
-def not_finite(losses: dict[str, Tensor]) -> dict[str, float]:
-    """The losses that are NaN or infinite, by name."""
-    return not_finite_part([losses])[1]
-
-
 def not_finite_part(parts: Sequence[dict[str, Tensor]]) -> tuple[int, dict[str, float]]:
     """The first part of a step that has losses that are NaN or infinite, and these by name; 0 and {} if none has."""
     values = torch.stack([value.float() for losses in parts for value in losses.values()]).tolist()  # one transfer

@@ -6,7 +6,6 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Collection, Iterator
-from importlib import metadata
 from pathlib import Path
 
 import detectron2
@@ -16,6 +15,7 @@ import yaml
 import vild
 from vild.config import default_config
 from vild.data import datasets
+from vild.env import version
 from vild.utils.errors import UserError
 from vild.utils.files import hash_file
 from vild.utils.untrusted import refused_as
@@ -49,7 +49,7 @@ def run_record(cfg, data_sets: Collection[str]) -> dict:
     return {
         "config": cfg.dump(),
         "code": code_version(),
-        "packages": {name: _version(name) for name in PACKAGES}
+        "packages": {name: version(name) for name in PACKAGES}
         | {"detectron2": detectron2.__version__, "python": platform.python_version()},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gpu}",
         "data": {name: hash_file(datasets.root() / datasets.get_entry(name).json) for name in data_sets},
@@ -71,13 +71,6 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return vild.__version__
     return f"{vild.__version__}, commit {commit}{' with changes' if changes else ''}"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "-"
 
 
 def differing(then: dict, now: dict, default: dict) -> list[tuple[str, object, object]]:

@@ -18,8 +18,8 @@ from vild.data import datasets
 from vild.modeling import build_model
 from vild.modeling.extra_teachers import check_several, check_teachers
 from vild.modeling.objectives import Objective, names_with, parse_objectives
-from vild.modeling.roi_heads import VARIANTS
-from vild.modeling.schedule import parse_loss_weights
+from vild.modeling.region_heads import VARIANTS
+from vild.modeling.schedule import NOT_NEGATIVE, PROBABILITY, parse_loss_weights
 from vild.store.multi import SeveralStores
 from vild.store.store import EmbeddingStore
 from vild.utils.errors import UserError
@@ -31,13 +31,9 @@ if TYPE_CHECKING:
     from vild.engine.live_targets import LiveTargets
 
 SOURCES = ("store", "teacher", "mixed")
-# Allowed values of numbers in MODEL.VILD: the check, and how the message continues after a value that fails it
 RANGES = {
-    "TEMPERATURE": (lambda x: x >= 0, "below 0"),
-    "TEST_TEMPERATURE": (lambda x: x >= 0, "below 0"),
-    "DISTILL_WEIGHT": (lambda x: x >= 0, "below 0"),
-    "ENSEMBLE_WEIGHT": (lambda x: 0 <= x <= 1, "not within 0 and 1"),
-    "OLD_STUDENT.WEIGHT": (lambda x: x >= 0, "below 0"),
+    **dict.fromkeys(("TEMPERATURE", "TEST_TEMPERATURE", "DISTILL_WEIGHT", "OLD_STUDENT.WEIGHT"), NOT_NEGATIVE),
+    "ENSEMBLE_WEIGHT": PROBABILITY,
 }
 
 

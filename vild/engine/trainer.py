@@ -6,14 +6,11 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data import datasets
@@ -23,9 +20,9 @@ from vild.engine import accumulate
 from vild.engine.best import BEST, KeepBest, StopEarly, check_patience
 from vild.engine.guards import TrainingGuard, seed_step
 from vild.engine.launch import ddp_on
+from vild.engine.logs import build_writers, quiet_console, set_up_logs
 from vild.engine.run_record import RUN_FILE, check_resumable, run_record
 from vild.engine.sources import attach_sources, check_classes, is_proposal_network, open_live_teacher, open_store
-from vild.engine.writers import build_writers
 from vild.evaluation.evaluator import (
     OpenVocabularyEvaluator,
     ProposalRecallEvaluator,
@@ -34,7 +31,7 @@ from vild.evaluation.evaluator import (
 )
 from vild.modeling import register_parts
 from vild.utils import signals
-from vild.utils.errors import Failure, UserError
+from vild.utils.errors import UserError
 from vild.utils.files import write_json
 from vild.utils.fingerprint import check_same_teacher, describe
 from vild.utils.signals import Ended
@@ -60,32 +57,10 @@ def setup(cfg, args) -> None:
                 "choose another folder for a new one"
             )
         comm.synchronize()  # every process checks before one writes
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexpected)
-    if logger.level == logging.NOTSET:
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
-    with _quiet_console():
+    set_up_logs(cfg.OUTPUT_DIR)
+    with quiet_console():
         default_setup(cfg, args)
     datasets.register_all()
-
-
-@contextmanager
-def _quiet_console() -> Iterator[None]:
-    """Detectron2 logs hundreds of lines in the block: to log.txt, but only warnings to the console."""
-    console = [h for h in logging.getLogger("detectron2").handlers if getattr(h, "stream", None) is sys.stdout]
-    for handler in console:
-        handler.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for handler in console:
-            handler.setLevel(logging.DEBUG)  # Detectron2's
-
-
-def _is_unexpected(record: logging.LogRecord) -> bool:
-    """Filter for Detectron2's log of every exception with its traceback: ``one_line_errors`` reports the expected ones
-    in one line (and an unexpected OSError with its traceback); StopEarly is not an error."""
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError | Failure | OSError | StopEarly))
 
 
 class Trainer(DefaultTrainer):
@@ -210,7 +185,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg):
         register_parts(cfg)
-        with _quiet_console():  # a line for every layer
+        with quiet_console():  # a line for every layer
             model = super().build_model(cfg)
         # convolutions on a CPU are faster with channels last
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model

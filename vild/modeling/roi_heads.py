@@ -26,11 +26,9 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from vild.modeling import losses
-from vild.modeling.detection_heads import VARIANTS, OpenVocabularyROIHeads
+from vild.modeling.detection_heads import OpenVocabularyROIHeads
 from vild.modeling.distillation import Distillation, image_maps, region_maps
 from vild.modeling.schedule import Schedule, parse_loss_weights
-
-__all__ = ["VARIANTS", "ViLDROIHeads"]
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -145,20 +145,16 @@ class Teacher(ABC):
         """
         return self.encode_batch([image], [boxes])
 
-    def encode_regions_and_maps(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`encode_regions`, to the last bit, and the feature map of each box's 1x crop, [N, T, h, w].
-
-        Raises:
-            UserError: see :attr:`map_shape`.
-        """
-        return self.encode_batch_and_maps([image], [boxes])
-
     def encode_batch(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """:meth:`encode_regions` of several images in turn, cropped together: unit float32 [sum of N_i, D]."""
         return self._fuse(torch.cat([self.encode_image(part) for part in self._inputs(images, boxes)]))
 
     def encode_batch_and_maps(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """:meth:`encode_regions_and_maps` of several images in turn."""
+        """:meth:`encode_batch`, to the last bit, and the feature map of each box's 1x crop, [sum of N_i, T, h, w].
+
+        Raises:
+            UserError: see :attr:`map_shape`.
+        """
         if not any(map(len, boxes)):
             return self.encode_batch(images, boxes), torch.zeros((0, *self.map_shape), device=self.device)
         found = [self.encode_image_and_maps(part) for part in self._inputs(images, boxes)]

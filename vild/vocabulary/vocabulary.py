@@ -6,9 +6,9 @@ File: a ``.safetensors`` with ``embeddings`` float32 [C, D]; everything else is 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vild.utils.errors import NotAvailable, UserError
+from vild.utils.errors import UserError
 from vild.utils.files import write_tensors
 from vild.utils.fingerprint import check_fingerprint
 from vild.utils.untrusted import open_tensors, parse_json, refuse_wrong_file, refused_as
 from vild.utils.weight_files import load_weights
 from vild.vocabulary.cache import TextCache
-from vild.vocabulary.prompts import LearnedPrompts, clean_name, fill, find_prompts
+from vild.vocabulary.encode import encode_names
+from vild.vocabulary.prompts import LearnedPrompts, clean_name, find_prompts
 from vild.vocabulary.words import GivenWords, Words, check_length, check_names, parse_words
 
 SPLITS = ("base", "novel", "")
-NAMES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Vocabulary:
     def __post_init__(self):
         if not self.names:
             raise UserError("vocabulary: it is empty; give at least one name")
-        if (twice := first_duplicate(self.names)) is not None:
-            raise UserError(f"vocabulary: duplicate class name '{twice}'")
+        if twice := [name for name, count in Counter(self.names).items() if count > 1]:
+            raise UserError(f"vocabulary: duplicate class name '{twice[0]}'")
         assert self.embeddings.shape[0] == len(self.names) == len(self.splits)
         assert set(self.splits) <= set(SPLITS)
 
@@ -119,7 +119,7 @@ class Vocabulary:
         ``fingerprint``: of the teacher that made the matrix (None: unknown; the vocabulary then matches no store).
         """
         words = names if isinstance(names, Words) else parse_words(names, files=True)
-        names, splits = words.names, splits or words.splits
+        names, splits = words.names, tuple(splits or words.splits or ("",) * len(words.names))
         with refused_as(f"vocabulary: {path} cannot be read as .npy"):
             refuse_wrong_file(path)
             # memory-mapped: an array larger than its file is rejected before memory is allocated
@@ -136,7 +136,6 @@ class Vocabulary:
         if fingerprint and fingerprint["width"] != matrix.shape[1]:
             raise UserError(f"{path}: the embeddings' width is {matrix.shape[1]}, the teacher's {fingerprint['width']}")
         embeddings = F.normalize(torch.from_numpy(np.ascontiguousarray(matrix)), dim=1)
-        splits = tuple(splits) if splits else ("",) * len(names)
         return cls(names, embeddings, splits, fingerprint=fingerprint or {})
 
     def state(self) -> dict:
@@ -215,12 +214,6 @@ class Vocabulary:
         )
 
 
-def first_duplicate(names: Sequence[str]) -> str | None:
-    """The first name that occurs again; None if all are distinct."""
-    seen: set[str] = set()
-    return next((n for n in names if n in seen or seen.add(n)), None)
-
-
 def _check_state(state: dict) -> None:
     """ValueError, TypeError or KeyError unless a state has the form of ``Vocabulary.state``."""
 
@@ -244,42 +237,3 @@ def _check_state(state: dict) -> None:
     scale, bias = state.get("logit_scale"), state.get("logit_bias", 0.0)
     if not (scale is None or (isinstance(scale, float) and 0 < scale < float("inf"))) or not isinstance(bias, float):
         raise ValueError(f"logit_scale {scale} or logit_bias {bias} is not a teacher's")
-
-
-def encode_names(
-    encode_text: Callable[..., Tensor],
-    names: Sequence[str],
-    synonyms: Sequence[Sequence[str]],
-    prompts: list[str] | LearnedPrompts,
-    cache: TextCache | None = None,
-) -> Tensor:
-    """Unit embeddings [C, D]: encode, normalise, mean over templates, normalise, mean over synonyms, normalise.
-
-    ``prompts``: templates, or learned prompts, which are passed to ``encode_text`` as ``prompts``.
-    """
-    templates = key = prompts
-    if isinstance(prompts, LearnedPrompts):
-        encode_text, templates = partial(encode_text, prompts=prompts), prompts.templates
-        key = [*templates, prompts.hash]
-    spellings = [list(dict.fromkeys([name, *others])) for name, others in zip(names, synonyms, strict=True)]
-    flat = [spelling for group in spellings for spelling in group]
-
-    def embed(some: list[str]) -> Tensor:
-        try:
-            return _encode_spellings(encode_text, some, templates)
-        except NotAvailable as error:
-            more = f" and {len(some) - 1} more" if len(some) > 1 else ""
-            raise NotAvailable(f"vocabulary: '{some[0]}'{more} must be encoded: {error}") from error
-
-    rows = cache.get(flat, key, embed) if cache else embed(flat)
-    if len(flat) == len(names):
-        return F.normalize(rows, dim=1).float()
-    return F.normalize(torch.stack([g.mean(0) for g in rows.split([len(g) for g in spellings])]), dim=1).float()
-
-
-def _encode_spellings(encode_text: Callable[[list[str]], Tensor], spellings: list[str], templates: list[str]) -> Tensor:
-    means = []
-    for start in range(0, len(spellings), NAMES_AT_ONCE):  # in chunks, not all [C * T, D] at once
-        texts = [text for name in spellings[start : start + NAMES_AT_ONCE] for text in fill(templates, name)]
-        means.append(F.normalize(encode_text(texts).unflatten(0, (-1, len(templates))).mean(1), dim=1))
-    return torch.cat(means)

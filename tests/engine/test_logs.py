@@ -2,7 +2,7 @@
 
 from detectron2.utils.events import CommonMetricPrinter, EventStorage
 
-from vild.engine.writers import MetricPrinter, build_writers
+from vild.engine.logs import MetricPrinter, build_writers
 
 
 def test_a_training_that_ends_just_after_it_has_printed():
