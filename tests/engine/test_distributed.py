@@ -29,6 +29,7 @@ from vild.data import datasets
 from vild.data.proposals import load_proposals, read_provenance
 from vild.engine.launch import ddp_on, launch
 from vild.engine.trainer import Trainer
+from vild.evaluation import evaluator
 from vild.inference.make_proposals import make_proposals
 from vild.modeling import build_model
 from vild.utils.errors import UserError, one_line_errors
@@ -167,19 +168,31 @@ def test_a_rank_without_foreground_or_regions(forked, lvis_vocabulary, tmp_path,
 
 
 def evaluate(args):
+    score = evaluator.score_file
+
+    def noted(truth, path, iou_types):
+        with open(f"{args.cfg.OUTPUT_DIR}-scored", "a") as file:
+            file.write(f"{comm.get_rank()} {' '.join(iou_types)}\n")
+        return score(truth, path, iou_types)
+
+    evaluator.score_file = noted
     datasets.register_all()
     model = Trainer.build_model(args.cfg)
     VildCheckpointer(model).load(args.cfg.MODEL.WEIGHTS)
     Trainer.test(args.cfg, model)
 
 
-def test_evaluation_equals_one_process(make_cfg, checkpoint_file, tmp_path):
-    """In new interpreters: the evaluation's threads (hotcoco's) do not live on in a copy of a process that had them."""
+def test_evaluation_equals_one_process(make_cfg, checkpoint_file, tmp_path, monkeypatch):
+    """The second process scores masks. In new interpreters: the evaluation's threads (hotcoco's) do not live on in a
+    copy of a process that had them."""
     settings = ("MODEL.WEIGHTS", str(checkpoint_file), "MODEL.DEVICE", "cpu")
     cfgs = [make_cfg("vild", *settings, "OUTPUT_DIR", str(tmp_path / n)) for n in "ab"]
     assert on_ranks(evaluate, cfg=cfgs[0]) == 0
+    monkeypatch.setattr(evaluator, "score_file", evaluator.score_file)  # put back what evaluate() replaces
     alone(evaluate, argparse.Namespace(cfg=cfgs[1]))
     signal.alarm(0)
+    assert sorted((tmp_path / "a-scored").read_text().splitlines()) == ["0 bbox", "1 segm"]
+    assert (tmp_path / "b-scored").read_text() == "0 bbox segm\n"
     names = sorted(p.name for p in (tmp_path / "b" / "inference").iterdir())
     assert names == ["coco_instances_results.json", "per_class.json", "run.json", "vild_metrics.json"]
     names.remove("run.json")  # of the command: it says where the output went

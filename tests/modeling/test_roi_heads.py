@@ -237,6 +237,12 @@ def test_objectives_of_the_config_are_added_and_logged(make_cfg, vocabulary, tmp
     assert first["loss_l1"] == pytest.approx(paper["loss_l1"] / 4) and first["loss_soft_targets"] > 0
     assert first["loss_hard_targets"] == 0 < last["loss_hard_targets"]
     assert first.keys() - paper.keys() == {"loss_soft_targets", "loss_hard_targets"}
+    # the list moves with the detector, so that no step sends it to the GPU again; checkpoints do not have it
+    model = build(cfg)
+    (rows,) = model.roi_heads.distillation.buffers()
+    assert torch.equal(rows, Vocabulary.load(words).embeddings)
+    assert model.state_dict().keys() == build(plain).state_dict().keys()
+    assert [rows.device.type for rows in model.to("meta").roi_heads.distillation.buffers()] == ["meta"]
 
 
 def test_word_lists_that_do_not_fit_are_refused(make_cfg, vocabulary, tmp_path):

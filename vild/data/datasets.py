@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import os
 from dataclasses import asdict
@@ -63,10 +62,12 @@ def get_entry(name: str) -> Entry:
     return known[name]
 
 
-@functools.lru_cache(maxsize=8)
-def _read_checked(path: str, stamp: tuple[int, int]) -> dict:
-    del stamp  # in the cache key: a changed file is read again
-    return load_annotations(path)
+_READ: dict[tuple[str, int, int], dict] = {}  # parsed files by path, time and size: a changed one is read again
+MOST_READ = 8
+
+
+def _key(path: Path) -> tuple[str, int, int]:
+    return str(path), path.stat().st_mtime_ns, path.stat().st_size
 
 
 def read_annotations(name: str, entry: Entry | None = None) -> dict:
@@ -77,7 +78,23 @@ def read_annotations(name: str, entry: Entry | None = None) -> dict:
     if not os.path.isfile(path):  # False, too, for invalid file names
         hint = f"; {origin(entry)}" if BUILTIN.get(name) == entry else ""
         raise UserError(f"data set '{name}': {path} does not exist (DETECTRON2_DATASETS is {root()}){hint}")
-    return _read_checked(str(path), (path.stat().st_mtime_ns, path.stat().st_size))
+    if (key := _key(path)) not in _READ:
+        document = load_annotations(path)
+        if len(_READ) == MOST_READ:
+            del _READ[next(iter(_READ))]
+        _READ[key] = document
+    return _READ[key]
+
+
+def is_read(name: str) -> bool:
+    """Does :func:`read_annotations` have the data set's file already?"""
+    path = root() / get_entry(name).json
+    return path.is_file() and _key(path) in _READ
+
+
+def take_over(name: str, document: dict) -> None:
+    """Let :func:`read_annotations` return ``document``, as another process has read it from the data set's file."""
+    _READ[_key(root() / get_entry(name).json)] = document
 
 
 def get_classes(name: str, entry: Entry | None = None) -> Classes:
@@ -174,7 +191,7 @@ def images_hash(name: str) -> str:
 
 def forget() -> None:
     """Release cached annotation files (LVIS's take gigabytes)."""
-    _read_checked.cache_clear()
+    _READ.clear()
 
 
 def register_all() -> None:

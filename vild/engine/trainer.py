@@ -23,6 +23,7 @@ from vild.engine.launch import ddp_on
 from vild.engine.logs import build_writers, quiet_console, set_up_logs
 from vild.engine.run_record import RUN_FILE, check_resumable, run_record
 from vild.engine.sources import attach_sources, check_classes, is_proposal_network, open_live_teacher, open_store
+from vild.engine.together import once_a_machine, share_annotations
 from vild.evaluation.evaluator import (
     OpenVocabularyEvaluator,
     ProposalRecallEvaluator,
@@ -72,11 +73,12 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg):
+        share_annotations(cfg.DATASETS.TRAIN)
         if not is_proposal_network(cfg):
             for name in cfg.DATASETS.TRAIN:
                 check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
             if cfg.MODEL.MASK_ON:
-                check_test_masks(cfg.DATASETS.TEST)
+                once_a_machine(lambda: check_test_masks(cfg.DATASETS.TEST))
         accumulate.check_parts(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
         store = open_store(cfg)
@@ -223,6 +225,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """Evaluate on ``DATASETS.TEST`` with the test vocabulary; writes ``inference/vild_metrics.json``."""
+        share_annotations(cfg.DATASETS.TEST)
         bare = getattr(model, "module", model)
         trained = getattr(bare, "vocabulary", None)  # a proposal network has none
         if trained is not None:

@@ -47,9 +47,10 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
 
     def __init__(self, name: str, output_dir: str | None, masks: bool):
         self.name, self.output_dir = name, output_dir
-        self.iou_types = ("bbox", "segm") if masks else ("bbox",)
         self.classes = datasets.get_classes(name)
-        scored_iou_types(truth_of(name), self.iou_types, f"data set '{name}'")  # raises before anything is detected
+        truth, wanted = truth_of(name), ("bbox", "segm") if masks else ("bbox",)
+        # raises before anything is detected
+        self.iou_types, self.notes = scored_iou_types(truth, wanted, f"data set '{name}'")
         self.reset()
 
     def reset(self):
@@ -72,10 +73,28 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
             path = Path(self.output_dir or scratch) / RESULTS_FILE
             self.writer.finish(path)
             unreadable = gather_unreadable(self.unreadable, self.name, self.output_dir)
-            if not comm.is_main_process():
-                return {}
-            metrics = evaluate_results(self.name, path, self.iou_types, self.output_dir).metrics
-            return {**metrics, IMAGES: {REASON: float(unreadable)}} if unreadable else metrics
+            evaluation = self._score(path)
+        if evaluation is None:
+            return {}
+        publish(self.name, evaluation, self.output_dir)
+        metrics = evaluation.metrics
+        return {**metrics, IMAGES: {REASON: float(unreadable)}} if unreadable else metrics
+
+    def _score(self, path: Path) -> Evaluation | None:
+        """The score of the results file, in the first process: where another runs beside it, that one scores masks."""
+        path, beside = comm.all_gather((path, comm.get_local_size()))[0]
+        shares = [(t,) for t in self.iou_types] if beside > 1 else [self.iou_types]
+        rank, mine = comm.get_rank(), None
+        if rank < len(shares):
+            mine = score_file(truth_of(self.name), path, shares[rank])
+        first, *others = comm.gather(mine) or [None]
+        if first is None:
+            return None
+        for other in filter(None, others):
+            first.metrics |= other.metrics
+            first.classes = [a | b for a, b in zip(first.classes, other.classes, strict=True)]
+        first.notes += self.notes
+        return first
 
 
 def coco_records(found: Instances, image_id: int) -> list[dict]:
@@ -104,17 +123,27 @@ def check_test_masks(names: Sequence[str]) -> None:
 def evaluate_results(
     name: str, path: str | Path, iou_types: tuple[str, ...], output_dir: str | Path | None = None
 ) -> Evaluation:
-    """Score a results file against a data set, log the metrics, write ``per_class.json`` to ``output_dir``. Without
-    masks in the annotations, only boxes are scored."""
+    """Score a results file against a data set, and :func:`publish`. Without masks in the annotations, only boxes are
+    scored."""
     truth = truth_of(name)
     iou_types, notes = scored_iou_types(truth, iou_types, f"data set '{name}'")
-    found = read_results(path, truth.sizes, {c["id"] for c in truth.document["categories"]}, "segm" in iou_types)
-    evaluation = score(truth, found, iou_types)
+    evaluation = score_file(truth, path, iou_types)
     evaluation.notes += notes
-    logger.info("%s", as_page(name, truth, evaluation))
+    publish(name, evaluation, output_dir)
+    return evaluation
+
+
+def score_file(truth: GroundTruth, path: str | Path, iou_types: tuple[str, ...]) -> Evaluation:
+    """:func:`score` of a results file."""
+    categories = {c["id"] for c in truth.document["categories"]}
+    return score(truth, read_results(path, truth.sizes, categories, "segm" in iou_types), iou_types)
+
+
+def publish(name: str, evaluation: Evaluation, output_dir: str | Path | None) -> None:
+    """Log the metrics, and write ``per_class.json`` to ``output_dir``."""
+    logger.info("%s", as_page(name, truth_of(name), evaluation))
     if output_dir:
         write_json(Path(output_dir) / CLASSES_FILE, {"counts": evaluation.counts, "classes": evaluation.classes})
-    return evaluation
 
 
 def score(truth: GroundTruth, found: ResultArrays, iou_types: tuple[str, ...]) -> Evaluation:

@@ -6,7 +6,6 @@ Shapes: M distilled regions of B images, D embedding width, F features of the he
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +19,21 @@ from vild.modeling.objectives import Objective, RegionBatch, load_word_lists, pa
 from vild.vocabulary.vocabulary import Vocabulary
 
 
-@dataclass
-class Distillation:
+class Distillation(nn.Module):
     """What the distilled regions learn.
 
-    Attributes:
+    Args:
         objectives: each gives one loss.
         weight: multiplies all of them (``DISTILL_WEIGHT``).
-        word_lists: text embeddings [K, D] of the vocabulary files that objectives refer to, by file.
+        word_lists: text embeddings [K, D] of the vocabulary files that objectives refer to, by file. They move with
+            the module and are not saved.
     """
 
-    objectives: list[Objective]
-    weight: float
-    word_lists: dict[str, Tensor]
+    def __init__(self, objectives: list[Objective], weight: float, word_lists: dict[str, Tensor]):
+        super().__init__()
+        self.objectives, self.weight, self.files = objectives, weight, tuple(word_lists)
+        for number, rows in enumerate(word_lists.values()):
+            self.register_buffer(f"words{number}", rows, persistent=False)
 
     @classmethod
     def from_config(cls, cfg, vocabulary: Vocabulary) -> Distillation:
@@ -59,7 +60,7 @@ class Distillation:
             maps: of :func:`region_maps` and :func:`image_maps`.
         """
         text = classifier.text[classifier.base]
-        word_lists = {path: rows.to(text.device) for path, rows in self.word_lists.items()}
+        word_lists = {file: self.get_buffer(f"words{number}") for number, file in enumerate(self.files)}
         regions = RegionBatch(
             embeddings,
             torch.cat([d.embeddings for d in distill]),
