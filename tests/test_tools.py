@@ -20,7 +20,7 @@ from vild.vocabulary.vocabulary import Vocabulary
 
 def tool(name, *arguments):
     command = [sys.executable, str(REPOSITORY / "tools" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1500)
 
 
 @pytest.fixture(scope="module")

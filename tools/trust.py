@@ -7,7 +7,6 @@ standard deviation over seeds. Started again, it resumes.
 """
 
 import json
-import statistics
 from pathlib import Path
 
 from vild.utils.command_line import add_shared, at_least, make_parser
@@ -25,6 +24,7 @@ def main():
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="of MODEL.VILD.VARIANT")
     args = parser.parse_args()
 
+    from experiments.ablation import mean_and_std
     from experiments.glyphs import GlyphsRun
 
     from vild.evaluation.metrics import TABLES, title
@@ -49,7 +49,10 @@ def main():
 
     def table(columns: dict[str, str], digits: int = 1) -> Table:
         some = {name: values for name, values in rows.items() if next(iter(columns)) in values[0]}
-        cells = [[name, *(_cell([v[c] for v in values], digits) for c in columns)] for name, values in some.items()]
+        cells = [
+            [name, *(mean_and_std([v[c] for v in values if v[c] is not None], digits) for c in columns)]
+            for name, values in some.items()
+        ]
         return Table(["", *columns.values()], cells)
 
     scores = {column: title(column) for column in TABLES["trust"]}
@@ -60,14 +63,6 @@ def main():
         blocks.append(table(columns, 3))
     page = write_page(args.output_dir, "Detections one can trust", blocks)
     print(page.read_text())
-
-
-def _cell(values: list[float | None], digits: int) -> str:
-    known = [v for v in values if v is not None]
-    if not known:
-        return "-"
-    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.{digits}f}{spread}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
-from tests.apps.test_demo import error_of, load_tool, runner
+from tests.apps.run_tool import error_of, load_tool, runner
 from tests.utils.test_images import bad_images
 from vild.apps.label import PartialLabels
 from vild.data import datasets

@@ -84,7 +84,7 @@ def line_of(call, *arguments, kind=UserError) -> str:
 
 
 def until(condition) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 1500
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
@@ -124,8 +124,8 @@ def test_the_whole_way(server, archive, arrays, tmp_path, caplog):
     assert record["sha256"] == sha256(archive).hexdigest() and record["size"] == len(archive)
 
     server.files.clear()
-    before = time.monotonic()
-    assert find_weights("vild-r50") == folder and time.monotonic() - before < 1
+    asked = len(server.asked)
+    assert find_weights("vild-r50") == folder and len(server.asked) == asked
     checkpoint, (state, vocabulary, *_) = load_weights(folder / "model.safetensors"), convert_variables(arrays, "C")
     assert checkpoint["model"].keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in checkpoint["model"].items())

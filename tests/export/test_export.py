@@ -36,7 +36,7 @@ def bare_runner(*arguments):
         f"import runpy, sys; sys.modules.update(dict.fromkeys({BLOCKED})); sys.argv = {argv};"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1500)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Labels can be read: within the image, not over one another, whatever characters they have."""
 
 import numpy as np
+import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
@@ -37,3 +38,9 @@ def test_any_characters():
     for name in ("$x^2$", "a\nb", "\u30ab\u30e1\u30e9", "", "%s {} \\frac"):
         image = draw(np.zeros((60, 60, 3), np.uint8), found, [name])
         assert image.size == plain.size and np.asarray(image).any()
+
+
+@pytest.mark.parametrize(("size", "drawn"), [((100, 200), (480, 960)), ((3, 3000), (3, 3000)), ((3, 300), (19, 1920))])
+def test_small_images_are_enlarged_within_bounds(detector, size, drawn):
+    nothing = detector(np.zeros((100, 100, 3), np.uint8))[:0]
+    assert draw(np.zeros((*size, 3), np.uint8), nothing, ["sun"]).size == drawn[::-1]

@@ -81,9 +81,9 @@ def test_empty_input_gives_a_zero_with_a_gradient():
 
 
 def test_scores_of_each_variant():
-    np.testing.assert_allclose(fusion.text_scores(tensor(LOGITS)).numpy(), softmax(LOGITS)[:, :C], rtol=1e-9)
-    expected = softmax(LOGITS[:, :C])
-    np.testing.assert_allclose(fusion.image_scores(tensor(LOGITS[:, :C])).numpy(), expected, rtol=1e-9)
+    for variant, expected in (("text", softmax(LOGITS)[:, :C]), ("image", softmax(LOGITS[:, :C]))):
+        found = fusion.variant_scores(variant, [tensor(LOGITS)], torch.from_numpy(NOVEL), 2 / 3)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
 
 
 def test_ensemble_is_the_released_cube_root():

@@ -71,7 +71,7 @@ def test_workers_read_what_their_parent_reads(tmp_path, method):
     ]
     for worker in workers:
         worker.start()
-    assert all(answers.get(timeout=300) == expected for _ in workers)
+    assert all(answers.get(timeout=1500) == expected for _ in workers)
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
 import time
 
 import pytest
@@ -71,19 +70,25 @@ def test_a_killed_writer_holds_nothing(holder, tmp_path):
     assert not (tmp_path / "output.lock").exists()
 
 
-def test_one_that_waits_is_the_next(holder, tmp_path, caplog):
+def test_one_that_waits_is_the_next(holder, tmp_path, monkeypatch):
     process, line = holder(tmp_path / "output")
-    threading.Timer(0.5, line.send, ["leave"]).start()
+    told = []
+
+    def warn(message, *values):
+        told.append(message % values)
+        line.send("leave")
+
+    monkeypatch.setattr("vild.utils.lock.logger.warning", warn)
     with only_writer(tmp_path / "output", wait=True):
-        process.join(10)
+        process.join()
         assert process.exitcode == 0 and f"process {os.getpid()} on" in (tmp_path / "output.lock").read_text()
-    assert f"output: waiting for process {process.pid} on" in caplog.text and not (tmp_path / "output.lock").exists()
+    assert f"output: waiting for process {process.pid} on" in told[0] and not (tmp_path / "output.lock").exists()
 
 
 def hold_with_a_child(output, folder, line):
     with only_writer(output, folder):
         FORK.Process(target=linger, args=(line,)).start()
-        time.sleep(60)
+        time.sleep(3600)
 
 
 def linger(line):

@@ -23,7 +23,6 @@ from vild.apps.web_guard import JOIN, RequestFilter
 from vild.config import load_config
 from vild.data.annotations import check_annotations, read_json, stays_below
 from vild.data.proposals import load_proposals, read_provenance
-from vild.data.rle import fits, run_lengths
 from vild.inference.words import read_words
 from vild.store.maintenance import repair
 from vild.store.manifest import read_manifest
@@ -320,40 +319,6 @@ def test_the_page_is_asked_for_no_file_but_uploads(tmp_path):
                  "https://example.org/a.png", f"{folder}/a\0.png", 3, ["/etc/passwd"], {"path": "x"}):  # fmt: skip
         assert ask(folder, data(path)) == 403, path
     assert ask(folder, {"data": [{"deep": [{"path": "/etc/passwd"}]}]}) == 403
-
-
-# ---- numbers that C code would walk along
-
-
-def test_run_lengths_are_those_of_pycocotools():
-    from pycocotools import mask as mask_api
-
-    rng = np.random.default_rng(0)
-    for n in range(60):
-        height, width = rng.integers(1, 90, 2).tolist()
-        mask = np.zeros((height, width), np.uint8, order="F")
-        if n % 3:
-            mask[rng.random((height, width)) < rng.random()] = 1
-        else:
-            mask[height // 3 : height // 2 + 1, width // 4 :] = 1
-        text = mask_api.encode(mask)["counts"].decode()
-        flat = np.concatenate([[0], mask.T.ravel(), [2]])
-        assert run_lengths(text) == np.diff((flat[1:] != flat[:-1]).nonzero()[0], prepend=0).tolist()
-        assert fits(text, height, width) and fits(run_lengths(text), height, width)
-        assert not fits(text, height, width + 1) and not fits("", height, width)
-
-
-@pytest.mark.parametrize("counts", ["o", "1o", "\u20ac", "~~", "P" * 40, [5, -1, 12], [16], [1 << 70], "0" * 9])
-def test_masks_fit_their_image(counts):
-    record = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}
-    document = {
-        "images": [{"id": 1, "height": 4, "width": 5, "file_name": "a"}],
-        "categories": [{"id": 1, "name": "a"}],
-    }
-    document["annotations"] = [{**record, "segmentation": {"size": [4, 5], "counts": counts}}]
-    one_line(check_annotations, document, "f", match="RLE")
-    document["annotations"] = [{**record, "segmentation": {"size": [4, 5], "counts": [3, 17]}}]
-    check_annotations(document, "f")
 
 
 # ---- one line

@@ -103,16 +103,14 @@ def table(results: Mapping[str, list[dict]], diagnostics: Mapping[str, list[dict
             cells.append(mean_and_std([v.get(SECONDS) for v in values], 2))
             cells += [mean_and_std([values[0].get(c)], 2) for c in (PARAMETERS, GFLOP)]
             body.append([name, str(len(values)), *cells])
-    page = _markdown(body, ["", "seeds", *map(title, METRICS), SECONDS, PARAMETERS, GFLOP])
+    tables = [markdown_table(["", "seeds", *map(title, METRICS), SECONDS, PARAMETERS, GFLOP], body)]
     rows = [
         [name, *(mean_and_std([v[m] for v in values], DIAGNOSTICS.get(name, 1)) for m in ("base", "novel"))]
         for name, values in diagnostics.items()
     ]
-    return page + ("\n" + _markdown(rows, ["diagnostic", "base", "novel"]) if rows else "")
-
-
-def _markdown(rows: list[list[str]], headers: list[str]) -> str:
-    return markdown_table(headers, rows) + "\n"
+    if rows:
+        tables.append(markdown_table(["diagnostic", "base", "novel"], rows))
+    return "\n\n".join(tables) + "\n"
 
 
 def plot(results: Mapping[str, list[dict]], path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vild.data.box_form import doubt, spread
-from vild.data.repairs import drop_unused_namesakes, is_exact, repair
+from vild.data.repairs import LISTS, drop_unused_namesakes, is_exact, repair
 from vild.data.rle import fits
 from vild.utils.errors import UserError
 from vild.utils.untrusted import MOST_DATA, parse_json, read_bytes, refused_as
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 FAR = 1e18  # larger than any coordinate; safe in float32 and int64
 NUMBERS = {int, float}
 LITTLE_OUTSIDE = "boxes that leave their image by less than a pixel (clipped in training)"
-LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def read_json(path: str | Path):
@@ -152,7 +151,7 @@ def _image_fault(image: dict, categories: dict[int, dict]) -> str | None:
             return f"{found(image, key)}; it must be a path inside the image folder"
     if "\\" in image.get("file_name", ""):
         return f"{found(image, 'file_name')}; folders end with /"
-    for key in LVIS_LISTS:
+    for key in LISTS:
         if key in image:
             if not is_list_of(image[key], int):
                 return f"{found(image, key)}; it must be a list of category ids"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 INTEGERS = ("id", "image_id", "category_id", "width", "height", "iscrowd")
-LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+LISTS = ("neg_category_ids", "not_exhaustive_category_ids")  # of an image of LVIS
 
 
 def is_exact(value: float) -> bool:

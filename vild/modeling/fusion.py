@@ -12,16 +12,6 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 
-def text_scores(logits: Tensor) -> Tensor:
-    """[R, C + 1] (background last) to [R, C]: softmax including the background, without its column."""
-    return logits.softmax(1)[:, :-1]
-
-
-def image_scores(logits: Tensor) -> Tensor:
-    """[R, C] to [R, C]: softmax over the vocabulary, no background."""
-    return logits.softmax(1)
-
-
 def ensemble_scores(text: Tensor, image: Tensor, novel: Tensor, weight: float = 2 / 3) -> Tensor:
     """Geometric mean of the two heads' scores, both [R, C] (eq. 5).
 
@@ -34,7 +24,8 @@ def ensemble_scores(text: Tensor, image: Tensor, novel: Tensor, weight: float = 
 def variant_scores(
     variant: str, logits: list[Tensor], novel: Tensor, weight: float, extra: Sequence[Tensor] = ()
 ) -> Tensor:
-    """Scores [R, C] from logits [R, C + 1] (background last) of the only head or (ensemble) of text and image head.
+    """Scores [R, C] from logits [R, C + 1] (background last) of the only head or (ensemble) of text and image head: the
+    text head's by a softmax that includes the background, the image head's by one over the vocabulary alone.
 
     ``extra``: logits [R, C] in the spaces of extra teachers. They are further image heads; the scores of all image
     heads are averaged geometrically.
@@ -43,10 +34,10 @@ def variant_scores(
     if len(images) > 1:
         image = torch.stack([x.log_softmax(1) for x in images]).mean(0).exp()
     elif images:
-        image = image_scores(images[0])
+        image = images[0].softmax(1)
     if variant == "image":
         return image
-    text = text_scores(logits[0])
+    text = logits[0].softmax(1)[:, :-1]
     return ensemble_scores(text, image, novel, weight) if images else text
 
 
