@@ -19,10 +19,10 @@ def main():
 
     from vild.data import datasets, prepare
     from vild.data.annotations import check_annotations
-    from vild.data.voc import read_voc
+    from vild.data.voc import NAMES, read_voc
 
     path = datasets.root() / datasets.BUILTIN["voc_2007_test"].json
-    document = read_voc(path.parent, "test")
+    document = read_voc(path.parent, "test", NAMES)
     check_annotations(document, path.parent)
     found = len(document["images"]), sum(not a["iscrowd"] for a in document["annotations"])
     print(f"found {found[0]:,} images and {found[1]:,} objects, published {PUBLISHED[0]:,} and {PUBLISHED[1]:,}")

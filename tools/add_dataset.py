@@ -3,6 +3,9 @@
 
     tools/add_dataset.py --name pets_train --json pets/train.json --images pets/images --split pets/split.json \\
         --keep base
+    tools/add_dataset.py --name pets_train --json pets/data.yaml --subset train --split pets/split.json --keep base
+
+YOLO's or VOC's annotations are copied to a COCO file, vild_datasets/NAME.json: add the data set again when they change.
 """
 
 from dataclasses import replace
@@ -15,8 +18,10 @@ from vild.utils.errors import UserError, one_line_errors
 def main():
     parser = make_parser(__doc__)
     parser.add_argument("--name", required=True, help="how tools and configs will call it")
-    parser.add_argument("--json", required=True, metavar="FILE", help="LVIS or COCO annotations, below the root")
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="image folder, below the root")
+    parser.add_argument("--json", required=True, metavar="FILE",
+                        help="LVIS or COCO annotations, YOLO's data.yaml or a VOC folder, below the root")  # fmt: skip
+    parser.add_argument("--images", metavar="FOLDER", help="image folder, below the root (YOLO's and VOC's are known)")
+    parser.add_argument("--subset", metavar="NAME", help="train, val, ... of a data.yaml or of VOC's ImageSets/Main")
     parser.add_argument(
         "--split", required=True, help='"lvis", "coco_48_17", ..., or a file {"base": [...], "novel": [...]}'
     )
@@ -25,23 +30,31 @@ def main():
     args = parser.parse_args()
 
     from vild.data import datasets
-    from vild.data.annotations import is_lvis_form
+    from vild.data.annotations import is_lvis_form, stays_below
     from vild.data.classes import read_split
+    from vild.data.convert import convert
+    from vild.data.prepare import write_json
     from vild.vocabulary.words import check_names
 
     if args.name in datasets.BUILTIN:
         raise UserError(f"--name: '{args.name}' is a built-in data set")
-    entry = datasets.Entry(args.json, args.images, args.split, args.keep, args.protocol or "coco")
-    document = datasets.read_annotations(args.name, entry)
+    if not stays_below(args.name):
+        raise UserError(f"--name: '{args.name}' cannot be the name of a file")
+    converted = convert(datasets.root(), args.json, args.images, args.subset)
+    file, images = (f"vild_datasets/{args.name}.json", converted[0]) if converted else (args.json, args.images)
+    entry = datasets.Entry(file, images, args.split, args.keep, args.protocol or "coco")
+    document = converted[1] if converted else datasets.read_annotations(args.name, entry)
     if args.protocol is None:
         lvis = is_lvis_form(document)
         entry = replace(entry, protocol="lvis" if lvis else "coco")
         why = "has neg_category_ids and frequencies" if lvis else "lacks neg_category_ids or frequencies"
         print(f"{args.json} {why}: evaluated by the {entry.protocol} protocol (change it with --protocol)")
-    classes = datasets.get_classes(args.name, entry)
+    classes = datasets.get_classes(args.name, entry, document)
     check_names(classes.names, args.json)
     if missing := read_split(args.split, datasets.root()).absent(document["categories"]):
         print(f"warning: {len(missing)} names of split {args.split} are not in {args.json} ('{missing[0]}' ...)")
+    if converted:
+        write_json(datasets.root() / file, document)
     replaced = datasets.entries().get(args.name)
     path = datasets.add_entry(args.name, entry)
     if replaced not in (None, entry):

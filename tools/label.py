@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Label a folder of images with words: one COCO file (boxes, masks, scores) for any trainer.
+"""Label a folder of images with words, for any trainer: one COCO file (boxes, masks, scores), or a folder in YOLO's or
+VOC's layout (boxes and copies of the images).
 
     tools/label.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_calibrated.pth \\
         --input photos/ --vocabulary "umbrella, chess knight" --output labels.json
+    tools/label.py ... --format yolo --output-dir labelled    # labelled/data.yaml
 
 Image names are relative to the folder; width and height are those of the image turned upright by its EXIF tag. A killed
 run continues from labels.json.partial when the same command is run again. Images that cannot be read are left out and
-listed under "info" (exit status 1). tools/add_dataset.py registers the result as a data set.
+listed at the end and under "info" (exit status 1). tools/add_dataset.py registers the result as a data set.
 """
 
 import os
@@ -21,10 +23,16 @@ from vild.utils.errors import UserError, one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="label all images below it")
-    add_shared(parser, "--output", required=True)
+    target = parser.add_mutually_exclusive_group(required=True)
+    add_shared(target, "--output", note="for COCO")
+    add_shared(target, "--output-dir", note="for YOLO and VOC")
+    parser.add_argument("--format", choices=["coco", "yolo", "voc"], default="coco", help="of the labels")
     add_shared(parser, "--threshold")
     add_detector_flags(parser)
     args = parser.parse_args(argv)
+    if (args.format == "coco") != (args.output_dir is None):
+        raise UserError(f"--format {args.format}: give {'--output FILE' if args.output_dir else '--output-dir FOLDER'}")
+    output = args.output or args.output_dir
     if not args.input.is_dir():
         raise UserError(f"--input {args.input}: is not a folder")
 
@@ -32,13 +40,15 @@ def main(argv: list[str] | None = None) -> int:
 
     from vild.apps.detector import make_detector
     from vild.apps.inputs import find_images
-    from vild.apps.label import PartialLabels, check_name, plan_of
+    from vild.apps.label import PartialLabels, check_name, check_stems, plan_of
     from vild.inference.words import parse_thresholds
     from vild.utils.files import hash_file
     from vild.utils.lock import only_writer
 
     images = find_images([args.input])
-    with only_writer(args.output):
+    if args.format != "coco":
+        check_stems(image.name for image in images)
+    with only_writer(output):
         detector = make_detector(args)
         hashed = lambda given: hash_file(given) if given and os.path.isfile(given) else None  # noqa: E731
         asked = {
@@ -48,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             "threshold-of": parse_thresholds(args.threshold_of, detector.names),
         }
         plan = plan_of(detector, args.input, asked)
-        with PartialLabels(args.output, plan) as labels:
+        with PartialLabels(output, plan) as labels:
             to_do = [p for p in images if p.name not in labels.done]
             already = len(images) - len(to_do)
             for image in tqdm(to_do, desc="images", unit="image", total=len(images), initial=already):
@@ -60,10 +70,10 @@ def main(argv: list[str] | None = None) -> int:
                 else:
                     labels.add(image.name, found)
             info = {"description": "labels by vild", "checkpoint": plan["checkpoint"], "threshold": args.threshold}
-            broken = labels.finish([p.name for p in images], detector.names, info)
+            broken = labels.finish([p.name for p in images], detector.names, info, args.format, args.input)
     if broken:
         print(f"{len(broken)} of {len(images)} images cannot be read:", *broken, sep="\n  ", file=sys.stderr)
-    print(f"{args.output}: {len(images) - len(broken)} images labelled with {len(detector.names)} words")
+    print(f"{output}: {len(images) - len(broken)} images labelled with {len(detector.names)} words")
     return 1 if broken else 0
 
 

@@ -77,7 +77,45 @@ def test_a_folder_becomes_a_coco_file(label, folder, detector, vocabulary, tmp_p
     records = datasets.load_dicts("labelled")
     assert len(records) == 4 and records[3]["file_name"] == str(folder / "turned.jpg")
     assert sum(len(r["annotations"]) for r in records) == len(coco.anns)
-    assert f"--output {output}: already exists" in error_of(label(*arguments))
+    assert f"{output}: already exists" in error_of(label(*arguments))
+
+
+def test_a_folder_in_other_layouts(label, folder, vocabulary, tmp_path, monkeypatch, tool):
+    """The boxes of the COCO file, through tools/add_dataset.py; also after a run that was killed."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    vocabulary.take([5, 2, 3]).save(tmp_path / "words.safetensors")
+    arguments = ["--input", folder, "--vocabulary", tmp_path / "words.safetensors", "--threshold", 0.01]
+    assert label(*arguments, "--output", tmp_path / "labels.json")[0] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("vild.data.yolo.shutil.copyfile", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        status, *_ = label(*arguments, "--format", "yolo", "--output-dir", tmp_path / "yolo")
+        assert status == 128 + signal.SIGINT and not (tmp_path / "yolo").exists()
+        assert not (tmp_path / "yolo.tmp").exists() and (tmp_path / "yolo.partial").exists()
+    assert not tool("add_dataset.py", "--name", "coco", "--split", "everything", "--json", "labels.json",
+                    "--images", "photos")  # fmt: skip
+    expected = datasets.load_dicts("coco")
+    for form, arrived, images, off in (
+        ("yolo", ["yolo/data.yaml", "--subset", "train"], "images", 1e-3), ("voc", ["voc"], "JPEGImages", 0.501)
+    ):  # fmt: skip
+        status, stdout, stderr = label(*arguments, "--format", form, "--output-dir", tmp_path / form)
+        assert status == 1 and "4 images labelled" in stdout and "broken.jpg" in stderr
+        assert not (tmp_path / f"{form}.partial").exists() and not (tmp_path / f"{form}.tmp").exists()
+        assert not tool("add_dataset.py", "--name", form, "--split", "everything", "--json", *arrived)
+        names, coco = datasets.get_classes(form).names, datasets.get_classes("coco").names
+        records = datasets.load_dicts(form)
+        for mine, theirs in zip(records, expected, strict=True):
+            name = os.path.relpath(theirs["file_name"], folder)
+            assert mine["file_name"] == str(tmp_path / form / images / name)
+            assert mine["height"] == theirs["height"] and mine["width"] == theirs["width"]
+            for a, b in zip(mine["annotations"], theirs["annotations"], strict=True):
+                assert names[a["category_id"]] == coco[b["category_id"]]
+                (x, y, w, h), (x1, y1, w1, h1) = a["bbox"], b["bbox"]
+                corners = np.array([x, y, x + w, y + h]), np.array([x1, y1, x1 + w1, y1 + h1])
+                assert np.abs(np.subtract(*corners)).max() <= off
+        assert sum(len(r["annotations"]) for r in records) >= 4
+        assert f"{tmp_path / form}: already exists" in error_of(
+            label(*arguments, "--format", form, "--output-dir", tmp_path / form)
+        )
 
 
 def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
@@ -168,6 +206,15 @@ def test_mistakes_are_one_line(label, folder, tmp_path):
         given = {"--input": folder, "--vocabulary": "sun", "--output": tmp_path / "labels.json"} | flags
         assert reason in error_of(label(*(x for pair in given.items() for x in pair)))
     assert not (tmp_path / "labels.json").exists()
+    given = ["--input", folder, "--vocabulary", "sun"]
+    shutil.copy(folder / "turned.jpg", folder / "turned.png")
+    for flags, reason in [
+        (["--output", "x.json", "--format", "yolo"], "--format yolo: give --output-dir FOLDER"),
+        (["--output-dir", "x"], "--format coco: give --output FILE"),
+        (["--output-dir", tmp_path / "x", "--format", "voc"], "turned.jpg and turned.png would share one label file"),
+    ]:
+        assert reason in error_of(label(*given, *flags))
+    assert not (tmp_path / "x.partial").exists()
 
 
 def test_nothing_found_and_nothing_readable(detector, tmp_path):

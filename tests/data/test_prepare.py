@@ -10,7 +10,7 @@ import pytest
 from tests.data import official
 from vild.data import datasets, prepare
 from vild.data.classes import SPLIT_DIR, read_split
-from vild.data.voc import read_voc
+from vild.data.voc import NAMES, read_voc
 from vild.utils.errors import UserError
 
 BASE, NOVEL, OTHER = 1, 5, 13  # person, airplane, stop sign
@@ -242,7 +242,7 @@ def test_voc(root, script):
     for wrong in (VOC[:200], VOC.replace("cat", "unicorn"), VOC.replace("<ymax>60</ymax>", "")):
         (folder / "Annotations/000001.xml").write_text(wrong)
         with pytest.raises(UserError, match=r"000001\.xml is not a VOC annotation"):
-            read_voc(folder, "test")
+            read_voc(folder, "test", NAMES)
     (folder / "Annotations/000001.xml").unlink()
     with pytest.raises(UserError, match=r"000001\.xml cannot be read"):
-        read_voc(folder, "test")
+        read_voc(folder, "test", NAMES)

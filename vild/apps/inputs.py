@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vild.utils.errors import UserError, printable
-
-SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
-            ".webp")  # fmt: skip
+from vild.utils.images import SUFFIXES
 
 
 @dataclass(frozen=True)

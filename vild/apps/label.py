@@ -1,8 +1,8 @@
-"""Label a folder of images, resumably, as one COCO file.
+"""Label a folder of images, resumably, as one COCO file, or in YOLO's or VOC's layout.
 
 The detections of each image are appended to ``NAME.partial`` as a line; when all images are done, the lines become the
-file. The first line is the plan: everything the labels depend on. The file has no timestamp, so that a resumed run
-ends in the same bytes as an undisturbed one.
+file or folder. The first line is the plan: everything the labels depend on. The file has no timestamp, so that a
+resumed run ends in the same bytes as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,10 +18,14 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools import mask as mask_api
 
 from vild.data.annotations import stays_below
+from vild.data.voc import write_voc
+from vild.data.yolo import write_yolo
 from vild.inference.detections import Detections
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError, printable
-from vild.utils.files import cannot_write, hash_file, written_whole
+from vild.utils.files import cannot_write, hash_file, written_whole, written_whole_folder
+
+FORMATS = {"yolo": write_yolo, "voc": write_voc}  # that are folders
 
 
 def to_annotations(found: Detections) -> list[dict]:
@@ -51,13 +55,21 @@ def check_name(file_name: str) -> None:
         raise UserError(f"image {printable(file_name)}: its name is not allowed in a COCO file; rename it")
 
 
+def check_stems(file_names: Iterable[str]) -> None:
+    """UserError if two images differ by their suffix only: in YOLO's and VOC's layout they would share their labels."""
+    stems: dict[str, str] = {}
+    for name in file_names:
+        if (other := stems.setdefault(name.rpartition(".")[0], name)) != name:
+            raise UserError(f"images {printable(other)} and {printable(name)} would share one label file; rename one")
+
+
 class PartialLabels:
     """The labels of a run in progress: a file to which a plan and a record per image are appended. A context manager.
 
     A record is {"file_name", "height", "width", "annotations"} or {"file_name", "broken": reason}.
 
     Args:
-        path: of the finished labels; the partial file is next to it.
+        path: of the finished labels, a file or folder; the partial file is next to it.
         plan: plain values that the labels depend on.
 
     Raises:
@@ -68,7 +80,7 @@ class PartialLabels:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self._offsets: dict[str, int] = {}  # of each image's record
         if path.exists() and not self.partial.exists():
-            raise UserError(f"--output {path}: already exists; remove it, or give another name")
+            raise UserError(f"{path}: already exists; remove it, or give another name")
         with cannot_write(self.partial):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.partial, "a+b")  # noqa: SIM115
@@ -133,19 +145,21 @@ class PartialLabels:
         self._file.seek(self._offsets[file_name])
         return json.loads(self._file.readline())
 
-    def _annotations(self, images: Sequence[dict]) -> Iterator[dict]:
-        ids = itertools.count(1)
-        for image in images:
-            for annotation in self._read(image["file_name"])["annotations"]:
-                yield {"id": next(ids), "image_id": image["id"], **annotation}
-
-    def finish(self, file_names: Sequence[str], names: Sequence[str], info: dict) -> list[str]:
+    def finish(
+        self,
+        file_names: Sequence[str],
+        names: Sequence[str],
+        info: dict,
+        form: str = "coco",
+        source: Path | None = None,
+    ) -> list[str]:
         """Write the labels of these images, in this order, and remove the partial file. Holds the annotations of one
         image in memory.
 
         Args:
             names: of the categories.
-            info: the file's "info", to which the unreadable images are added.
+            info: the COCO file's "info", to which the unreadable images are added.
+            form: "coco", or one of FORMATS, which copy the images from the folder ``source``.
 
         Returns:
             an error message for each unreadable image.
@@ -160,18 +174,30 @@ class PartialLabels:
             else:
                 del record["annotations"]
                 images.append({"id": len(images) + 1, **record})
-        categories = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
-        with written_whole(self.path) as aside, open(aside, "w", encoding="utf-8") as file:
-            file.write(f'{{"info": {json.dumps({**info, "broken": broken})},\n"categories": {json.dumps(categories)}')
-            for key, records in (("images", images), ("annotations", self._annotations(images))):
-                file.write(f',\n"{key}": [')
-                for n, record in enumerate(records):
-                    file.write((",\n" if n else "\n") + json.dumps(record))
-                file.write("\n]")
-            file.write("}\n")
+        labelled = ((image, self._read(image["file_name"])["annotations"]) for image in images)
+        if form in FORMATS:
+            with written_whole_folder(self.path) as folder:
+                FORMATS[form](folder, source, names, labelled)
+        else:
+            _write_coco(self.path, images, labelled, names, {**info, "broken": broken})
         self._file.close()
         self.partial.unlink()
         return [record["why"] for record in broken]
+
+
+def _write_coco(
+    path: Path, images: list[dict], labelled: Iterable[tuple[dict, list[dict]]], names: Sequence[str], info: dict
+) -> None:
+    categories, ids = [{"id": n, "name": name} for n, name in enumerate(names, 1)], itertools.count(1)
+    annotations = ({"id": next(ids), "image_id": i["id"], **a} for i, found in labelled for a in found)
+    with written_whole(path) as aside, open(aside, "w", encoding="utf-8") as file:
+        file.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(categories)}')
+        for key, records in (("images", images), ("annotations", annotations)):
+            file.write(f',\n"{key}": [')
+            for n, record in enumerate(records):
+                file.write((",\n" if n else "\n") + json.dumps(record))
+            file.write("\n]")
+        file.write("}\n")
 
 
 def plan_of(detector: OpenVocabularyDetector, folder: Path, asked: dict) -> dict:

@@ -97,8 +97,8 @@ def take_over(name: str, document: dict) -> None:
     _READ[_key(root() / get_entry(name).json)] = document
 
 
-def get_classes(name: str, entry: Entry | None = None) -> Classes:
-    """The classes of a data set, or of an entry that need not be registered.
+def get_classes(name: str, entry: Entry | None = None, document: dict | None = None) -> Classes:
+    """The classes of a data set, or of an entry that need not be registered, with annotations that need not be written.
 
     The file of a built-in data set must have the split's names with their official ids. A training file may lack the
     novel ones (COCO's ``seen_2`` does); they are classes all the same, so that one vocabulary serves training and
@@ -108,7 +108,8 @@ def get_classes(name: str, entry: Entry | None = None) -> Classes:
         UserError: annotation file and split do not match.
     """
     entry = entry or get_entry(name)
-    split, categories = read_split(entry.split, root()), read_annotations(name, entry)["categories"]
+    split = read_split(entry.split, root())
+    categories = (document or read_annotations(name, entry))["categories"]
     if BUILTIN.get(name) == entry:
         split.check_official(categories, PARTIAL.get(name, tuple(MARKS)), root() / entry.json)
         if entry.keep == "base":

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,6 +65,22 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             raise
     with suppress(OSError):  # some network file systems cannot sync a folder; the file itself is complete
         _sync(path.parent)
+
+
+@contextmanager
+def written_whole_folder(path: Path) -> Iterator[Path]:
+    """Write a folder that does not exist: yields ``path.tmp`` to write to, which becomes ``path`` at the end, or is
+    removed if the block raises. UserError if the file system refuses."""
+    temporary = _temporary(path)
+    with cannot_write(path):
+        shutil.rmtree(temporary, ignore_errors=True)  # from a killed process
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            os.rename(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _temporary(path: Path) -> Path:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from vild.utils.errors import BadImage, first_line
 from vild.utils.untrusted import what_it_is
@@ -18,6 +18,8 @@ from vild.utils.untrusted import what_it_is
 # Left out: EPS, which Pillow hands to Ghostscript; ICO, which it decodes before the size is known; and many rarely
 # maintained formats.
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
+            ".webp")  # fmt: skip
 MOST_PIXELS = 89_478_485  # Pillow's limit for its warning (it raises at twice this); 0.3 GB when decoded
 
 
@@ -36,6 +38,16 @@ def read_image(file_name: str | Path, image_format: str = "BGR") -> np.ndarray:
         with open_image(file_name) as image:
             return to_array(image, image_format)
     except Exception as error:  # a broken file can raise anything in a decoder
+        raise BadImage(f"image {file_name} cannot be read: {_what(file_name) or first_line(error)}") from error
+
+
+def upright_size(file_name: str | Path) -> tuple[int, int]:
+    """Width and height of an image rotated by its EXIF tag, without decoding it; BadImage as :func:`read_image`."""
+    try:
+        with open_image(file_name) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except Exception as error:  # as above
         raise BadImage(f"image {file_name} cannot be read: {_what(file_name) or first_line(error)}") from error
 
 
