@@ -16,7 +16,8 @@ from PIL import Image
 from vild.data import datasets, unreadable
 from vild.data.loader import SeededStream, build_test_loader, build_train_loader
 from vild.engine.sources import open_store
-from vild.evaluation.evaluator import METRICS_FILE, OpenVocabularyEvaluator, ProposalRecallEvaluator, write_metrics
+from vild.evaluation.evaluator import METRICS_FILE, OpenVocabularyEvaluator, write_metrics
+from vild.evaluation.recall import ProposalRecallEvaluator
 from vild.report.run_report import beside_published, unreadable_blocks
 from vild.store.store import EmbeddingStore
 from vild.utils.errors import BadImage, UserError

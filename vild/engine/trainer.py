@@ -24,12 +24,8 @@ from vild.engine.logs import build_writers, quiet_console, set_up_logs
 from vild.engine.run_record import RUN_FILE, check_resumable, run_record
 from vild.engine.sources import attach_sources, check_classes, is_proposal_network, open_live_teacher, open_store
 from vild.engine.together import once_a_machine, share_annotations
-from vild.evaluation.evaluator import (
-    OpenVocabularyEvaluator,
-    ProposalRecallEvaluator,
-    check_test_masks,
-    write_metrics,
-)
+from vild.evaluation.evaluator import OpenVocabularyEvaluator, check_test_masks, write_metrics
+from vild.evaluation.recall import ProposalRecallEvaluator
 from vild.modeling import register_parts
 from vild.utils import signals
 from vild.utils.errors import UserError

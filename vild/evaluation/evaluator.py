@@ -1,9 +1,7 @@
-"""Detectron2 evaluators for open-vocabulary AP (LVIS or COCO protocol) and proposal recall, and the files they
-write."""
+"""The Detectron2 evaluator for open-vocabulary AP (LVIS or COCO protocol), and the files it writes."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from tabulate import tabulate
 from vild.data import datasets
 from vild.data.unreadable import REASON, gather_unreadable
 from vild.evaluation.encode_masks import encode_masks
-from vild.evaluation.metrics import RECALL_LIMITS, average_recall, best_overlaps, covered, decimal, rules
+from vild.evaluation.metrics import decimal, rules
 from vild.evaluation.protocol import Evaluation, GroundTruth, evaluate, scored_iou_types
 from vild.evaluation.reliability import judge, summarize_reliability
 from vild.evaluation.results import ResultArrays, ResultsWriter, read_results
@@ -206,50 +204,6 @@ def write_flat(path: Path, results: dict[str, dict]) -> None:
         for key, value in values.items()
     }
     write_json(path, flat)
-
-
-class ProposalRecallEvaluator(DatasetEvaluator):
-    """Recall of proposals on base and novel ground truth: AR@100, 300 and 1000 (IoU 0.5 to 0.95), and recall at
-    IoU 0.5 of the top ``per_image``, those that are distilled."""
-
-    def __init__(self, name: str, per_image: int):
-        self.name, self.per_image = name, per_image
-        self.classes = datasets.get_classes(name)
-        self.truth = ground_truth_boxes(name)
-        self.reset()
-
-    def reset(self):
-        self.rows: list[tuple[int, tuple[float, ...]]] = []
-        self.unreadable: dict[str, str] = {}
-
-    def process(self, inputs, outputs):
-        for given, output in zip(inputs, outputs, strict=True):
-            self.unreadable |= given.get(REASON, {})
-            boxes = output["proposals"].proposal_boxes.tensor.cpu()
-            self.add(given["image_id"], boxes[:0] if REASON in given else boxes)
-
-    def add(self, image_id: int, proposals: torch.Tensor) -> None:
-        """Add an image's proposals, [N, 4] xyxy, sorted by descending score."""
-        boxes, classes = self.truth[image_id]
-        overlaps = [best_overlaps(boxes, proposals[:limit]).tolist() for limit in RECALL_LIMITS]
-        hits = covered(boxes, proposals[: self.per_image], 0.5).tolist()
-        self.rows += zip(classes, zip(*overlaps, hits, strict=True), strict=True)
-
-    def evaluate(self):
-        comm.synchronize()
-        rows = list(itertools.chain.from_iterable(comm.gather(self.rows, dst=0)))
-        unreadable = gather_unreadable(self.unreadable, self.name, None)
-        if not comm.is_main_process():
-            return {}
-        result = {}
-        for mark in ("base", "novel"):
-            found = torch.tensor([row for c, row in rows if self.classes.splits[c] == mark])
-            *overlaps, hits = found.reshape(-1, len(RECALL_LIMITS) + 1).T
-            for limit, column in zip(RECALL_LIMITS, overlaps, strict=True):
-                result[f"AR@{limit}_{mark}"] = average_recall(column)
-            result[f"recall50@{self.per_image}_{mark}"] = 100 * float(hits.mean())
-        logger.info("%s\n%s", self.name, as_table({"proposals": result}))
-        return {"proposals": result} | ({IMAGES: {REASON: float(unreadable)}} if unreadable else {})
 
 
 def ground_truth_boxes(name: str) -> dict[int, tuple[torch.Tensor, list[int]]]:

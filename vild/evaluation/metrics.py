@@ -1,4 +1,4 @@
-"""Every metric of a detector, declared once: how it is computed, its key in results, the tables that show it.
+"""Every AP metric of a detector, declared once: how it is computed, its key in results, the tables that show it.
 
 To report another one, add a line to METRICS, and its column to the TABLES where people should see it.
 """
@@ -9,13 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchvision.ops import box_iou
 
 IOU_TYPES = {"bbox": "box", "segm": "mask"}  # keys in results, and their titles
 AREAS = ("all", "s", "m", "l")  # COCO's areas in COCOeval's order: any, up to 32², up to 96², above
-RECALL_LIMITS = (100, 300, 1000)
 
 
 @dataclass(frozen=True)
@@ -143,40 +139,3 @@ def summarize(
         for metric in METRICS
         if metric.fixed == fixed and metric.group in groups
     }
-
-
-def best_overlaps(boxes: Tensor, proposals: Tensor) -> Tensor:
-    """IoU of each ground-truth box with its proposal, one-to-one: the pair with the highest IoU is matched first, then
-    the next of what is left (as Detectron2 computes proposal recall).
-
-    Args:
-        boxes: [G, 4] xyxy.
-        proposals: [N, 4] xyxy.
-
-    Returns:
-        float32 [G]; 0 for an unmatched box.
-    """
-    result = torch.zeros(len(boxes))
-    overlaps = box_iou(boxes, proposals)
-    for _ in range(min(overlaps.shape)):
-        box, proposal = divmod(int(overlaps.argmax()), len(proposals))
-        result[box] = overlaps[box, proposal].clamp(min=0)
-        overlaps[box] = overlaps[:, proposal] = -1
-    return result
-
-
-def average_recall(overlaps: Tensor) -> float:
-    """Recall in percent, mean over the IoU thresholds 0.5, 0.55 ... 0.95; NaN without a box.
-
-    Args:
-        overlaps: [G], of :func:`best_overlaps`.
-    """
-    thresholds = torch.linspace(0.5, 0.95, 10)
-    return 100 * float((overlaps[:, None] >= thresholds - 1e-6).float().mean()) if len(overlaps) else float("nan")
-
-
-def covered(boxes: Tensor, proposals: Tensor, threshold: float) -> Tensor:
-    """bool [G]: which ground-truth boxes [G, 4] have a proposal [N, 4] with an IoU of at least ``threshold``."""
-    if len(boxes) == 0 or len(proposals) == 0:
-        return torch.zeros(len(boxes), dtype=torch.bool)
-    return box_iou(boxes, proposals).max(1).values >= threshold

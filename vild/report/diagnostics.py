@@ -18,7 +18,8 @@ from tqdm import tqdm
 from vild.data import datasets
 from vild.data.classes import Classes
 from vild.data.proposals import Proposals
-from vild.evaluation.evaluator import RESULTS_FILE, ProposalRecallEvaluator, evaluate_results, ground_truth_boxes
+from vild.evaluation.evaluator import RESULTS_FILE, evaluate_results, ground_truth_boxes
+from vild.evaluation.recall import ProposalRecallEvaluator
 from vild.evaluation.results import ResultsWriter
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling.fusion import best_detections
