@@ -77,7 +77,7 @@ def launch(main: Callable, args, device: str | None = None) -> None:
         _launch_here(main, args, gpus)
         return
     if gpus:
-        torch.cuda.set_device(gpu_of(here, gpus))
+        torch.cuda.set_device(0 if gpus == 1 else here.local_rank)  # srun --gpus-per-task=1 shows each its own alone
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     backend = "nccl" if gpus else "gloo"
@@ -91,12 +91,6 @@ def launch(main: Callable, args, device: str | None = None) -> None:
         main(args)
     finally:
         dist.destroy_process_group()
-
-
-def gpu_of(here: ProcessPlace, gpus: int) -> int:
-    """The index of a process's GPU among those that it sees: the only one (``srun --gpus-per-task=1`` shows each
-    process its own), or that of its local rank."""
-    return 0 if gpus == 1 else here.local_rank
 
 
 def check_different_gpus(gpus: Sequence[tuple[str, str]]) -> None:

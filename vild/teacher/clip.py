@@ -46,13 +46,7 @@ class ClipTeacher(Teacher, kind="clip"):
     """
 
     def __init__(
-        self,
-        name: str,
-        pretrained: str = "",
-        device: str | torch.device = "cpu",
-        crop: str = "squash",
-        precision: str = "fp32",
-        compile: bool = False,
+        self, name: str, pretrained: str, device: str | torch.device, crop: str, precision: str, compile: bool
     ):
         with _reachable(name, pretrained):
             self.model = _create(name, pretrained).to(device).eval().requires_grad_(False)
