@@ -181,7 +181,7 @@ def test_a_file_that_may_not_grow(tmp_path, kind):
     mine, its = FORK.Pipe()
     process = FORK.Process(target=limited, args=(kind, tmp_path, its))
     process.start()
-    assert mine.poll(60) and (error := mine.recv()).startswith(str(tmp_path)) and error.endswith("File too large"), (
+    assert mine.poll(600) and (error := mine.recv()).startswith(str(tmp_path)) and error.endswith("File too large"), (
         error
     )
     process.join()

@@ -63,7 +63,7 @@ def alone(main, args):
     """What a new interpreter has: one thread, no handlers; and no hang."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.alarm(240)
+    signal.alarm(1500)
     main(args)
 
 
@@ -226,7 +226,7 @@ def dies(args):
 def test_a_dead_process_takes_the_job_down_with_its_own_error(forked, capfd, how, status, last):
     start = time.monotonic()
     assert on_ranks(one_line_errors(dies), how=how) == status
-    assert time.monotonic() - start < 900  # the others do not wait out the half hour that a collective may take
+    assert time.monotonic() - start < 1400  # the others do not wait out the half hour that a collective may take
     lines = [line for line in capfd.readouterr().err.splitlines() if "[rank" not in line and "TCPStore" not in line]
     assert lines[-1].startswith(last), lines
     told = [line for line in lines if "rror:" in line]

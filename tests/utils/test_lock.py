@@ -31,7 +31,7 @@ def holder(tmp_path):
         process = FORK.Process(target=target, args=(output, folder, its))
         process.start()
         running.append((process, mine))
-        assert mine.poll(60) and mine.recv() == "held"
+        assert mine.poll(600) and mine.recv() == "held"
         return process, mine
 
     yield start
