@@ -39,7 +39,10 @@ PUBLIC = {  # of the API page, what people call and write against
     "Data sets and configs": ("data.datasets", "config"),
     "Objectives": ("modeling.objectives.registry", "modeling.objectives.regions.RegionBatch"),
     "The paper's equations": ("modeling.losses", "modeling.fusion", "modeling.calibration"),
-    "Evaluation": ("evaluation.evaluator", "evaluation.results", "evaluation.metrics", "evaluation.reliability"),
+    "Evaluation": (
+        "evaluation.evaluator", "evaluation.results", "evaluation.metrics", "evaluation.reliability",
+        "evaluation.recall",
+    ),
     "Training": ("engine.trainer.Trainer",),
     "Export and labels": ("export.write", "apps.label"),
 }  # fmt: skip
