@@ -39,7 +39,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--weights", required=True, type=Path, metavar="FILE", help="a .onnx file of tools/export.py")
+    text = "a .onnx file of tools/export.py, or the folder of one; a detector's name must be exported first"
+    parser.add_argument("--weights", required=True, type=Path, metavar="PATH", help=text)
     parser.add_argument("--vocabulary", required=True, type=Path, metavar="FILE", help="a vocabulary .safetensors")
     parser.add_argument("--input", required=True, nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="output file (JSON)")
@@ -127,10 +128,15 @@ def detect(session, image: np.ndarray, size: tuple[int, int], feed: dict, words:
 
 def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
     """A model and its manifest."""
+    if path.is_dir():
+        found = sorted(path.glob("*.onnx"))
+        if len(found) != 1:
+            raise Mistake(f"model: the folder {path} holds {len(found)} .onnx files, not one")
+        path = found[0]
     beside = path.with_suffix(".json")
     for file in (path, beside):
         if not file.is_file():
-            raise Mistake(f"model: {file} does not exist; tools/export.py makes it")
+            raise Mistake(f"model: {file} does not exist; tools/export.py --weights NAME --output FILE.onnx makes it")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # no warning that 'shown' can be given and can be left out: it is meant
     try:

@@ -3,6 +3,10 @@
 
 tools/train_net.py --config-file configs/Glyphs/vild.yaml [--num-gpus 8] [--resume] [KEY VALUE ...]
 tools/train_net.py --config-file configs/Glyphs/vild.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+tools/train_net.py --eval-only MODEL.WEIGHTS vild-r50-ensemble
+
+MODEL.WEIGHTS is a file, a URL, or the name or folder of a detector (vild-r50-ensemble, hf-hub:OWNER/NAME, ...). A
+training takes its weights, an evaluation without --config-file also its config.
 """
 
 from contextlib import nullcontext
@@ -17,12 +21,13 @@ def main(args):
     from detectron2.utils import comm
 
     from vild.checkpoint.checkpointer import VildCheckpointer
-    from vild.config import check_weights, load_config
+    from vild.checkpoint.pretrained import config_of_launch
+    from vild.config import check_weights
     from vild.data import datasets
     from vild.engine.trainer import Trainer, setup
     from vild.utils.lock import only_writer
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg = config_of_launch(args, args.eval_only)
     if args.eval_only:
         for name in cfg.DATASETS.TEST:  # before the seconds that building a model takes
             datasets.get_entry(name)
@@ -48,10 +53,10 @@ def main(args):
 @one_line_errors
 def start():
     args = training_parser(__doc__).parse_args()
-    from vild.config import load_config
+    from vild.checkpoint.pretrained import config_of_launch
     from vild.engine.launch import launch
 
-    launch(main, args, load_config(args.config_file, args.opts).MODEL.DEVICE)
+    launch(main, args, config_of_launch(args, args.eval_only).MODEL.DEVICE)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
     tools/transfer.py --config-file configs/LVIS/ensemble.yaml [--num-gpus 8] MODEL.WEIGHTS model_final.pth \\
         DATASETS.TEST "('voc_2007_test', 'coco_2017_val', 'objects365_v1_val')" OUTPUT_DIR output/transfer
 
+Without --config-file, MODEL.WEIGHTS is the name or folder of a detector (vild-r50-ensemble, hf-hub:OWNER/NAME, ...).
+
 The names of each data set are encoded by the detector's teacher with the prompts it was trained with. Writes
 OUTPUT_DIR/inference/vild_metrics.json (read by tools/report.py) and OUTPUT_DIR/transfer.md.
 """
@@ -19,7 +21,8 @@ def main(args):
     from detectron2.evaluation import inference_on_dataset
     from detectron2.utils import comm
 
-    from vild.config import check_weights, load_config
+    from vild.checkpoint.pretrained import config_of_launch
+    from vild.config import check_weights
     from vild.data import datasets
     from vild.engine.trainer import Trainer, setup
     from vild.evaluation.evaluator import write_metrics
@@ -27,7 +30,7 @@ def main(args):
     from vild.report.run_report import transfer_table
     from vild.utils.files import write_text
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg = config_of_launch(args, evaluates=True)
     for name in cfg.DATASETS.TEST:  # before anything that takes long
         datasets.get_classes(name)
     check_weights(cfg)
@@ -48,10 +51,10 @@ def main(args):
 @one_line_errors
 def start():
     args = training_parser(__doc__).parse_args()
-    from vild.config import load_config
+    from vild.checkpoint.pretrained import config_of_launch
     from vild.engine.launch import launch
 
-    launch(main, args, load_config(args.config_file, args.opts).MODEL.DEVICE)
+    launch(main, args, config_of_launch(args, evaluates=True).MODEL.DEVICE)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import yaml
+from huggingface_hub import ModelCard
 
 from vild.checkpoint.checkpointer import write_weights
 from vild.checkpoint.pretrained import find_weights
@@ -20,16 +20,24 @@ def test_data_teacher_metrics_and_licence(detector, make_cfg, tmp_path):
     metrics = {"glyphs_val/bbox/AP50_novel": 12.345, "glyphs_val/bbox/AP50_nothing": None}
     (tmp_path / "run" / "inference" / "vild_metrics.json").write_text(json.dumps(metrics))
     saved = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(path)))
-    saved.save(tmp_path / "kites", teacher=False, licence="cc-by-4.0", run=tmp_path / "run")
-    head, _, body = (tmp_path / "kites" / "README.md").read_text().removeprefix("---\n").partition("---\n")
-    assert yaml.safe_load(head)["license"] == "cc-by-4.0"
+    saved.save(tmp_path / "kites", False, "cc-by-4.0", tmp_path / "run", "me/kites")
+    card = ModelCard.load(tmp_path / "kites" / "README.md")  # by the hub's own library
+    assert (card.data.license, card.data.library_name, card.data.model_name) == ("cc-by-4.0", "vild", "kites")
+    assert card.data.pipeline_tag == "zero-shot-object-detection"
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("glyphs_val", "bbox/AP50_novel", 12.345)
+    body = card.text
     (data_set,) = record["data_sets"]
     count = f"{sum(data_set['annotations'].values()):,} annotations of {len(data_set['annotations'])} names"
     source = f"glyphs_train ({data_set['file']}, SHA-256 {data_set['sha']}"
     facts = [detector.trained.fingerprint["weights"], source, count, "starting from R-50.pkl (not recorded)", "12.3"]
-    for fact in (*facts, "60: 40 annotated, 20 held out", 'from_pretrained("hf-hub:OWNER/kites")'):
+    for fact in (*facts, "60: 40 annotated, 20 held out", 'from_pretrained("hf-hub:me/kites")'):
         assert fact in body
     assert "AP50_nothing" not in body and find_weights(tmp_path / "kites") == tmp_path / "kites"
+    saved.save(tmp_path / "odd", teacher=False, licence="mine: ask first\n")
+    odd = ModelCard.load(tmp_path / "odd" / "README.md")
+    assert odd.data.license.strip() == "mine: ask first" and odd.data.eval_results is None
+    assert "None were given." in odd.text and 'from_pretrained("hf-hub:OWNER/odd")' in odd.text
     with pytest.raises(UserError, match=r"nowhere/inference/vild_metrics\.json is not a file of metrics"):
         saved.save(tmp_path / "other", teacher=False, licence="mit", run=tmp_path / "nowhere")
     assert not (tmp_path / "other").exists()

@@ -220,6 +220,7 @@ def test_results_in_other_forms(detector, image, monkeypatch):
 
 def test_one_folder_holds_everything(detector, image, tmp_path, monkeypatch):
     detector.save(tmp_path / "folder")
+    assert "DEVICE: cuda\n" in (tmp_path / "folder" / "config.yaml").read_text()  # wherever it was saved
     loaded = OpenVocabularyDetector.from_folder(tmp_path / "folder")
     assert same(loaded(image), detector(image)) and loaded.vocabulary.splits == detector.vocabulary.splits
     monkeypatch.setenv("VILD_CACHE", str(tmp_path / "cache"))  # so that the folder's own teacher is asked

@@ -9,6 +9,7 @@ from __future__ import annotations
 from vild.audit.leakage import Benchmark, TrainingSet, judge_training_set, judge_vocabulary
 from vild.audit.pasted_boxes import judge_boxes, measure_boxes
 from vild.checkpoint.checkpointer import read_network_record
+from vild.checkpoint.pretrained import weights_file
 from vild.data.proposals import load_proposals, read_labels, read_provenance
 from vild.data.provenance import CLEAN, LEAK, UNKNOWN, judge_network, judge_proposals
 from vild.store.store import EmbeddingStore
@@ -54,7 +55,7 @@ def audit_store(folder, proposals, benchmark):
 
 
 def audit_vocabulary(path, teacher, benchmark):
-    vocabulary = Vocabulary.load(path)
+    vocabulary = Vocabulary.load(weights_file(path))
     own = vocabulary.prompts
     if isinstance(own, LearnedPrompts):
         with recorded_by("vocabulary", path):
@@ -84,7 +85,7 @@ def findings(args):
     if args.store:
         yield from ((f"store {args.store}", *f) for f in audit_store(args.store, args.proposals, benchmark))
     if args.weights:
-        record = read_network_record(args.weights)
+        record = read_network_record(weights_file(args.weights))
         with recorded_by("weights", args.weights):
             judged = judge_network(record, benchmark.novel_spellings, benchmark.known_spellings)
         yield f"weights {args.weights}", "recorded", *judged

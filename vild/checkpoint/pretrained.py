@@ -10,6 +10,7 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -22,6 +23,8 @@ from vild.utils.lock import only_writer
 
 HUB = "hf-hub:"
 LARGEST_FILE = 1 << 34  # bytes of a checkpoint at an address
+# Config keys that take a name as they take a file; other addresses (timm://, detectron2://) are the checkpointer's
+KEYS = ("MODEL.WEIGHTS", "MODEL.VILD.VOCABULARY", "MODEL.VILD.OLD_STUDENT.WEIGHTS")
 
 
 def find_weights(name: str | Path) -> Path:
@@ -48,6 +51,12 @@ def find_weights(name: str | Path) -> Path:
     raise UserError(f"weights: {text} does not exist, and is not one of {known}")
 
 
+def weights_file(name: str | Path) -> str:
+    """The local file of weights and vocabulary of the detector that :func:`find_weights` finds."""
+    path = find_weights(name)
+    return str(path / WEIGHTS if path.is_dir() else path)
+
+
 def detector_config(
     name: str | Path, config_file: str | Path | None = None, device: str | None = None, overrides: Sequence[object] = ()
 ):
@@ -70,13 +79,14 @@ def detector_config(
     if not config_file:
         raise UserError(f"weights {name}: a file of weights has no config; give its config file too")
     own = ["MODEL.DEVICE", pick_device(device)] if device else []
-    return load_config(config_file, [*overrides, "MODEL.WEIGHTS", str(path), *own])
+    return _with_files(load_config(config_file, [*overrides, "MODEL.WEIGHTS", str(path), *own]))
 
 
 def folder_config(folder: str | Path, device: str | None = None, overrides: Sequence[object] = ()):
     """The config of a detector folder, with the paths of this machine; frozen. ``device``: default: the config's."""
     folder = Path(folder)
     own = [x for key in ("MODEL.WEIGHTS", "MODEL.VILD.VOCABULARY") for x in (key, str(folder / WEIGHTS))]
+    own += ["OUTPUT_DIR", "./output"]  # the folder may be a stranger's
     if (folder / TEACHER).is_dir():
         own += ["MODEL.VILD.TEACHER.NAME", f"local-dir:{folder / TEACHER}"]
     return load_config(str(folder / CONFIG), [*own, *(["MODEL.DEVICE", device] if device else []), *overrides])
@@ -94,8 +104,36 @@ def config_from_flags(args: Namespace):
     if not args.config_file:
         raise UserError("give --config-file, or --weights with the name or folder of a detector")
     flags = (("MODEL.WEIGHTS", args.weights), ("MODEL.DEVICE", args.device and pick_device(args.device)))
-    cfg = load_config(args.config_file, [*args.opts, *(x for pair in flags if pair[1] for x in pair)])
+    cfg = _with_files(load_config(args.config_file, [*args.opts, *(x for pair in flags if pair[1] for x in pair)]))
     check_weights(cfg)
+    return cfg
+
+
+def config_of_launch(args: Namespace, evaluates: bool):
+    """The config of Detectron2's flags (``command_line.training_parser``); frozen. Files of the config (KEYS) may be
+    names. An evaluation needs no config file if ``MODEL.WEIGHTS`` names a detector that has its own.
+
+    Raises:
+        UserError: as :func:`find_weights` and :func:`vild.config.load_config`.
+    """
+    if args.config_file or not evaluates:
+        return _with_files(load_config(args.config_file, args.opts))
+    given = dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("MODEL.WEIGHTS")
+    if given is None:
+        raise UserError("give --config-file, or MODEL.WEIGHTS with the name or folder of a detector")
+    return detector_config(given, overrides=[*args.opts, "MODEL.WEIGHTS", weights_file(given)])
+
+
+def _with_files(cfg):
+    """The config with a local file where one of KEYS names a detector."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key in KEYS:
+        node = reduce(getattr, key.split(".")[:-1], cfg)
+        text = node[key.split(".")[-1]]
+        if text in RELEASED or text.startswith(HUB) or "#sha256=" in text or (text and Path(text).is_dir()):
+            node[key.split(".")[-1]] = weights_file(text)
+    cfg.freeze()
     return cfg
 
 

@@ -13,9 +13,7 @@ from vild.utils.fingerprint import describe
 from vild.utils.untrusted import parse_json, read_bytes, refused_as
 
 CARD = """---
-license: {licence}
-library_name: vild
-pipeline_tag: zero-shot-object-detection
+{data}
 ---
 
 # {title}
@@ -25,7 +23,7 @@ An open-vocabulary object detector, trained by distillation (ViLD, [arXiv 2104.1
 ```python
 from vild import OpenVocabularyDetector
 
-detector = OpenVocabularyDetector.from_pretrained("hf-hub:OWNER/{title}")
+detector = OpenVocabularyDetector.from_pretrained("hf-hub:{repository}")
 found = detector("photo.jpg", ["umbrella", "chess knight"], threshold=0.4)
 ```
 
@@ -37,18 +35,21 @@ found = detector("photo.jpg", ["umbrella", "chess knight"], threshold=0.4)
 """
 
 
-def model_card(cfg, model: nn.Module, title: str, licence: str, run: str | Path | None = None) -> str:
-    """Markdown.
+def model_card(cfg, model: nn.Module, repository: str, licence: str, run: str | Path | None = None) -> str:
+    """Markdown; licence and metrics are also in the front matter, as the hub searches and shows them.
 
     Args:
         cfg: of the detector, with its ``MODEL.WEIGHTS``.
         model: the ViLDRCNN of it.
+        repository: OWNER/NAME on the hub.
         licence: an identifier of the hub, such as "apache-2.0" or "cc-by-4.0".
         run: output folder of the training or evaluation whose metrics are quoted.
 
     Raises:
         UserError: ``run`` has no metrics, or they cannot be read.
     """
+    from huggingface_hub import EvalResult, ModelCardData
+
     heads, vocabulary = model.roi_heads, model.vocabulary
     splits, trained_on = vocabulary.splits, read_network_record(cfg.MODEL.WEIGHTS)["trained_on"]
     facts = [
@@ -58,8 +59,21 @@ def model_card(cfg, model: nn.Module, title: str, licence: str, run: str | Path 
         ("trained on", "; ".join(_data(trained_on)) if trained_on else "not recorded"),
         ("calibrated", "no" if (c := heads.calibration) is None else f"on {c.data_set}"),
     ]
-    table = tabulate(facts, ["", ""], tablefmt="github", disable_numparse=True)
-    return CARD.format(title=title, licence=licence, facts=table, metrics=_metrics(run))
+    metrics, title, task = _metrics(run), repository.rpartition("/")[2], "zero-shot-object-detection"
+    results = []
+    for key, value in metrics.items():
+        name, metric = key.split("/", 1)
+        results.append(EvalResult(task, dataset_type=name, dataset_name=name, metric_type=metric, metric_value=value))
+    named = {"model_name": title, "eval_results": results} if results else {}
+    return CARD.format(
+        data=ModelCardData(license=licence, library_name="vild", pipeline_tag=task, **named).to_yaml(),
+        title=title,
+        repository=repository,
+        facts=tabulate(facts, ["", ""], tablefmt="github", disable_numparse=True),
+        metrics=tabulate(metrics.items(), ["data set / metric", "value"], tablefmt="github", floatfmt=".1f")
+        if metrics
+        else "None were given.",
+    )
 
 
 def _data(trained_on: dict) -> Iterator[str]:
@@ -73,10 +87,13 @@ def _data(trained_on: dict) -> Iterator[str]:
         yield f"starting from {start['file']} ({before})"
 
 
-def _metrics(run: str | Path | None) -> str:
+def _metrics(run: str | Path | None) -> dict[str, float]:
+    """"DATA SET/IOU TYPE/METRIC" to percent."""
     if run is None:
-        return "None were given."
+        return {}
     path = Path(run) / "inference" / "vild_metrics.json"
     with refused_as(f"model card: {path} is not a file of metrics"):
         values = {str(key): float(value) for key, value in parse_json(read_bytes(path)).items() if value is not None}
-    return tabulate(values.items(), ["data set / metric", "value"], tablefmt="github", floatfmt=".1f")
+        if alone := [key for key in values if "/" not in key]:
+            raise ValueError(f"'{alone[0]}' names no data set")
+    return values

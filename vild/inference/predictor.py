@@ -114,20 +114,26 @@ class OpenVocabularyDetector:
         teacher: bool = True,
         licence: str | None = None,
         run: str | Path | None = None,
+        repository: str | None = None,
     ) -> None:
         """Write a self-contained folder: config, weights with vocabulary and, to encode new words, the teacher.
 
         Args:
             licence: also write a model card under this licence, for sharing the folder (see :func:`model_card`).
             run: output folder of the training or evaluation whose metrics the card quotes.
+            repository: the OWNER/NAME under which the card tells how to load it.
         """
         folder = Path(folder)
         if licence is not None:
-            write_text(folder / "README.md", model_card(self.cfg, self.model, folder.name, licence, run))
+            repository = repository or f"OWNER/{folder.resolve().name}"
+            write_text(folder / "README.md", model_card(self.cfg, self.model, repository, licence, run))
         if teacher:
             self.teacher.save(folder / TEACHER)
         save_weights(folder / WEIGHTS, self.model, read_network_record(self.cfg.MODEL.WEIGHTS)["trained_on"])
-        write_text(folder / CONFIG, self.cfg.dump())  # last: its presence marks a complete folder
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = "cuda"  # where there is one
+        write_text(folder / CONFIG, cfg.dump())  # last: its presence marks a complete folder
 
     @property
     def names(self) -> tuple[str, ...]:
