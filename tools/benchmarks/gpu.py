@@ -166,8 +166,9 @@ def world(s: Settings) -> Found:
     run = GlyphsRun(s.folder / "world", smoke=True)
     objectives = [{"NAME": name} for name, each in OBJECTIVES.items() if not each.needs_maps]
     overrides = ("MODEL.VILD.OBJECTIVES", objectives, "SOLVER.AMP.ENABLED", s.device.startswith("cuda"))
-    stage = run.detector("every", "vild", *overrides, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.MAX_ITER", 60)
-    run.run(*stage.needs)
+    steps = ("SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.MAX_ITER", 10 if s.tiny else 60)
+    stage = run.detector("every", "vild", *overrides, *steps)
+    run.run(run.store(), run.vocabulary())
     command, silent = [sys.executable, str(TOOLS / stage.command[0]), *stage.command[1:]], subprocess.DEVNULL
     killed = subprocess.Popen(command, stdout=silent, stderr=silent, env={**os.environ, **run.environment})
     first, limit = stage.output / "last_checkpoint", time.monotonic() + 200
