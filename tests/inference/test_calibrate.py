@@ -5,6 +5,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from vild.checkpoint.checkpointer import save_weights
 from vild.inference import calibrate as module
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError
@@ -14,7 +15,7 @@ from vild.utils.errors import UserError
 def seeing(monkeypatch, world):
     """Detections around the objects of each image, surer where they fit, and a few wrong ones."""
 
-    def detect(detector, record):
+    def detect(detector, record, classes):
         rng = np.random.default_rng(record["image_id"])
         boxes, classes, odds = [], [], []
         for a in record["annotations"]:
@@ -54,6 +55,31 @@ def test_no_novel_label_is_read(detector, seeing, monkeypatch):
     other = module.GroundTruth({**truth.document, "annotations": some}, truth.classes, truth.protocol)
     monkeypatch.setattr(module, "truth_of", lambda _: other)
     assert module.calibrate(detector, "glyphs_val") == expected
+
+
+def test_an_ensembles_novel_names_are_calibrated_as_if_base_names_were_novel(
+    make_cfg, vocabulary_file, seeing, monkeypatch, tmp_path
+):
+    """In the second fit no class is base, so that only the image head speaks; its numbers are the novel classes'."""
+    from vild.modeling import build_model
+
+    save_weights(tmp_path / "m.safetensors", build_model(make_cfg("ensemble")))
+    detector = OpenVocabularyDetector(make_cfg("ensemble", "MODEL.WEIGHTS", str(tmp_path / "m.safetensors")))
+    asked, detect = [], module._detect
+
+    def shifted(detector, record, classes):
+        asked.append(int(classes.base.sum()))
+        found, statistics = detect(detector, record, classes)
+        if not classes.base.any():
+            found.log_odds = 2 * found.log_odds
+        return found, statistics
+
+    monkeypatch.setattr(module, "_detect", shifted)
+    found = module.calibrate(detector, "glyphs_train_all")
+    assert set(asked) == {40, 0}
+    alone, final = found.novel
+    assert alone == pytest.approx((found.alone[0] / 2, *found.alone[1:]), rel=1e-3)
+    assert final == pytest.approx((found.final[0] / 2, *found.final[1:]), rel=1e-3)
 
 
 def test_too_few_detections_are_refused(detector, seeing, monkeypatch):

@@ -44,8 +44,14 @@ def test_evidence_is_of_the_variants_own_score(variant, extra):
     others, novel = [torch.randn(20, 5) for _ in range(extra)], torch.tensor([False, True, False, True, False])
     odds, margin = evidence(variant, logits, novel, 2 / 3, others)
     scores = fusion.variant_scores(variant, logits, novel, 2 / 3, others)
+    expected = logits[0][:, :-1] - logits[0][:, -1:]
+    if variant == "image":
+        expected = torch.zeros(20, 5)
+    elif variant == "ensemble" or extra:  # novel classes are the image heads' alone
+        scores[:, novel] = fusion.variant_scores("image", logits[1:], novel, 0, others)[:, novel]
+        expected[:, novel] = 0
     np.testing.assert_allclose(odds, exact_odds(scores.double().numpy()), rtol=2e-3, atol=2e-3)
-    assert margin.equal(torch.zeros(20, 5) if variant == "image" else logits[0][:, :-1] - logits[0][:, -1:])
+    assert margin.equal(expected)
 
 
 def test_crowding_is_the_best_better_detections_overlap_times_score():
@@ -181,6 +187,7 @@ def test_training_from_calibrated_weights_starts_without(calibrated, make_cfg, t
         {},
         {**FULL.state(), "alone": [1, 2]},
         {**FULL.state(), "final": [1, 2, 3, float("nan")]},
+        {**FULL.state(), "novel": [[1, 2, 3], [1, 2, 3]]},
         {**FULL.state(), "images": {"mean": [1.0], "spread": [], "limit": 1.0}},
         {**FULL.state(), "images": {"mean": [1.0] * 3, "spread": [1.0] * 3, "limit": 1.0}},
         {**FULL.state(), "images": {"mean": [1.0] * 384, "spread": [1.0] * 384, "limit": 0.0}},
@@ -194,18 +201,40 @@ def test_a_broken_calibration_is_one_line(calibrated, make_cfg, tmp_path, monkey
         OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(tmp_path / "model.safetensors")))
 
 
-def test_the_ensemble_is_calibrated_too(make_cfg, vocabulary_file, image, tmp_path):
+@pytest.fixture
+def ensemble(make_cfg, vocabulary_file, tmp_path):
     from vild.modeling import build_model
 
     torch.manual_seed(0)
     save_weights(tmp_path / "m.safetensors", build_model(make_cfg("ensemble")))
-    detector = OpenVocabularyDetector(make_cfg("ensemble", "MODEL.WEIGHTS", str(tmp_path / "m.safetensors")))
-    before = detector(image)
-    detector.model.roi_heads.calibration = replace(MONOTONE, final=(1.0, 0.0, 0.0, 0.0))  # the identity
-    after = detector(image)
-    middle = (before.scores > 1e-4) & (before.scores < 0.999)
-    assert middle.any()
-    torch.testing.assert_close(after.scores[: len(before)][middle], before.scores[middle], rtol=2e-3, atol=1e-5)
+    return OpenVocabularyDetector(make_cfg("ensemble", "MODEL.WEIGHTS", str(tmp_path / "m.safetensors")))
+
+
+def test_the_ensemble_is_calibrated_too(ensemble, image):
+    """The identity keeps base scores; those of novel classes become the image head's."""
+    is_base = ensemble.trained.mask("base")
+    of_base = lambda found: found.scores[is_base[found.pred_classes]]  # noqa: E731
+    before = of_base(ensemble(image, across_names=1.0))
+    ensemble.model.roi_heads.calibration = replace(MONOTONE, final=(1.0, 0.0, 0.0, 0.0))
+    after = of_base(ensemble(image, across_names=1.0))
+    count = min(len(before), len(after))
+    middle = (before[:count] > 1e-4) & (before[:count] < 0.999)
+    assert middle.sum() > 20
+    torch.testing.assert_close(after[:count][middle], before[:count][middle], rtol=2e-3, atol=1e-5)
+
+
+def test_novel_classes_of_an_ensemble_have_numbers_of_their_own(ensemble, image):
+    heads = ensemble.model.roi_heads
+    heads.calibration = replace(MONOTONE, novel=((1.0, 0.0, 0.0), (0.0, 0.0, 0.0, -2.0)))
+    found = ensemble(image, across_names=1.0)
+    novel = ensemble.trained.mask("novel")[found.pred_classes]
+    torch.testing.assert_close(found.scores[novel], torch.full((int(novel.sum()),), -2.0).sigmoid())
+    assert 0 < novel.sum() < len(found) and found.scores[~novel].unique().numel() > 20
+    others = torch.tensor([score for rows in found.alternatives() for _, score in rows])
+    assert others.unique().numel() > 20
+    assert Calibration.from_state(heads.calibration.state()) == heads.calibration
+    older = {k: v for k, v in heads.calibration.state().items() if k != "novel"}
+    assert Calibration.from_state(older) == replace(heads.calibration, novel=None)
 
 
 def test_one_box_a_thing_with_alternatives(calibrated, image):

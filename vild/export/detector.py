@@ -150,7 +150,8 @@ class ExportedDetector(nn.Module):
         if heads.calibration is None:
             return boxes[rows], score[order], classes
         both = evidence(heads.variant, logits, novel, heads.ensemble_weight)  # of all regions: their number is known
-        score = heads.calibration.scores(boxes[rows], *(values[rows, classes] for values in both))
+        both = [values[rows, classes] for values in both]
+        score = heads.calibration.scores(boxes[rows], *both, None if novel is None else novel[classes])
         score = torch.where(is_shown[classes] & (score > heads.score_threshold), score, -1.0)
         order = score.argsort(descending=True)
         order = order[(score[order] >= 0).nonzero()[:, 0]]

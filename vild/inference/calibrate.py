@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from detectron2.structures import Instances
@@ -15,6 +17,7 @@ from vild.evaluation.protocol import GroundTruth
 from vild.evaluation.reliability import objects_by_image
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling.calibration import Calibration, fit
+from vild.modeling.classifier import ClassSet
 from vild.modeling.familiarity import Familiarity
 from vild.utils.errors import UserError
 from vild.utils.images import read_image
@@ -35,18 +38,29 @@ def calibrate(detector: OpenVocabularyDetector, name: str) -> Calibration:
     truth = _only_base(truth_of(name), base)
     records, by_image = datasets.load_dicts(name), objects_by_image(truth)
     objects = [by_image[record["image_id"]] for record in records]
+    classes = detector.model.roi_heads.classifier.current_classes
+    fitted = _fit(detector, name, records, objects, classes, base)
+    if detector.model.roi_heads.variant != "ensemble":
+        return fitted
+    # what novel classes are scored by has no label of base classes in it, either: they stand for novel ones
+    as_novel = _fit(detector, name, records, objects, replace(classes, base=torch.zeros_like(classes.base)), base)
+    return replace(fitted, novel=(as_novel.alone, as_novel.final))
+
+
+def _fit(detector, name: str, records: list[dict], objects: list, classes: ClassSet, base: np.ndarray) -> Calibration:
+    """The fit to the base classes among the detections of ``classes``."""
     found, statistics = zip(
-        *(_detect(detector, r) for r in tqdm(records, desc="calibration", unit="image")), strict=True
+        *(_detect(detector, r, classes) for r in tqdm(records, desc="calibration", unit="image")), strict=True
     )
     boxes = [f.pred_boxes.tensor for f in found]
     sides = [box_convert(box, "xyxy", "xywh").double().numpy() for box in boxes]
-    classes = [f.pred_classes.numpy() for f in found]
+    numbers = [f.pred_classes.numpy() for f in found]
     odds, margins = [f.log_odds for f in found], [f.margin for f in found]
     candidate = torch.cat(odds).sigmoid() > LEAST
 
     def judge(scores) -> tuple[Tensor, Tensor]:
         right, judged = [], []
-        for there, box, number, score in zip(objects, sides, classes, scores, strict=True):
+        for there, box, number, score in zip(objects, sides, numbers, scores, strict=True):
             hits, known = there.match(box, number, score.numpy())
             right.append(hits)
             judged.append(known & base[number])
@@ -73,9 +87,8 @@ def _only_base(truth: GroundTruth, base: np.ndarray) -> GroundTruth:
 
 
 @torch.inference_mode()
-def _detect(detector: OpenVocabularyDetector, record: dict) -> tuple[Instances, Tensor]:
+def _detect(detector: OpenVocabularyDetector, record: dict, classes: ClassSet) -> tuple[Instances, Tensor]:
     """The detections of an image, with what a calibrated score is made of, and the image's statistics [1, S]."""
     image = read_image(record["file_name"], detector.cfg.INPUT.FORMAT)
-    classes = detector.model.roi_heads.classifier.current_classes
     found, statistics = detector.model.detect_and_compare([detector._input(image)], classes, evidence=True)
     return found[0].to("cpu"), statistics.cpu()

@@ -6,7 +6,10 @@ background, and how much a better detection covers it (:func:`crowding`):
     s = sigmoid(a_1 log-odds + b_1 margin + c_1)                      of a box alone
     score = sigmoid(a log-odds + b margin + d crowding(s) + c)
 
-Boxes stay; only their scores and so their order change. ``vild/inference/calibrate.py`` fits the numbers.
+Boxes stay; only their scores and so their order change. ``vild/inference/calibrate.py`` fits the numbers on base
+classes. An ensemble has numbers of its own for novel classes: its text head was trained with the names of the base classes, so
+what is fitted on them holds for novel ones only where the text head is left out. There the log-odds are the image
+head's, which has seen no label of any class.
 
 Shapes: R regions, K detections of one image, C classes.
 """
@@ -44,8 +47,10 @@ def _to_odds(log_p: Tensor) -> Tensor:
 def evidence(
     variant: str, logits: Sequence[Tensor], novel: Tensor | None, weight: float, extra: Sequence[Tensor] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Log-odds of the variant's score and margin over the background (0 in the variant without one), both [R, C].
-    Arguments: see :func:`vild.modeling.fusion.variant_scores`."""
+    """Log-odds of the variant's score and margin over the background, both [R, C]. Arguments: see
+    :func:`vild.modeling.fusion.variant_scores`.
+
+    Novel classes of an ensemble have the image head's log-odds. Where only an image head speaks the margin is 0."""
     images = [x[:, :-1] for x in (logits if variant == "image" else logits[1:])] + list(extra)
     image = torch.stack([F.logsigmoid(log_odds(x)) for x in images]).mean(0) if images else None
     if variant == "image":
@@ -54,8 +59,8 @@ def evidence(
     margin = (logits[0][:, :-1] - logits[0][:, -1:]).clamp(-LARGEST, LARGEST)
     if image is None:
         return text, margin
-    share = torch.where(novel, 1 - weight, weight)
-    return _to_odds(share * F.logsigmoid(text) + (1 - share) * image), margin
+    fused = _to_odds(weight * F.logsigmoid(text) + (1 - weight) * image)
+    return torch.where(novel, _to_odds(image), fused), margin.masked_fill(novel, 0)
 
 
 def crowding(boxes: Tensor, scores: Tensor) -> Tensor:
@@ -80,6 +85,7 @@ class Calibration:
         data_set: on whose base classes they were fitted.
         detections, right: how many there were, and how many of them were right.
         images: what is known of its images.
+        novel: ``alone`` and ``final`` of an ensemble's novel classes.
     """
 
     alone: tuple[float, float, float]
@@ -89,21 +95,24 @@ class Calibration:
     detections: int
     right: int
     images: Familiarity | None = None
+    novel: tuple[tuple[float, float, float], tuple[float, float, float, float]] | None = None
 
-    def scores(self, boxes: Tensor, log_odds: Tensor, margin: Tensor) -> Tensor:
-        """Calibrated scores [K] of the boxes [K, 4] of one image, from :func:`evidence` [K] of their classes."""
-        covered = crowding(boxes, self.alone_scores(log_odds, margin))
-        a, b, d, c = self.final
+    def scores(self, boxes: Tensor, log_odds: Tensor, margin: Tensor, novel: Tensor | None) -> Tensor:
+        """Calibrated scores [K] of the boxes [K, 4] of one image, from :func:`evidence` [K] of their classes and which
+        of these are novel, bool [K] (needed for an ensemble)."""
+        covered = crowding(boxes, self.alone_scores(log_odds, margin, novel))
+        a, b, d, c = self.final if self.novel is None else _choose(novel, self.novel[1], self.final)
         return (a * log_odds + b * margin + d * covered + c).sigmoid()
 
-    def alone_scores(self, log_odds: Tensor, margin: Tensor) -> Tensor:
+    def alone_scores(self, log_odds: Tensor, margin: Tensor, novel: Tensor | None) -> Tensor:
         """The score that a box would have if it overlapped no other; of any shape."""
-        a, b, c = self.alone
+        a, b, c = self.alone if self.novel is None else _choose(novel, self.novel[0], self.alone)
         return (a * log_odds + b * margin + c).sigmoid()
 
     def state(self) -> dict:
         """Plain values, for a checkpoint."""
         state = {**asdict(self), "alone": list(self.alone), "final": list(self.final)}
+        state["novel"] = None if self.novel is None else [list(numbers) for numbers in self.novel]
         if self.images is not None:
             state["images"] |= {key: list(state["images"][key]) for key in ("mean", "spread")}
         return state
@@ -112,9 +121,10 @@ class Calibration:
     def from_state(cls, state: object, statistics: int | None = None) -> Calibration:
         """Inverse of :meth:`state`. ValueError, TypeError or KeyError for something else, or another number of image
         statistics than ``statistics``."""
+        novel = state.get("novel")  # older files lack it
         made = cls(
-            tuple(map(float, state["alone"])),
-            tuple(map(float, state["final"])),
+            _numbers(state["alone"], 3),
+            _numbers(state["final"], 4),
             float(state["temperature"]),
             str(state["data_set"]),
             int(state["detections"]),
@@ -124,9 +134,8 @@ class Calibration:
             else Familiarity(
                 tuple(map(float, images["mean"])), tuple(map(float, images["spread"])), float(images["limit"])
             ),
+            None if novel is None else (_numbers(novel[0], 3), _numbers(novel[1], 4)),
         )
-        if len(made.alone) != 3 or len(made.final) != 4 or not all(map(math.isfinite, made.alone + made.final)):
-            raise ValueError("the calibration's numbers are not 3 and 4 finite ones")
         if (images := made.images) is not None:
             numbers = (*images.mean, *images.spread, images.limit)
             if not all(map(math.isfinite, numbers)) or min(*images.spread, images.limit) <= 0:
@@ -136,6 +145,17 @@ class Calibration:
             if {len(images.mean), len(images.spread)} != {statistics or len(images.mean)}:
                 raise ValueError(f"the calibration has {len(images.mean)} image statistics, the detector {statistics}")
         return made
+
+
+def _choose(novel: Tensor, if_novel: Sequence[float], if_base: Sequence[float]) -> list[Tensor]:
+    return [torch.where(novel, n, b) for n, b in zip(if_novel, if_base, strict=True)]
+
+
+def _numbers(given: object, count: int) -> tuple[float, ...]:
+    numbers = tuple(map(float, given))
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{numbers} are not {count} finite numbers")
+    return numbers
 
 
 def fit(boxes: Sequence[Tensor], odds: Sequence[Tensor], margins: Sequence[Tensor], judge, **about) -> Calibration:

@@ -73,7 +73,7 @@ class OpenVocabularyROIHeads(RegionHeads):
     def _calibrated(self, found: Instances, classes: ClassSet) -> tuple[Instances, Tensor]:
         """The shown classes' detections above their thresholds, by descending calibrated score, and their indices."""
         boxes, number = found.pred_boxes.tensor, found.pred_classes
-        score = self.calibration.scores(boxes, found.log_odds, found.margin)
+        score = self.calibration.scores(boxes, found.log_odds, found.margin, ~classes.base[number])
         least = score.new_full((len(classes.text),), torch.inf)
         least[: classes.shown] = self._threshold(classes) if classes.thresholds is None else classes.thresholds
         keep = (score > least[number]).nonzero()[:, 0]
@@ -90,8 +90,9 @@ class OpenVocabularyROIHeads(RegionHeads):
         count = min(ALTERNATIVES, classes.shown - 1)
         found.other_scores, found.other_classes = scores.topk(count, dim=1)
         if self.calibration is not None:
-            both = self._odds_and_margin(heads, classes, found.other_classes)
-            found.other_scores = self.calibration.alone_scores(*both)
+            others = found.other_classes
+            both = self._odds_and_margin(heads, classes, others)
+            found.other_scores = self.calibration.alone_scores(*both, ~classes.base[others])
 
     def _threshold(self, classes: ClassSet) -> float:
         return self.score_threshold if classes.least is None else classes.least
