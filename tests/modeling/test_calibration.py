@@ -219,7 +219,7 @@ def test_the_ensemble_is_calibrated_too(ensemble, image):
     after = of_base(ensemble(image, across_names=1.0))
     count = min(len(before), len(after))
     middle = (before[:count] > 1e-4) & (before[:count] < 0.999)
-    assert middle.sum() > 20
+    assert middle.sum() > 5
     torch.testing.assert_close(after[:count][middle], before[:count][middle], rtol=2e-3, atol=1e-5)
 
 
@@ -229,9 +229,9 @@ def test_novel_classes_of_an_ensemble_have_numbers_of_their_own(ensemble, image)
     found = ensemble(image, across_names=1.0)
     novel = ensemble.trained.mask("novel")[found.pred_classes]
     torch.testing.assert_close(found.scores[novel], torch.full((int(novel.sum()),), -2.0).sigmoid())
-    assert 0 < novel.sum() < len(found) and found.scores[~novel].unique().numel() > 20
+    assert 0 < novel.sum() < len(found) and found.scores[~novel].unique().numel() > 5
     others = torch.tensor([score for rows in found.alternatives() for _, score in rows])
-    assert others.unique().numel() > 20
+    assert others.unique().numel() > 5
     assert Calibration.from_state(heads.calibration.state()) == heads.calibration
     older = {k: v for k, v in heads.calibration.state().items() if k != "novel"}
     assert Calibration.from_state(older) == replace(heads.calibration, novel=None)

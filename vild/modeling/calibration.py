@@ -7,9 +7,9 @@ background, and how much a better detection covers it (:func:`crowding`):
     score = sigmoid(a log-odds + b margin + d crowding(s) + c)
 
 Boxes stay; only their scores and so their order change. ``vild/inference/calibrate.py`` fits the numbers on base
-classes. An ensemble has numbers of its own for novel classes: its text head was trained with the names of the base classes, so
-what is fitted on them holds for novel ones only where the text head is left out. There the log-odds are the image
-head's, which has seen no label of any class.
+classes. An ensemble has numbers of its own for novel classes: its text head was trained with the names of the base
+classes, so what is fitted on them holds for novel ones only where the text head is left out. There the log-odds are the
+image head's, which has seen no label of any class.
 
 Shapes: R regions, K detections of one image, C classes.
 """
