@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PIP_GRADIO := $(BIN)/python -m pip install --quiet -c $(VENV)/constraints-gradio.txt
 NEWEST := $(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager
 
-.PHONY: quickstart gpu test check test-latest fuzz kill-test audit ablation lint docs install clean
+.PHONY: quickstart gpu test check test-latest fuzz kill-test audit ablation figures lint docs install clean
 
 quickstart: install        ## the whole method on the built-in world, with a report (output/quickstart)
 	$(BIN)/python tools/quickstart.py --output-dir output/quickstart
@@ -35,6 +35,9 @@ audit: install             ## known vulnerabilities of what is installed; asks p
 ablation: install          ## all variants and controls, three seeds (output/ablation)
 	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output-dir output/ablation
 
+figures: install           ## every measured table and picture of README and docs whose code has changed: many hours
+	$(BIN)/python tools/figures.py
+
 gpu: install               ## on a GPU, in ten minutes: what is only expected without one (output/gpu/gpu.md); started again, it continues
 	$(BIN)/python tools/gpu_report.py --output-dir output/gpu
 
@@ -44,6 +47,7 @@ kill-test: install         ## 50 kills (SIGKILL) at random moments, each followe
 lint: install .venv-docs/.installed
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/figures.py --check
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs --quiet build --strict
 
 docs: .venv-docs/.installed  ## the documentation, to be read while it is edited (http://127.0.0.1:8000)

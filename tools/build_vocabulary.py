@@ -6,7 +6,7 @@
     tools/build_vocabulary.py --vocabulary "umbrella, chess knight" --teacher ViT-B-32-quickgelu --pretrained openai \\
         --output V.safetensors
     tools/build_vocabulary.py --vocabulary mine_train --npy clip_text.npy --output V.safetensors \\
-        [--teacher ViT-B-32-quickgelu --pretrained openai]    (the teacher that the matrix was made with)
+        [--teacher ViT-B-32-quickgelu --pretrained openai]    # the teacher that the matrix was made with
 
 The name of a data set brings its synonyms and base/novel marks.
 """

@@ -13,7 +13,7 @@ from vild.utils.command_line import add_shared, at_least, make_parser
 from vild.utils.errors import one_line_errors
 
 VARIANTS = ("text", "image", "vild", "ensemble")
-COLUMNS = ("bbox/AP50_novel", "bbox/AP50_base")
+AP = ("bbox/AP50_novel", "bbox/AP50_base")
 
 
 @one_line_errors
@@ -47,16 +47,17 @@ def main():
                 found |= {f"{kind}/{key}": value for key, value in summary.items()}
             rows.setdefault(f"{variant}, calibrated", []).append(found)
 
-    def table(columns: dict[str, str], digits: int = 1) -> Table:
-        some = {name: values for name, values in rows.items() if next(iter(columns)) in values[0]}
+    def table(columns: dict[str, str], digits: int = 1, which: str = "") -> Table:
+        some = {name: values for name, values in rows.items() if next(iter(columns)) in values[0] and which in name}
         cells = [
             [name, *(mean_and_std([v[c] for v in values if v[c] is not None], digits) for c in columns)]
             for name, values in some.items()
         ]
         return Table(["", *columns.values()], cells)
 
-    scores = {column: title(column) for column in TABLES["trust"]}
-    blocks = [Heading("AP"), table({c: title(c) for c in COLUMNS}), Heading("Scores at the default threshold"),
+    brief = {column: title(column) for column in (*AP, "bbox/precision", "bbox/recall")}
+    scores = {column: title(column) for column in (*AP, *TABLES["trust"])}
+    blocks = [Heading("In brief"), table(brief, which="calibrated"), Heading("Scores at the default threshold"),
               table(scores), Heading("Absent words")]  # fmt: skip
     for kind in ("random", "hard"):
         columns = {f"{kind}/{key}": f"{kind}: {name}" for key, (name, _) in ABSENT.items()}
