@@ -121,30 +121,17 @@ class Calibration:
     def from_state(cls, state: object, statistics: int | None = None) -> Calibration:
         """Inverse of :meth:`state`. ValueError, TypeError or KeyError for something else, or another number of image
         statistics than ``statistics``."""
-        novel = state.get("novel")  # older files lack it
-        made = cls(
+        images, novel = state.get("images"), state.get("novel")  # older files lack them
+        return cls(
             _numbers(state["alone"], 3),
             _numbers(state["final"], 4),
             float(state["temperature"]),
             str(state["data_set"]),
             int(state["detections"]),
             int(state["right"]),
-            None
-            if (images := state.get("images")) is None
-            else Familiarity(
-                tuple(map(float, images["mean"])), tuple(map(float, images["spread"])), float(images["limit"])
-            ),
+            None if images is None else Familiarity.from_state(images, statistics),
             None if novel is None else (_numbers(novel[0], 3), _numbers(novel[1], 4)),
         )
-        if (images := made.images) is not None:
-            numbers = (*images.mean, *images.spread, images.limit)
-            if not all(map(math.isfinite, numbers)) or min(*images.spread, images.limit) <= 0:
-                raise ValueError(
-                    "the calibration's image statistics are not finite, or a spread or limit is not above 0"
-                )
-            if {len(images.mean), len(images.spread)} != {statistics or len(images.mean)}:
-                raise ValueError(f"the calibration has {len(images.mean)} image statistics, the detector {statistics}")
-        return made
 
 
 def _choose(novel: Tensor, if_novel: Sequence[float], if_base: Sequence[float]) -> list[Tensor]:

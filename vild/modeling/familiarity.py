@@ -3,6 +3,7 @@ label is used. It tells a photograph from a drawing, not one thing from another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,17 @@ class Familiarity:
         mean, spread = statistics.mean(0), statistics.std(0).clamp(min=1e-6)
         distances = _distance(statistics, mean, spread)
         return cls(tuple(mean.tolist()), tuple(spread.tolist()), distances.quantile(KNOWN).item())
+
+    @classmethod
+    def from_state(cls, state: dict, statistics: int | None = None) -> Familiarity:
+        """From plain values, as :func:`dataclasses.asdict` gives them; see ``Calibration.from_state``."""
+        mean, spread = (tuple(map(float, state[key])) for key in ("mean", "spread"))
+        limit = float(state["limit"])
+        if not all(map(math.isfinite, (*mean, *spread, limit))) or min(*spread, limit) <= 0:
+            raise ValueError("the calibration's image statistics are not finite, or a spread or limit is not above 0")
+        if {len(mean), len(spread)} != {statistics or len(mean)}:
+            raise ValueError(f"the calibration has {len(mean)} image statistics, the detector {statistics}")
+        return cls(mean, spread, limit)
 
     def distance(self, statistics: Tensor) -> Tensor:
         """[N, S] to [N], in units of the limit: above 1, an image is unlike the known ones."""

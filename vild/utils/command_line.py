@@ -48,11 +48,7 @@ SHARED = {
         "help": "a checkpoint file, with --config-file; or alone a detector: vild-r50, vild-r50-ensemble, vild-r152 or "
         "vild-r152-ensemble of the authors, hf-hub:OWNER/NAME, or a folder written by export.py",
     },
-    "--opts": {
-        "nargs": argparse.REMAINDER,
-        "default": [],
-        "help": "config overrides, KEY VALUE ...; must come last",
-    },
+    "--opts": {"nargs": argparse.REMAINDER, "default": [], "help": "config overrides, KEY VALUE ...; must come last"},
     "--device": {"help": '"cpu", "cuda", "cuda:1", ... (default: a GPU if there is one, else the CPU)'},
     "--vocabulary": {
         "metavar": "WORDS",
@@ -60,30 +56,23 @@ SHARED = {
         "(with commas or line ends, a JSON list, a data.yaml), a vocabulary .safetensors, or the name of a data set",
     },
     "--threshold": {
-        "type": between_0_and_1,
-        "default": THRESHOLD,
-        "metavar": "SCORE",
-        "help": "minimum score of a detection",
+        "type": between_0_and_1, "default": THRESHOLD, "metavar": "SCORE", "help": "minimum score of a detection",
     },
     "--dataset": {"metavar": "NAME", "help": "a registered data set"},
     "--teacher": {"metavar": "NAME", "help": "the teacher: an open_clip model name, or local-dir:FOLDER"},
     "--pretrained": {
-        "default": "",
-        "metavar": "TAG",
+        "default": "", "metavar": "TAG",
         "help": 'its weights: an open_clip tag, a file, or "random" (not for local-dir:)',
     },
     "--num-workers": {
-        "type": at_least(0),
-        "default": NUM_WORKERS,
-        "metavar": "N",
-        "help": "workers that read and decode images",
+        "type": at_least(0), "default": NUM_WORKERS, "metavar": "N", "help": "workers that read and decode images",
     },
     "--batch-size": {"type": at_least(1), "metavar": "N", "help": "batch size"},
     "--prompts": {"default": "vild", "metavar": "SET", "help": "vild (63 templates), photo, name, or a learned file"},
     "--seed": {"type": at_least(0), "default": 0, "metavar": "N", "help": "random seed"},
     "--output": {"type": Path, "metavar": "FILE", "help": "output file"},
     "--output-dir": {"type": Path, "metavar": "FOLDER", "help": "output folder"},
-}
+}  # fmt: skip
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -204,14 +204,9 @@ class Vocabulary:
     def take(self, order: Sequence[int]) -> Vocabulary:
         """The classes with indices ``order``, in that order."""
         pick = lambda values: tuple(values[i] for i in order)  # noqa: E731
+        texts = {"names": pick(self.names), "splits": pick(self.splits)}
         synonyms = pick(self.synonyms) if self.synonyms else ()
-        return replace(
-            self,
-            names=pick(self.names),
-            embeddings=self.embeddings[list(order)],
-            splits=pick(self.splits),
-            synonyms=synonyms,
-        )
+        return replace(self, **texts, synonyms=synonyms, embeddings=self.embeddings[list(order)])
 
 
 def _check_state(state: dict) -> None:
