@@ -5,7 +5,6 @@ training, evaluation, images, and the detector as a folder for ``from_pretrained
     tools/quickstart.py --output-dir output/quickstart
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -43,13 +42,10 @@ def main():
     run.run(run.diagnostics("diagnostics", trained["ViLD"], "vild"))
     shown, weights, absent = {t: each.name for t, each in trained.items()}, "model_final.pth", {}
     if not args.smoke:  # whose detectors find too little to be calibrated
-        calibrated = {title: run.calibrated(each, each.name) for title, each in trained.items()}
-        run.run(*(stage(each, trained[title].name) for title, each in calibrated.items()
-                  for stage in (run.evaluated, run.absent)))  # fmt: skip
+        run.trust(*trained.values())
         shown |= {f"{title}, calibrated": f"{each.name}_calibrated" for title, each in trained.items()}
         weights = "model_calibrated.pth"
-        for title, each in trained.items():
-            absent[title] = json.loads((args.output_dir / f"{each.name}_absent.json").read_text())
+        absent = {title: run.read_absent(each.name) for title, each in trained.items()}
 
     os.environ["DETECTRON2_DATASETS"] = str(args.output_dir / "datasets")
     diagnostics, crops = run.read_diagnostics()

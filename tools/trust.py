@@ -6,7 +6,6 @@ standard deviation over seeds. Started again, it resumes.
     tools/trust.py --output-dir output/trust --seeds 0 1 2
 """
 
-import json
 from pathlib import Path
 
 from vild.utils.command_line import add_shared, at_least, make_parser
@@ -34,16 +33,13 @@ def main():
     rows: dict[str, list[dict]] = {}
     for seed in args.seeds:
         run = GlyphsRun(args.output_dir / f"seed{seed}", seed)
-        trained = {variant: run.detector(variant, variant) for variant in args.variants}
-        run.run(*trained.values())
-        calibrated = {variant: run.calibrated(student, variant) for variant, student in trained.items()}
-        run.run(
-            *(stage(each, variant) for variant, each in calibrated.items() for stage in (run.evaluated, run.absent))
-        )
-        for variant, student in trained.items():
-            rows.setdefault(variant, []).append(run.read_metrics(student.name))
-            found = run.read_metrics(f"{student.name}_calibrated")
-            for kind, summary in json.loads((run.folder / f"{student.name}_absent.json").read_text()).items():
+        trained = [run.detector(variant, variant) for variant in args.variants]
+        run.run(*trained)
+        run.trust(*trained)
+        for variant in args.variants:
+            rows.setdefault(variant, []).append(run.read_metrics(variant))
+            found = run.read_metrics(f"{variant}_calibrated")
+            for kind, summary in run.read_absent(variant).items():
                 found |= {f"{kind}/{key}": value for key, value in summary.items()}
             rows.setdefault(f"{variant}, calibrated", []).append(found)
 

@@ -113,25 +113,28 @@ class GlyphsRun(Runner):
         overrides += ("MODEL.VILD.TEACHER.NAME", f"local-dir:{self.teacher().output}")
         return stage(name, output, "diagnostics.py", *options, "--opts", *overrides, needs=[student, proposals])
 
-    def calibrated(self, student: Stage, config: str) -> Stage:
-        """A trained detector's weights, calibrated on the base classes of "dev"."""
-        name, output = f"{student.name}_calibration", student.output / "model_calibrated.pth"
-        options = ("--config-file", self.config(config), "--dataset", "glyphs_dev", "--output", output)
-        weights = ("--weights", student.output / "model_final.pth")
-        return stage(name, output, "calibrate.py", *options, *weights, needs=[student])
+    def trust(self, *students: Stage) -> None:
+        """Calibrate trained detectors, named as their configs, on the base classes of "dev"; then evaluate them, as
+        NAME_calibrated, and ask them for absent words."""
+        stages = []
+        for each in students:
+            output, config = each.output / "model_calibrated.pth", ("--config-file", self.config(each.name))
+            options = ("--dataset", "glyphs_dev", "--output", output, "--weights", each.output / "model_final.pth")
+            fit = stage(f"{each.name}_calibration", output, "calibrate.py", *config, *options, needs=[each])
+            settings = ("MODEL.WEIGHTS", output, "MODEL.VILD.VOCABULARY", output)
+            calibrated = f"{each.name}_calibrated"
+            stages.append(self.train(calibrated, each.name, *settings, flags=("--eval-only",), needs=[fit]))
+            answers = self._absent(each.name)
+            options = ("--dataset", "glyphs_val", "--output", answers, "--weights", output)
+            stages.append(stage(answers.stem, answers, "absent_words.py", *config, *options, needs=[fit]))
+        self.run(*stages)
 
-    def evaluated(self, calibrated: Stage, config: str) -> Stage:
-        """The evaluation of calibrated weights."""
-        settings = ("MODEL.WEIGHTS", calibrated.output, "MODEL.VILD.VOCABULARY", calibrated.output)
-        name = calibrated.name.replace("_calibration", "_calibrated")
-        return self.train(name, config, *settings, flags=("--eval-only",), needs=[calibrated])
+    def _absent(self, name: str) -> Path:
+        return self.folder / f"{name}_absent.json"
 
-    def absent(self, calibrated: Stage, config: str) -> Stage:
-        """Absent words, asked of calibrated weights."""
-        name = calibrated.name.replace("_calibration", "_absent")
-        output = self.folder / f"{name}.json"
-        options = ("--config-file", self.config(config), "--dataset", "glyphs_val", "--output", output)
-        return stage(name, output, "absent_words.py", *options, "--weights", calibrated.output, needs=[calibrated])
+    def read_absent(self, name: str) -> dict[str, dict]:
+        """What :meth:`trust` found of a detector and absent words, by their kind."""
+        return json.loads(self._absent(name).read_text())
 
     def config(self, name: str) -> Path:
         return CONFIGS / f"{name}.yaml"
