@@ -16,7 +16,6 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 from vild.checkpoint.released_archives import CONFIG, RELEASED, TEACHER, WEIGHTS, one_thread, released_folder
 from vild.config import check_weights, load_config, pick_device
-from vild.utils.download import download
 from vild.utils.errors import NotAvailable, UserError
 from vild.utils.files import cache_folder, cannot_write, sha256
 from vild.utils.lock import only_writer
@@ -139,6 +138,8 @@ def _with_files(cfg):
 
 def _addressed_file(text: str) -> Path:
     """The local copy of ``https://...#sha256=...``, in the cache under its hash."""
+    from vild.utils.download import download  # of no use to a file that is there
+
     url, fragment = urldefrag(text)
     digest = fragment.removeprefix("sha256=").lower()
     if not re.fullmatch("[0-9a-f]{64}", digest):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vild.config import load_config
-from vild.utils.download import download
 from vild.utils.errors import UserError
 from vild.utils.files import cache_folder, cannot_write, sha256, write_json, write_text
 from vild.utils.lock import only_writer
@@ -80,6 +79,7 @@ def _make_released(name: str, folder: Path) -> None:
     """Download, unpack and convert an archive. What is unfinished lies beside the folder, which appears at the end."""
     from vild.checkpoint.released import convert  # and the reader of TensorFlow's files
     from vild.utils.archives import unpack
+    from vild.utils.download import download
 
     archive, file, aside = RELEASED[name], folder.with_name(f"{name}.tar.gz"), folder.with_name(f"{name}.tmp")
     url = f"{(os.environ.get('VILD_RELEASED_URL') or URL).rstrip('/')}/{archive.file}"
