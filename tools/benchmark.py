@@ -59,10 +59,10 @@ def add_flags(verb: str, parser: argparse.ArgumentParser) -> None:
         add_shared(parser, "--pretrained", default="random")
 
     if verb == "crops":
-        count("--boxes", 2000, "in all; each is cropped at 1x and at 1.5x")
-        count("--at-once", None, "boxes per call (2048 on a GPU, 256 on a CPU)")
+        count("--boxes", None, "in all, each cropped at 1x and at 1.5x (2000 on a GPU, 400 on a CPU)")
+        count("--at-once", None, "boxes per call (2048; 256)")
         count("--threads", None, "CPU threads (PyTorch's default)")
-        count("--embedded", 100, "boxes whose embeddings are compared, evenly spaced")
+        count("--embedded", None, "boxes whose embeddings are compared, evenly spaced (100; 20)")
     elif verb == "evaluation":
         count("--num-images", 20_000, "images that ours alone evaluates")
         count("--reference-images", 1000, "images that both sides evaluate")

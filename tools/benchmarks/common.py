@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import timeit
 from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +37,13 @@ def timed(
     timers = [timeit.Timer(function, setup, timer) for function in functions]
     _, *rounds = [[each.timeit(1) for each in timers] for _ in range(repeats + 1)]
     return [summary(seconds) for seconds in zip(*rounds, strict=True)]
+
+
+def set_sizes(args: argparse.Namespace, on_gpu: dict[str, object], on_cpu: dict[str, object]) -> None:
+    """Set the flags that were not given to the device's defaults."""
+    for name, size in (on_cpu if args.device == "cpu" else on_gpu).items():
+        if getattr(args, name) is None:
+            setattr(args, name, size)
 
 
 def row(what: str, baseline: str, baseline_s: float, ours_s: float, **measures: object) -> dict:

@@ -20,14 +20,19 @@ from torch import Tensor
 from torchvision.ops import roi_align
 from torchvision.transforms.functional import normalize, pil_to_tensor, to_tensor
 
-from benchmarks.common import list_images, min_cosine, random_boxes, row, timed
+from benchmarks.common import list_images, min_cosine, random_boxes, row, set_sizes, timed
 from vild.teacher.crops import SCALES, enlarge, normalise, to_pixels
 from vild.teacher.teacher import Teacher, build_teacher
 
 Batch = tuple[list[Tensor], list[Tensor]]  # images uint8 [3, H_i, W_i], and the boxes float [N_i, 4] of each
 
 
+GPU_SIZES = {"boxes": 2000, "at_once": 2048, "embedded": 100}
+CPU_SIZES = {"boxes": 400, "at_once": 256, "embedded": 20}
+
+
 def run(args: argparse.Namespace) -> Iterator[dict]:
+    set_sizes(args, GPU_SIZES, CPU_SIZES)
     if args.threads:
         torch.set_num_threads(args.threads)
     teacher = build_teacher(args.teacher, args.pretrained, args.device)
@@ -69,8 +74,7 @@ def make_batches(args: argparse.Namespace) -> list[Batch]:
         images = [synthetic_scene(rng) for _ in range(min(8, args.boxes))]
     counts = [len(share) for share in np.array_split(np.arange(args.boxes), len(images))]
     boxes = [boxes_of_all_shapes(rng, n, *p.shape[1:]) for p, n in zip(images, counts, strict=True)]
-    at_once = args.at_once or (256 if args.device == "cpu" else 2048)
-    step = max(1, at_once * len(images) // args.boxes)
+    step = max(1, args.at_once * len(images) // args.boxes)
     return [(images[i : i + step], boxes[i : i + step]) for i in range(0, len(images), step)]
 
 

@@ -153,9 +153,10 @@ def train(s: Settings, batch: int, regions: int = 300, *more: str) -> Found:
     args.config_file = s.config("vild")
     if s.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    step, with_data = train_step.run(args)
+    step, with_data, of_mask_rcnn = train_step.run(args)
     measures = {key: step[key] for key in ("baseline_s", "ours_s", "times_baseline", "times_flops")}
     measures["ours_with_data_s"] = with_data["ours_s"]
+    measures |= {f"{key}_of_mask_rcnn": of_mask_rcnn[key] for key in ("times_baseline", "times_flops")}
     if s.device.startswith("cuda"):
         measures["peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
     return step["times_baseline"] <= 1.05 * step["times_flops"], measures

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import CLASSES, build_detector, random_vocabulary, row, timed
+from benchmarks.train_step import MASK_RCNN
 from vild.config import load_config
 from vild.modeling import build_model
 
@@ -51,9 +52,8 @@ def build_plain(ours: nn.Module, scale: float, args: argparse.Namespace) -> nn.M
     """The Mask R-CNN with all weights of ours (variants of one head); its class weights are classes times projection
     times ``scale``, so that its logits are ours but for the length of each region's embedding."""
     overrides = [
-        "MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
-        "MODEL.ROI_HEADS.NUM_CLASSES", CLASSES, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.threshold,
-        "TEST.DETECTIONS_PER_IMAGE", PER_IMAGE, "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "",
+        *MASK_RCNN, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.threshold, "TEST.DETECTIONS_PER_IMAGE", PER_IMAGE,
+        "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "",
     ]  # fmt: skip
     plain = build_model(load_config(args.config_file, overrides)).eval()
     renamed = {"embedding.head.": "box_head.", "roi_heads.bbox_pred": "roi_heads.box_predictor.bbox_pred"}

@@ -44,7 +44,6 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
         x["distill"].maps = torch.randn(len(x["distill"]), *MAP)
 
     def step_with(*names: str) -> None:
-        torch.manual_seed(0)
         objectives = parse_objectives([{"NAME": name} for name in names])
         heads.distillation.objectives = objectives
         needed = {o.function.adapter for o in objectives}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import list_images, random_boxes, row, timed
+from benchmarks.common import list_images, random_boxes, row, set_sizes, timed
 from vild.evaluation.cost import count_flops
 from vild.store.store import StoreWriter
 from vild.teacher.clip import PRECISIONS
@@ -28,9 +28,7 @@ CPU_SIZES = {"num_images": 8, "regions": 50, "batch_size": 128, "num_workers": 1
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
-    for name, size in (CPU_SIZES if args.device == "cpu" else GPU_SIZES).items():
-        if getattr(args, name) is None:
-            setattr(args, name, size)
+    set_sizes(args, GPU_SIZES, CPU_SIZES)
     teacher = build_teacher(args.teacher, args.pretrained, args.device, precision=args.precision, compile=args.compile)
     with tempfile.TemporaryDirectory() as folder:
         photographs = list_images(args.images) if args.images else write_images(Path(folder), args.num_images)
