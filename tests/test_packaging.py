@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,14 @@ from pathlib import Path
 import pytest
 
 import vild
+from tests.checkpoint import released_checkpoint as reference
+from tests.checkpoint.bundle_writer import write_bundle
+from tests.checkpoint.hub import hub
+from tests.checkpoint.test_pretrained import pack
 from tests.conftest import REPOSITORY
+from tests.loopback import serving
+from vild.checkpoint.crc32c import masked_crc32c
+from vild.checkpoint.released_archives import RELEASED
 
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "vild", "configs")
 
@@ -39,8 +47,9 @@ def installed(tmp_path_factory) -> Path:
     return folder / "env" / "bin" / "python"
 
 
-def run(python: Path, code: str) -> str:
-    done = subprocess.run([python, "-I", "-c", code], cwd=python.parent, capture_output=True, text=True)
+def run(python: Path, code: str, **environment: str) -> str:
+    settings = {"cwd": python.parent, "env": os.environ | environment, "capture_output": True, "text": True}
+    done = subprocess.run([python, "-I", "-c", code], **settings)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -68,6 +77,46 @@ from vild.report import run_report
 print(len(drawing.table()), read_split("lvis", Path()).path.name)
 """
     assert run(installed, code).split() == ["60", "lvis.json"]
+
+
+DETECT = """
+import sys
+sys.modules["tensorflow"] = None  # cannot be imported
+import numpy as np
+from vild import OpenVocabularyDetector
+from vild.checkpoint.pretrained import find_weights
+
+def detect(*name):
+    image = np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)
+    found = OpenVocabularyDetector.from_pretrained(*name, device="cpu")(image)
+    print("found", found.labels(), found.pred_boxes.tensor.tolist(), found.scores.tolist())
+"""
+BY_NAME = """
+folder = find_weights("vild-r50")
+config, text = folder / "config.yaml", (folder / "config.yaml").read_text()
+for key, value in (("MAX_SIZE_TEST: 1024", 128), ("POST_NMS_TOPK_TEST: 1000", 20), ("DETECTIONS_PER_IMAGE: 300", 20)):
+    assert key in text
+    text = text.replace(key, f"{key.split()[0]} {value}")  # a small canvas: it is all the same for what is tested
+config.write_text(text)
+detect("vild-r50")
+detect(folder)
+detect(folder / "model.safetensors", config)
+"""
+
+
+def test_a_name_a_folder_a_file_and_a_repository_detect_the_same(installed, tmp_path):
+    """From the wheel, without TensorFlow: one of the authors' detectors, from an archive on a server here."""
+    arrays = reference.variables("vild")
+    write_bundle(tmp_path / "model.ckpt-180000", arrays, checksum=masked_crc32c)
+    archive = pack({f"resnet50_vild/{p.name}": p.read_bytes() for p in sorted(tmp_path.glob("model.ckpt*"))})
+    places = {"VILD_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub")}
+    with serving({f"/{RELEASED['vild-r50'].file}": archive}) as server:
+        said = run(installed, DETECT + BY_NAME, VILD_RELEASED_URL=server.url, HF_HUB_OFFLINE="1", **places)
+    files = {p.name: p.read_bytes() for p in (tmp_path / "cache/detectors/vild-r50").iterdir()}
+    with hub("me/kites", files) as url:
+        said += run(installed, DETECT + 'detect("hf-hub:me/kites")', HF_ENDPOINT=url, HF_HUB_OFFLINE="0", **places)
+    found = [line for line in said.splitlines() if line.startswith("found ")]
+    assert len(found) == 4 and len({*found}) == 1 and not found[0].startswith("found []")
 
 
 def test_nothing_in_the_package_imports_what_stays_in_the_repository():

@@ -8,10 +8,11 @@ fetch --weights by name. The authors' detectors show what their notebook does (v
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 from vild.utils.command_line import add_model_flags, at_least, make_parser
-from vild.utils.errors import UserError, one_line_errors
+from vild.utils.errors import NotAvailable, UserError, one_line_errors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MOST_EXAMPLES = 8
@@ -42,7 +43,12 @@ def main():
     examples = examples_of(args.examples) if args.examples else None
     detector = OpenVocabularyDetector(config_from_flags(args), disk_cache=False)  # visitors' words are not stored
     detector = detector.for_display()
-    detector.teacher  # noqa: B018  report a missing teacher now, not to the first visitor
+    try:
+        detector.teacher  # noqa: B018  report a missing teacher now, not to the first visitor
+    except NotAvailable as error:
+        if detector.trained.prompts != "import":  # whose own names need none
+            raise
+        print(f"warning: {error}. Until then only its own {len(detector.trained):,} names are found", file=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     serve(detector, examples, args.host, args.port)
 

@@ -30,7 +30,6 @@ from vild.utils.errors import NotAvailable, UserError
 from vild.utils.weight_files import load_weights
 
 FORK = multiprocessing.get_context("fork")
-PATH = f"/{RELEASED['vild-r50'].file}"
 SMALL = ["INPUT.MAX_SIZE_TEST", 128, "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "TEST.DETECTIONS_PER_IMAGE", 20]
 
 
@@ -44,20 +43,36 @@ def pack(members: dict[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
-@pytest.fixture(scope="module")
-def arrays():
-    return reference.variables("vild")
+OTHERS = [pytest.param(n, marks=pytest.mark.slow) for n in RELEASED if n != "vild-r50"]
+
+
+@pytest.fixture(scope="module", params=["vild-r50", *OTHERS])
+def name(request) -> str:
+    """Each of the authors' detectors."""
+    return request.param
+
+
+@pytest.fixture
+def path(name) -> str:
+    """Of its archive, on the server."""
+    return f"/{RELEASED[name].file}"
 
 
 @pytest.fixture(scope="module")
-def archive(arrays, tmp_path_factory) -> bytes:
-    """As published, with what a training leaves in a checkpoint."""
-    folder = tmp_path_factory.mktemp("archive")
-    extra = {"global_step": np.int64(180000), "fpn/l2/bias/Momentum": np.zeros(256, np.float32)}
-    write_bundle(folder / "model.ckpt-180000", arrays | extra, checksum=masked_crc32c)
-    files = {f"resnet50_vild/{path.name}": path.read_bytes() for path in sorted(folder.iterdir())}
+def arrays(name):
+    return reference.variables("ensemble" if "ensemble" in name else "vild", 152 if "152" in name else 50)
+
+
+@pytest.fixture(scope="module")
+def archive(name, arrays, tmp_path_factory) -> bytes:
+    """As published: with ResNet-152's odd names, and what a training leaves in a checkpoint."""
+    folder, odd = tmp_path_factory.mktemp("archive"), "batch_normalization" + "_sim_clr" * ("152" in name)
+    extra = {"global_step": np.int64(180000), "fpn/l2/bias/Momentum": np.zeros(256, np.float32), "x/y": np.int64(7)}
+    marked = {key.replace("batch_normalization", odd): array for key, array in (arrays | extra).items()}
+    write_bundle(folder / "model.ckpt-180000", marked, checksum=masked_crc32c)
+    files = {f"published/{path.name}": path.read_bytes() for path in sorted(folder.iterdir())}
     shutil.rmtree(folder)
-    return pack({**files, "resnet50_vild/model.ckpt-180000.meta": b"a graph"})
+    return pack({**files, "published/model.ckpt-180000.meta": b"a graph"})
 
 
 @pytest.fixture
@@ -90,46 +105,63 @@ def until(condition) -> None:
         time.sleep(0.005)
 
 
-def start(name="vild-r50"):
+def start(name):
     process = FORK.Process(target=find_weights, args=(name,))
     process.start()
     return process
 
 
-def test_the_whole_way(server, archive, arrays, tmp_path, caplog):
+def test_the_whole_way(server, name, path, archive, arrays, tmp_path, monkeypatch):
     """Killed while downloading, killed while converting, two at once; then from the cache, without network."""
-    server.files[PATH], detectors = archive, tmp_path / "cache" / "detectors"
-    part, folder = detectors / "vild-r50.tar.gz.part", detectors / "vild-r50"
+    server.files[path], detectors = archive, tmp_path / "cache" / "detectors"
+    part, folder = detectors / f"{name}.tar.gz.part", detectors / name
     server.cut, server.stall = len(archive) // 2, True
-    process = start()
+    process = start(name)
     until(lambda: part.is_file() and part.stat().st_size > len(archive) // 3)
     process.kill()
     process.join()
     assert part.is_file() and not folder.exists()
     server.cut, server.stall = None, False
-    process = start()
-    until((detectors / "vild-r50.tmp").exists)
+    process = start(name)
+    until((detectors / f"{name}.tmp").exists)
     process.kill()
     process.join()
-    assert (detectors / "vild-r50.tar.gz").read_bytes() == archive and not folder.exists()
+    assert (detectors / f"{name}.tar.gz").read_bytes() == archive and not folder.exists()
     (_, first), (_, second) = server.asked
     assert first is None and int(second.removeprefix("bytes=").removesuffix("-")) > len(archive) // 4
-    both = [start(), start()]
+    both = [start(name), start(name)]
     for process in both:
         process.join()
         assert process.exitcode == 0
-    assert len(server.asked) == 2 and here(tmp_path) == ["vild-r50", "vild-r50.json"]
+    assert len(server.asked) == 2 and here(tmp_path) == [name, f"{name}.json"]
     assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "model.safetensors"]
-    record = json.loads((detectors / "vild-r50.json").read_text())
+    record = json.loads((detectors / f"{name}.json").read_text())
     assert record["sha256"] == sha256(archive).hexdigest() and record["size"] == len(archive)
 
     server.files.clear()
-    asked = len(server.asked)
-    assert find_weights("vild-r50") == folder and len(server.asked) == asked
-    checkpoint, (state, vocabulary, *_) = load_weights(folder / "model.safetensors"), convert_variables(arrays, "C")
+    for work in ("_make_released", "sha256", "download"):  # of which a folder needs none
+        monkeypatch.setattr(released_archives, work, None)
+    written = {p: p.stat().st_mtime_ns for p in detectors.rglob("*")}
+    assert find_weights(name) == folder and {p: p.stat().st_mtime_ns for p in detectors.rglob("*")} == written
+    checkpoint, (state, vocabulary, variant, depth, _) = (
+        load_weights(folder / "model.safetensors"), convert_variables(arrays, "C")
+    )  # fmt: skip
     assert checkpoint["model"].keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in checkpoint["model"].items())
     assert torch.equal(checkpoint["vocabulary"]["embeddings"], vocabulary.embeddings)
+    cfg = detector_config(name)
+    assert cfg.MODEL.WEIGHTS == cfg.MODEL.VILD.VOCABULARY == str(folder / "model.safetensors")
+    assert (variant, depth) == (cfg.MODEL.VILD.VARIANT, cfg.MODEL.RESNETS.DEPTH)
+    if name == "vild-r50":
+        detects_the_same(folder)
+    assert len(server.asked) == 2
+
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert "model.safetensors: has 13 bytes, not the " in line_of(find_weights, name)
+
+
+def detects_the_same(folder) -> None:
+    """By name, as a folder, as a file."""
     image = np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)
     file = folder / "model.safetensors", "LVIS/released/vild_R50.yaml", "cpu"
     found = [OpenVocabularyDetector(detector_config(*given, overrides=[*SMALL, *more]))(image) for given, more in (
@@ -139,23 +171,19 @@ def test_the_whole_way(server, archive, arrays, tmp_path, caplog):
     for other in found[1:]:
         assert torch.equal(other.pred_boxes.tensor, found[0].pred_boxes.tensor)
         assert torch.equal(other.scores, found[0].scores)
-    assert len(server.asked) == 2
-
-    (folder / "model.safetensors").write_bytes(b"other weights")
-    assert "model.safetensors: has 13 bytes, not the 19" in line_of(find_weights, "vild-r50")
 
 
-def test_a_changed_archive_is_refused(server, tmp_path):
-    server.files[PATH] = pack({})
+def test_a_changed_archive_is_refused(server, name, path, tmp_path):
+    server.files[path] = pack({})
     detectors = tmp_path / "cache" / "detectors"
     detectors.mkdir(parents=True)
-    record = {"url": "", "size": len(server.files[PATH]), "sha256": "0" * 64, "weights": 1}
-    (detectors / "vild-r50.json").write_text(json.dumps(record))
-    line = line_of(find_weights, "vild-r50")
-    assert f"{PATH}: has changed since it was first seen" in line and f"remove {detectors / 'vild-r50.json'}" in line
-    assert here(tmp_path) == ["vild-r50.json"]
-    (detectors / "vild-r50.json").write_text("[]")
-    assert "vild-r50.json: is not a record of a download" in line_of(find_weights, "vild-r50")
+    record = {"url": "", "size": len(server.files[path]), "sha256": "0" * 64, "weights": 1}
+    (detectors / f"{name}.json").write_text(json.dumps(record))
+    line = line_of(find_weights, name)
+    assert f"{path}: has changed since it was first seen" in line and f"remove {detectors / name}.json" in line
+    assert here(tmp_path) == [f"{name}.json"]
+    (detectors / f"{name}.json").write_text("[]")
+    assert f"{name}.json: is not a record of a download" in line_of(find_weights, name)
 
 
 def link(name, target) -> bytes:
@@ -178,41 +206,50 @@ def link(name, target) -> bytes:
         (b"<html>not found</html>", "cannot be unpacked"),
     ],
 )
-def test_an_archive_that_is_none_is_one_line_and_is_not_kept(server, tmp_path, content, reason):
-    server.files[PATH] = content
-    assert reason in line_of(find_weights, "vild-r50")
+def test_an_archive_that_is_none_is_one_line_and_is_not_kept(server, name, path, tmp_path, content, reason):
+    server.files[path] = content
+    assert reason in line_of(find_weights, name)
     assert here(tmp_path) == [] and not list(tmp_path.glob("model*"))
 
 
-def test_a_checkpoint_of_another_detector_is_one_line(server, tmp_path):
+def test_a_checkpoint_of_another_detector_is_one_line(server, name, path, tmp_path):
     write_bundle(tmp_path / "model.ckpt-1", {"dense/kernel": np.zeros((3, 4), np.float32)})
-    server.files[PATH] = pack({p.name: p.read_bytes() for p in tmp_path.glob("model.ckpt*")})
-    assert "the variables belong to none, not to resnet50 or resnet152" in line_of(find_weights, "vild-r50")
+    server.files[path] = pack({p.name: p.read_bytes() for p in tmp_path.glob("model.ckpt*")})
+    assert "the variables belong to none, not to resnet50 or resnet152" in line_of(find_weights, name)
     assert here(tmp_path) == []
 
 
-def test_a_file_that_is_larger_than_expected(server, tmp_path, monkeypatch):
-    server.files[PATH] = pack({"a": bytes(5000)})
-    monkeypatch.setitem(RELEASED, "vild-r50", replace(RELEASED["vild-r50"], most=5000))
-    assert "has more than 5,000 bytes" in line_of(find_weights, "vild-r50") and here(tmp_path) == []
+def test_a_file_that_is_larger_than_expected(server, name, path, tmp_path, monkeypatch):
+    server.files[path] = pack({"a": bytes(5000)})
+    monkeypatch.setitem(RELEASED, name, replace(RELEASED[name], most=5000))
+    assert "has more than 5,000 bytes" in line_of(find_weights, name) and here(tmp_path) == []
 
 
-def test_no_network_and_no_file(server, tmp_path):
-    line = line_of(find_weights, "vild-r152", kind=NotAvailable)
-    assert "resnet152_vild.tar.gz: cannot be downloaded (HTTP 404" in line and here(tmp_path) == []
+def test_a_connection_that_breaks_off(server, name, path, tmp_path):
+    server.files[path], server.cut = pack({"notes.txt": bytes(5000)}), 3000
+    line = line_of(find_weights, name, kind=NotAvailable)
+    assert f"{path}: broke off after 3,000" in line and here(tmp_path) == [f"{name}.tar.gz.part"]
+    server.cut = None
+    assert "holds 0 checkpoints" in line_of(find_weights, name)  # the rest was fetched, and the whole unpacked
+    assert server.asked == [(path, None), (path, "bytes=3000-")] and here(tmp_path) == []
 
 
-def test_a_full_disk_leaves_the_download_and_nothing_half_written(server, tmp_path, monkeypatch):
+def test_no_network_and_no_file(server, name, path, tmp_path):
+    line = line_of(find_weights, name, kind=NotAvailable)
+    assert f"{path}: cannot be downloaded (HTTP 404" in line and here(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_download_and_nothing_half_written(server, name, path, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    server.files[PATH] = pack({"a/model.ckpt-1.index": b"no index"})
+    server.files[path] = pack({"a/model.ckpt-1.index": b"no index"})
     with monkeypatch.context() as patch:
         patch.setattr("vild.utils.archives.shutil.copyfileobj", full)
-        line = line_of(find_weights, "vild-r50")
+        line = line_of(find_weights, name)
     assert line.endswith("model.ckpt-1.index cannot be written: No space left on device")
-    assert here(tmp_path) == ["vild-r50.tar.gz"]
-    assert "not the index" in line_of(find_weights, "vild-r50")  # goes on with what it has
+    assert here(tmp_path) == [f"{name}.tar.gz"]
+    assert "not the index" in line_of(find_weights, name)  # goes on with what it has
     assert len(server.asked) == 1 and here(tmp_path) == []
 
 

@@ -101,7 +101,8 @@ class OpenVocabularyDetector:
     def from_folder(
         cls, folder: str | Path, device: str | None = None, disk_cache: bool = True
     ) -> OpenVocabularyDetector:
-        """Load a detector that :meth:`save` or ``tools/export.py`` wrote. ``device``: default: that of its config.
+        """Load a detector that :meth:`save` or ``tools/export.py`` wrote. ``device``: default: that of its config,
+        a GPU where there is one.
 
         Raises:
             UserError: the folder does not contain one.
