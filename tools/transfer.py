@@ -26,7 +26,7 @@ def main(args):
     from vild.data import datasets
     from vild.engine.trainer import Trainer, setup
     from vild.evaluation.evaluator import write_metrics
-    from vild.inference.predictor import OpenVocabularyDetector, vocabulary_of
+    from vild.inference.predictor import OpenVocabularyDetector
     from vild.report.run_report import transfer_table
     from vild.utils.files import write_text
 
@@ -38,7 +38,7 @@ def main(args):
     detector = OpenVocabularyDetector(cfg)
     results = {}
     for name in cfg.DATASETS.TEST:
-        detector.model.set_vocabulary(vocabulary_of(detector, name))
+        detector.model.set_vocabulary(detector.with_vocabulary(name).vocabulary)
         evaluator = Trainer.build_evaluator(cfg, name)
         results[name] = inference_on_dataset(detector.model, Trainer.build_test_loader(cfg, name), evaluator)
     if comm.is_main_process():

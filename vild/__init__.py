@@ -1,4 +1,14 @@
-"""vild: open-vocabulary object detection by distillation (ViLD, arXiv 2104.13921), on Detectron2."""
+"""Open-vocabulary object detection by distillation (ViLD, arXiv 2104.13921), on Detectron2.
+
+    from vild import OpenVocabularyDetector
+
+    detector = OpenVocabularyDetector.from_pretrained("vild-r50-ensemble")  # or a folder, or "hf-hub:OWNER/NAME"
+    found = detector("photo.jpg", "umbrella | parasol, chess knight")
+    print(found)  # a line for each detection; also found.draw(), found.save("drawn.jpg"), found.to_pandas()
+
+``help(vild.OpenVocabularyDetector)`` says the rest. Beside it there are ``Vocabulary`` (words in a teacher's space),
+``Teacher`` and ``build_teacher`` (CLIP, say), and ``EmbeddingStore`` (what a teacher says about regions of images).
+"""
 
 from importlib import import_module
 

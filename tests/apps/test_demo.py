@@ -38,7 +38,7 @@ def test_images_and_folders(demo, images, tmp_path):
         assert len(stdout.splitlines()) == 3 and "chess knight 0." in stdout
     names = {p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file()}
     assert names == {f"{n}.{suffix}" for n in ("turned", "a", "deep/b") for suffix in ("jpg", "json")}
-    assert Image.open(output / "a.jpg").size == (480, 480) and Image.open(output / "turned.jpg").size == (480, 720)
+    assert Image.open(output / "a.jpg").size == (640, 640) and Image.open(output / "turned.jpg").size == (640, 960)
     document = json.loads((output / "deep" / "b.json").read_text())
     assert document["file_name"] == "deep/b.JPG" and (document["height"], document["width"]) == (128, 128)
     assert {d["name"] for d in document["detections"]} <= {"umbrella", "chess knight"}

@@ -218,7 +218,7 @@ def test_mistakes_are_one_line(label, folder, tmp_path):
 
 
 def test_nothing_found_and_nothing_readable(detector, tmp_path):
-    image = np.zeros((20, 30, 3), np.uint8)
+    image = Image.new("RGB", (30, 20))
     with PartialLabels(tmp_path / "labels.json", {"plan": 1}) as labels:
         labels.add("a.jpg", detector(image)[:0])
         labels.add_broken("b.jpg", "why")

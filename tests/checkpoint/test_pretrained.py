@@ -15,6 +15,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.checkpoint import released_checkpoint as reference
 from tests.checkpoint.bundle_writer import write_bundle
@@ -274,7 +275,7 @@ def test_a_repository_of_the_hub(detector, tmp_path, monkeypatch):
     detector.save(tmp_path / "folder")
     files = {p.relative_to(tmp_path / "folder").as_posix(): p.read_bytes()
              for p in (tmp_path / "folder").rglob("*") if p.is_file()}  # fmt: skip
-    image = np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8))
     with hub("me/kites", {**files, "pickle.bin": b"not asked for"}) as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
         found = OpenVocabularyDetector.from_pretrained("hf-hub:me/kites", device="cpu")
@@ -282,7 +283,7 @@ def test_a_repository_of_the_hub(detector, tmp_path, monkeypatch):
     assert not list((tmp_path / "hub").rglob("pickle.bin"))
     again = OpenVocabularyDetector.from_pretrained("hf-hub:me/kites", device="cpu")  # without network
     for other in (found, again):
-        theirs, own = other(image, ["violin"]), detector(image, ["violin"])
+        theirs, own = other(image, ["violin"], threshold=0), detector(image, ["violin"], threshold=0)
         assert len(own) > 0 and torch.allclose(theirs.scores, own.scores, atol=1e-6)
 
 

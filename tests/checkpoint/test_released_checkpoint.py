@@ -252,24 +252,26 @@ def test_the_mask_head(arrays, detector):
 
 
 def test_the_converted_detector_detects(detector, image):
-    found = detector(image, across_names=1.0)
+    found = detector(image, threshold=0, across_names=1.0, channels="BGR")
     assert len(found) == 20 and len(detector.names) == 1203 and found.pred_masks.any() and found.scores.isfinite().all()
 
 
 def test_any_image_any_words(thin_cfg, image, tmp_path):
     detector = OpenVocabularyDetector(thin_cfg)
-    found = detector(image, across_names=1.0)
+    found = detector(image, threshold=0, across_names=1.0, channels="BGR")
     assert found.image_size == (90, 150) and len(found) == 20 and found.pred_masks.shape == (20, 90, 150)
     assert detector.names[0] == "aerosol_can" and found.pred_masks.any()
     rows = torch.nn.functional.normalize(torch.randn(4, 512, generator=torch.Generator().manual_seed(0)), dim=1)
     four = Vocabulary(("a", "b", "c", "d"), rows, ("base", "novel", "novel", "base"))
-    others = detector.with_vocabulary(four)(image)
-    assert set(others.labels()) <= {*"abcd"} and len(others)
+    others = detector.with_vocabulary(four)(image, threshold=0, channels="BGR")
+    assert set(others.labels) <= {*"abcd"} and len(others)
     detector.save(tmp_path / "folder", teacher=False)
-    again = OpenVocabularyDetector.from_folder(tmp_path / "folder", "cpu")(image, across_names=1.0)
+    again = OpenVocabularyDetector.from_pretrained(tmp_path / "folder", device="cpu")(
+        image, threshold=0, across_names=1.0, channels="BGR"
+    )
     assert torch.equal(again.pred_boxes.tensor, found.pred_boxes.tensor) and torch.equal(again.scores, found.scores)
     sizes = [image, image[:40, :60], image]
-    together = detector(sizes, across_names=1.0)
+    together = detector(sizes, threshold=0, across_names=1.0, channels="BGR")
     assert [len(x) for x in together] == [20] * 3 and torch.allclose(together[2].scores, found.scores, atol=1e-5)
 
 

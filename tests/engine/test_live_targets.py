@@ -363,7 +363,7 @@ def test_the_adapter_is_in_the_checkpoint_and_not_in_the_detector(make_cfg, tmp_
     detector.save(tmp_path / "folder", teacher=False)
     with safe_open(tmp_path / "folder" / "model.safetensors", "pt") as file:
         assert not any("adapter" in key for key in file.keys())  # noqa: SIM118
-    OpenVocabularyDetector.from_folder(tmp_path / "folder")
+    OpenVocabularyDetector.from_pretrained(tmp_path / "folder")
 
 
 IMAGES = ("MODEL.VILD.OBJECTIVES", '[{"NAME": "l1"}, {"NAME": "picture_tokens"}]')

@@ -126,7 +126,7 @@ def test_the_runner_finds_what_the_detector_finds(trained, model, images, tmp_pa
                        "--output", output)  # fmt: skip
     assert done.returncode == 0, done.stderr
     for record, image in zip(json.loads(output.read_text()), images, strict=True):
-        expected = {"file_name": str(image), **trained(image, vocabulary, across_names=1.0).to_dict()}
+        expected = {"file_name": str(image), **trained(image, vocabulary, across_names=1.0, threshold=0).to_dict()}
         assert record.keys() == expected.keys() and record["file_name"] == expected["file_name"]
         assert (record["height"], record["width"]) == (expected["height"], expected["width"])
         check_same(record["detections"], expected["detections"])
@@ -139,8 +139,8 @@ def test_threshold_top_k_and_context(trained, model, images, tmp_path, monkeypat
         fingerprint=trained.trained.fingerprint,
     )  # fmt: skip
     asked.save(tmp_path / "v.safetensors")
-    monkeypatch.setattr(trained, "_encode", lambda words, *rest: asked)
-    everything = trained(images[0], list(asked.names), across_names=1.0).to_dict()["detections"]
+    monkeypatch.setattr(trained._words, "encode", lambda words, *rest: asked.marked_by(trained.trained))
+    everything = trained(images[0], list(asked.names), across_names=1.0, threshold=0).to_dict()["detections"]
     scores = np.array([d["score"] for d in everything])[10:-10]  # falling
     gap = (scores[1:] / scores[:-1]).argmin()
     middle = float(np.sqrt(scores[gap] * scores[gap + 1]))  # between two scores, whatever the last bits
@@ -208,7 +208,9 @@ def test_the_ensemble_asks_which_names_are_base(vocabulary_file, images, tmp_pat
                        "--input", *images, "--output", tmp_path / "r.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     for record, image in zip(json.loads((tmp_path / "r.json").read_text()), images, strict=True):
-        check_same(record["detections"], detector(image, vocabulary, across_names=1.0).to_dict()["detections"])
+        check_same(
+            record["detections"], detector(image, vocabulary, across_names=1.0, threshold=0).to_dict()["detections"]
+        )
     session, text = session_of(tmp_path / "model.onnx"), vocabulary.embeddings.numpy()
     assert [x.name for x in session.get_inputs()] == ["picture", "text", "base"]
     assert [x.name for x in session.get_outputs()] == ["boxes", "scores", "classes"]
@@ -311,8 +313,8 @@ def test_a_folder_that_needs_nothing_else(tool, trained, checkpoint_file, teache
     overrides = ["--opts", "MODEL.WEIGHTS", checkpoint_file, "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}",
                  "MODEL.VILD.TEACHER.PRETRAINED", ""]  # fmt: skip
     assert not tool("export.py", "--config-file", config, "--output-dir", output, *overrides)
-    found = OpenVocabularyDetector.from_folder(tmp_path / "folder")(images[0])
-    assert torch.equal(found.scores, trained(images[0]).scores)
+    found = OpenVocabularyDetector.from_pretrained(tmp_path / "folder")(images[0], threshold=0)
+    assert torch.equal(found.scores, trained(images[0], threshold=0).scores) and len(found)
 
 
 def test_calibration_is_in_the_graph(trained, images, tmp_path, monkeypatch):
@@ -329,7 +331,7 @@ def test_calibration_is_in_the_graph(trained, images, tmp_path, monkeypatch):
             boxes, scores, classes, *_ = session.run(None, inputs)
             some = trained.with_vocabulary(trained.trained)
             some._offered = replace(some._offered, shown=shown)
-            found = some(file, across_names=1.0)
+            found = some(file, across_names=1.0, threshold=0)
             expected = records(found.pred_boxes.tensor.numpy(), found.scores, found.pred_classes)
             check_same(records(boxes, scores, classes), expected)
             assert (np.diff(scores) <= 0).all() and (classes < shown).all() and len(expected) > 0

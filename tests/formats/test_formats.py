@@ -92,8 +92,8 @@ def test_checkpoint():
     missing = set(content["model"]) ^ set(detector.model.state_dict())
     assert all("classifier" in name or "vocabulary" in name for name in missing), missing
     image = np.arange(128 * 128 * 3, dtype=np.uint32).reshape(128, 128, 3) * 7 % 251
-    found = detector(image.astype(np.uint8), threshold=0.0, across_names=1.0)
-    assert len(found) == 89 and set(found.labels()[:5]) == {"red fox"}
+    found = detector(image.astype(np.uint8), threshold=0.0, across_names=1.0, channels="BGR")
+    assert len(found) == 89 and set(found.labels[:5]) == {"red fox"}
     expected = torch.tensor([[15.387091, 0.0, 75.313637, 32.188450], [0.066943, 35.974930, 29.717121, 59.014053]])
     torch.testing.assert_close(found.pred_boxes.tensor[:2], expected, atol=0.01, rtol=0)
     torch.testing.assert_close(found.scores[:2], torch.tensor([0.9999962, 0.9999733]), atol=1e-5, rtol=0)

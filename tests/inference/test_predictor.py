@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,13 +16,15 @@ from vild.inference.words import parse_thresholds, parse_words, read_words
 from vild.modeling.calibration import Calibration
 from vild.modeling.familiarity import Familiarity
 from vild.teacher.clip import hash_weights
+from vild.utils.command_line import THRESHOLD
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
+from vild.vocabulary.words import Words
 
 
 @pytest.fixture
-def image() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8)
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8))
 
 
 def random_vocabulary(names: int, width: int, seed: int = 0) -> Vocabulary:
@@ -42,7 +45,7 @@ def same(a, b) -> bool:
 def unmatched(a, b) -> int:
     """How many of ``a`` have no counterpart in ``b``."""
     boxes, scores = (a.pred_boxes.tensor[:, None] - b.pred_boxes.tensor).abs().amax(2), a.scores[:, None] - b.scores
-    labels = torch.tensor([[x == y for y in b.labels()] for x in a.labels()]).view(len(a), len(b))
+    labels = torch.tensor([[x == y for y in b.labels] for x in a.labels]).view(len(a), len(b))
     alike = labels & (boxes < 1e-2) & (scores.abs() < 1e-5)
     for i, j in alike.nonzero().tolist():
         if (a.pred_masks[i] != b.pred_masks[j]).sum() > 4:
@@ -51,37 +54,40 @@ def unmatched(a, b) -> int:
 
 
 def test_any_words(detector, vocabulary, image):
-    found = detector(image)
-    assert detector.names == vocabulary.names == found.names and found.image_size == (100, 150)
+    found = detector(image, threshold=0)
+    assert len(found) > 10 and detector.names == vocabulary.names == found.names and found.image_size == (100, 150)
     others = detector.with_vocabulary(["umbrella", "a thing nobody drew"])
-    found = others(image)
+    found = others(image, threshold=0)
     assert others.names == ("umbrella", "a thing nobody drew") and others.vocabulary.splits == ("novel", "")
     assert set(found.pred_classes.tolist()) <= {0, 1} and len(found) > 30  # the context takes no places
     assert len(others._offered.text) == 2 + vocabulary.splits.count("base") and others._offered.shown == 2
     marked = detector.with_vocabulary(["Sunshine", "chess_rook"])  # a synonym and another spelling of base names
     assert marked.vocabulary.splits == ("base", "base")
     assert len(marked._offered.text) == vocabulary.splits.count("base")
-    assert detector.names == vocabulary.names and same(detector(image), detector(image))
-    assert same(detector(image, ["umbrella", "a thing nobody drew"]), found)
+    assert detector.names == vocabulary.names and same(detector(image, threshold=0), detector(image, threshold=0))
+    assert same(detector(image, ["umbrella", "a thing nobody drew"], threshold=0), found)
 
 
 def test_a_text_is_read_as_words_and_not_by_letters(detector, tmp_path):
     """As --vocabulary and --negatives are."""
     (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfcat | kitty, dog\n")
-    expected = detector.with_vocabulary(["cat", "dog"], synonyms=[["kitty"], []], negatives=["flag"])
+    words = Words(("cat", "dog"), (("kitty",), ()))
+    expected = detector.with_vocabulary(words, negatives=["flag"])
     for words in ("cat | kitty, dog", "cat|kitty; dog", ["cat | kitty", "dog"], tmp_path / "words.txt",
                   str(tmp_path / "words.txt"), {0: "cat | kitty", 1: "dog"}):  # fmt: skip
         made = detector.with_vocabulary(words, negatives="flag")
         assert made.names == ("cat", "dog") and made.vocabulary.synonyms == (("kitty",), ())
         assert torch.equal(made._offered.text, expected._offered.text)
-    made = detector.with_vocabulary("cat, dog", synonyms=["kitty", ""], negatives="flag, Flag")
+    made = detector.with_vocabulary(words, negatives="flag, Flag")
     assert torch.equal(made._offered.text, expected._offered.text)
-    assert detector(np.zeros((40, 60, 3), np.uint8), "cat, dog").names == ("cat", "dog")
+    assert detector(Image.new("RGB", (60, 40)), "cat, dog").names == ("cat", "dog")
     for words, reason in (("words.json", "words.json does not exist"), ("Cat, cat", "duplicate class name 'cat'")):
         with pytest.raises(UserError, match=reason):
             detector.with_vocabulary(words)
     with pytest.raises(UserError, match="'kite' has 2: scores are between 0 and 1"):
         detector.with_vocabulary(["kite"], thresholds={"kite": 2})
+    with pytest.raises(UserError, match="threshold 40: scores are between 0 and 1"):
+        detector(Image.new("RGB", (60, 40)), threshold=40)
 
 
 def test_wrong_words_are_one_line(detector):
@@ -103,24 +109,31 @@ def test_wrong_words_are_one_line(detector):
 
 
 def test_every_kind_of_image(detector, image, tmp_path):
-    Image.fromarray(image[:, :, ::-1]).save(tmp_path / "a.png")
-    expected = detector(image)
-    tensor = torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)
+    image.save(tmp_path / "a.png")
+    expected, rgb = detector(image, threshold=0), np.array(image)
+    bgr, tensor = cv2.imread(str(tmp_path / "a.png")), torch.from_numpy(rgb).permute(2, 0, 1)
     for kind in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.open(tmp_path / "a.png"), tensor):
-        assert same(detector(kind), expected)
+        assert same(detector(kind, threshold=0), expected)
+    for array, channels in ((rgb, "RGB"), (bgr, "BGR"), (tensor.flip(0), "BGR")):
+        assert same(detector(array, threshold=0, channels=channels), expected)
+    assert not same(detector(rgb, threshold=0, channels="BGR"), expected)
     for side in ((3000, 3), (3, 3000), (40, 2), (1, 1)):
-        assert detector(np.zeros((*side, 3), np.uint8)).image_size == side
-    for wrong in (image[:, :, 0], image.astype(float), tensor.float(), tensor[:2], image[:0], 3):
+        assert detector(np.zeros((*side, 3), np.uint8), channels="RGB").image_size == side
+    for wrong in (rgb[:, :, 0], rgb.astype(float), tensor.float(), tensor[:2], rgb[:0], 3):
         with pytest.raises(UserError, match="image"):
-            detector(wrong)
+            detector(wrong, channels="RGB")
+    with pytest.raises(UserError, match="does not tell RGB from BGR: give channels='RGB'"):
+        detector(rgb)
+    with pytest.raises(UserError, match="channels 'rgb': must be 'RGB' or 'BGR'"):
+        detector(rgb, channels="rgb")
 
 
 def test_a_batch_equals_one_by_one(detector):
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in [(100, 150), (90, 60), (100, 150)]]
-    together = detector(images)
+    together = detector(images, threshold=0, channels="RGB")
     for found, image in zip(together, images, strict=True):
-        alone = detector(image)
+        alone = detector(image, threshold=0, channels="RGB")
         assert len(found) > 10 and found.image_size == image.shape[:2] and same(found, alone)
     assert detector([]) == []
 
@@ -128,8 +141,8 @@ def test_a_batch_equals_one_by_one(detector):
 def test_permuting_the_words_permutes_the_result(detector, image):
     words = random_vocabulary(50, detector.trained.width)
     order = np.random.default_rng(0).permutation(50).tolist()
-    a = detector(image, words)
-    b = detector(image, words.take(order))
+    a = detector(image, words, threshold=0)
+    b = detector(image, words.take(order), threshold=0)
     assert len(a) > 10 and same(a, b)
     assert sorted(set(a.pred_classes.tolist())) == sorted({order[c] for c in b.pred_classes.tolist()})
 
@@ -145,19 +158,19 @@ def test_swapping_is_quick_and_equals_a_fresh_start(detector, make_cfg, checkpoi
     assert torch.equal(first._offered.text, again._offered.text)
     fresh = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file)))
     fresh = fresh.with_vocabulary(words, prompts="name")
-    assert fresh._text._teacher is None and same(again(image), fresh(image))
+    assert fresh._text._teacher is None and same(again(image, threshold=0), fresh(image, threshold=0))
     assert hash_weights(detector.model) == before
 
 
 def test_threads_with_vocabularies_of_their_own(detector, image):
     vocabularies = [random_vocabulary(20 + 7 * n, detector.trained.width, n) for n in range(8)]
-    expected = [detector(image, v) for v in vocabularies]
+    expected = [detector(image, v, threshold=0) for v in vocabularies]
     failures: list[object] = []
 
     def work(n: int) -> None:
         try:
             for _ in range(3):
-                if not same(detector.with_vocabulary(vocabularies[n])(image), expected[n]):
+                if not same(detector.with_vocabulary(vocabularies[n])(image, threshold=0), expected[n]):
                     failures.append(n)
         except BaseException as error:
             failures.append(error)
@@ -173,14 +186,14 @@ def test_threads_with_vocabularies_of_their_own(detector, image):
 
 def test_thresholds(detector, image):
     words = random_vocabulary(20, detector.trained.width)
-    everything = detector(image, words)
+    everything = detector(image, words, threshold=0)
     middle = everything.scores.median().item()
     over = detector.with_vocabulary(words)(image, threshold=middle)
     assert same(over, everything[everything.scores > middle])
     counts = torch.bincount(everything.pred_classes, minlength=20)
     often, name = int(counts.argmax()), words.names[int(counts.argmax())]
     limit = everything.scores[everything.pred_classes == often].median().item()
-    own = detector.with_vocabulary(words, thresholds={name: limit})(image)
+    own = detector.with_vocabulary(words, thresholds={name: limit})(image, threshold=0)
     kept = own.scores[own.pred_classes == often]
     assert 0 < len(kept) < counts[often] and (kept > limit).all()
     assert (own.pred_classes != often).any() and own.scores.min() < limit
@@ -188,18 +201,27 @@ def test_thresholds(detector, image):
     assert len(own) >= int((everything.pred_classes != often).sum())
 
 
+def test_the_default_threshold_is_that_of_the_tools(detector, image):
+    words = random_vocabulary(3, detector.trained.width)
+    detector = detector.with_vocabulary(words)
+    scores = detector(image, threshold=0).scores
+    assert THRESHOLD == 0.4 and len(detector(image)) == (scores > 0.4).sum() < len(scores)
+    least = dict.fromkeys(words.names, 0.0)
+    assert len(detector.with_vocabulary(words, thresholds=least)(image)) == len(scores)  # a word's own comes first
+
+
 def test_negatives_take_the_score_and_are_not_reported(detector, image):
     words, negative = ["umbrella", "kite"], ["anchor stone"]
     with_negative = detector.with_vocabulary(words, negatives=negative, context=False, prompts="name")
     three = detector.with_vocabulary([*words, *negative], context=False, prompts="name")
-    a, b = with_negative(image), three(image)
-    assert set(a.labels()) <= set(words)
+    a, b = with_negative(image, threshold=0), three(image, threshold=0)
+    assert set(a.labels) <= set(words)
     b = b[b.pred_classes < 2]
     torch.testing.assert_close(a.scores[:5], b.scores[:5], rtol=1e-4, atol=1e-6)
 
 
 def test_twenty_thousand_words(detector, image):
-    found = detector(image, random_vocabulary(20_000, detector.trained.width))
+    found = detector(image, random_vocabulary(20_000, detector.trained.width), threshold=0)
     assert len(found) > 0 and found.pred_classes.max() > 1000
 
 
@@ -207,11 +229,11 @@ def test_results_in_other_forms(detector, image, monkeypatch):
     supervision = pytest.importorskip("supervision")
     found = detector(image, threshold=0.0)[:5]
     document = found.to_dict()
-    assert [d["name"] for d in document["detections"]] == found.labels() and document["height"] == 100
+    assert [d["name"] for d in document["detections"]] == found.labels and document["height"] == 100
     assert document["detections"][0]["mask"]["size"] == [100, 150]
     other = found.to_supervision()
     assert isinstance(other, supervision.Detections) and len(other) == len(found) == 5
-    assert other.data["class_name"].tolist() == found.labels() and other.mask.shape == (5, 100, 150)
+    assert other.data["class_name"].tolist() == found.labels and other.mask.shape == (5, 100, 150)
     assert len(found[:0].to_supervision()) == 0 and found[:0].to_dict()["detections"] == []
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(UserError, match="pip install supervision"):
@@ -221,16 +243,17 @@ def test_results_in_other_forms(detector, image, monkeypatch):
 def test_one_folder_holds_everything(detector, image, tmp_path, monkeypatch):
     detector.save(tmp_path / "folder")
     assert "DEVICE: cuda\n" in (tmp_path / "folder" / "config.yaml").read_text()  # wherever it was saved
-    loaded = OpenVocabularyDetector.from_folder(tmp_path / "folder")
-    assert same(loaded(image), detector(image)) and loaded.vocabulary.splits == detector.vocabulary.splits
+    loaded = OpenVocabularyDetector.from_pretrained(tmp_path / "folder", device="cpu")
+    assert same(loaded(image, threshold=0), detector(image, threshold=0))
+    assert loaded.vocabulary.splits == detector.vocabulary.splits
     monkeypatch.setenv("VILD_CACHE", str(tmp_path / "cache"))  # so that the folder's own teacher is asked
-    again = OpenVocabularyDetector.from_folder(tmp_path / "folder")
-    assert same(again(image, ["violin"]), detector(image, ["violin"]))
-    with pytest.raises(UserError, match=r"config\.yaml does not exist"):
-        OpenVocabularyDetector.from_folder(tmp_path / "nothing")
+    again = OpenVocabularyDetector.from_pretrained(tmp_path / "folder")
+    assert same(again(image, ["violin"], threshold=0), detector(image, ["violin"], threshold=0))
+    with pytest.raises(UserError, match="nothing"):
+        OpenVocabularyDetector.from_pretrained(tmp_path / "nothing")
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        OpenVocabularyDetector.from_folder(tmp_path / "folder")
+        OpenVocabularyDetector.from_pretrained(tmp_path / "folder")
 
 
 def test_words_from_a_command_line(world, vocabulary_file, tmp_path):
@@ -256,7 +279,7 @@ def test_words_from_a_command_line(world, vocabulary_file, tmp_path):
 
 def test_an_image_unlike_the_known_ones_is_said_to_be(detector, image):
     """By the statistics of its features; one among several sizes keeps its own."""
-    other = np.zeros((64, 64, 3), np.uint8)
+    other = Image.new("RGB", (64, 64))
     rows = detector.model.detect_and_compare([detector._input(image)], detector._offered)[1]
     images = Familiarity(tuple(rows[0].tolist()), (0.1,) * rows.shape[1], 1.0)
     assert detector(image).distance is None and detector.world.startswith("This detector and its teacher know the 60")

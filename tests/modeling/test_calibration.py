@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from torchvision.ops import box_iou
 
 from vild.checkpoint.checkpointer import VildCheckpointer, save_weights
@@ -98,12 +99,12 @@ def calibrated(make_cfg, checkpoint_file):
 
 @pytest.fixture(scope="module")
 def image():
-    return np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8))
 
 
 def test_a_monotone_map_of_the_score_keeps_boxes_classes_and_order(calibrated, image):
     """And so AP: it depends on the order alone."""
-    before, after = (calibrated(c)(image) for c in (None, MONOTONE))
+    before, after = (calibrated(c)(image, threshold=0) for c in (None, MONOTONE))
     assert len(before) == len(after) > 20
     assert (after.scores.diff() <= 0).all()
     key = lambda found, i: (*found.pred_boxes.tensor[i].tolist(), int(found.pred_classes[i]))  # noqa: E731
@@ -122,13 +123,14 @@ def test_a_monotone_map_of_the_score_keeps_boxes_classes_and_order(calibrated, i
 def test_permuting_the_words_permutes_the_result(calibrated, image):
     detector = calibrated(FULL)
     order = torch.randperm(len(detector.trained), generator=torch.Generator().manual_seed(0)).tolist()
-    one, other = detector(image), detector(image, detector.trained.take(order))
+    one, other = detector(image, threshold=0), detector(image, detector.trained.take(order), threshold=0)
     torch.testing.assert_close(other.scores, one.scores, rtol=1e-3, atol=1e-4)
-    assert sorted(other.labels()) == sorted(one.labels())
+    assert sorted(other.labels) == sorted(one.labels)
 
 
 def test_batched_equals_one_by_one(calibrated, image):
-    detector, other = calibrated(FULL), np.ascontiguousarray(image[::-1])
+    detector, other = calibrated(FULL), ImageOps.flip(image)
+    detector = partial(detector, threshold=0)
     for found, alone in zip(detector([image, other]), (detector(image), detector(other)), strict=True):
         torch.testing.assert_close(found.scores, alone.scores, rtol=1e-4, atol=1e-5)
 
@@ -139,21 +141,21 @@ def test_names_that_are_not_shown_compete(calibrated, image):
     names = detector.trained
     asked = detector.with_vocabulary(names.take([3]))
     asked._offered = detector.model.roi_heads.classifier.class_set([names.take([3]), names.take([0, 1, 2, 4, 5])])
-    whole = detector(image, names.take([3, 0, 1, 2, 4, 5]), across_names=1.0)
+    whole = detector(image, names.take([3, 0, 1, 2, 4, 5]), across_names=1.0, threshold=0)
     mine = whole.scores[whole.pred_classes == 0]
-    assert asked(image, across_names=1.0).scores.equal(mine) and len(mine)
+    assert asked(image, across_names=1.0, threshold=0).scores.equal(mine) and len(mine)
 
 
 def test_thresholds_are_of_calibrated_scores(calibrated, image):
     whole = calibrated(FULL)
     names = whole.trained.take(range(10))
     detector = partial(whole.with_vocabulary(names), across_names=1.0)
-    found = detector(image)
+    found = detector(image, threshold=0)
     middle = found.scores.median().item()
     some = detector(image, threshold=middle)
     assert 0 < len(some) < len(found) and some.scores.equal(found.scores[found.scores > middle])
     number = int(found.pred_classes[0])
-    own = whole.with_vocabulary(names, thresholds={names.names[number]: 1.0})(image, across_names=1.0)
+    own = whole.with_vocabulary(names, thresholds={names.names[number]: 1.0})(image, across_names=1.0, threshold=0)
     assert number not in own.pred_classes and len(own) == (found.pred_classes != number).sum()
 
 
@@ -166,9 +168,11 @@ def test_files_carry_it_and_a_key_turns_it_off(calibrated, make_cfg, image, tmp_
     else:
         save_weights(path, mine.model)
     again = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(path)))
-    assert again.model.roi_heads.calibration == full and again(image).scores.equal(mine(image).scores)
+    assert again.model.roi_heads.calibration == full and again(image, threshold=0).scores.equal(
+        mine(image, threshold=0).scores
+    )
     off = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(path), "MODEL.VILD.CALIBRATION", False))
-    assert off(image).scores.equal(calibrated(None)(image).scores)
+    assert off(image, threshold=0).scores.equal(calibrated(None)(image, threshold=0).scores)
 
 
 def test_training_from_calibrated_weights_starts_without(calibrated, make_cfg, tmp_path):
@@ -214,9 +218,9 @@ def test_the_ensemble_is_calibrated_too(ensemble, image):
     """The identity keeps base scores; those of novel classes become the image head's."""
     is_base = ensemble.trained.mask("base")
     of_base = lambda found: found.scores[is_base[found.pred_classes]]  # noqa: E731
-    before = of_base(ensemble(image, across_names=1.0))
+    before = of_base(ensemble(image, across_names=1.0, threshold=0))
     ensemble.model.roi_heads.calibration = replace(MONOTONE, final=(1.0, 0.0, 0.0, 0.0))
-    after = of_base(ensemble(image, across_names=1.0))
+    after = of_base(ensemble(image, across_names=1.0, threshold=0))
     count = min(len(before), len(after))
     middle = (before[:count] > 1e-4) & (before[:count] < 0.999)
     assert middle.sum() > 5
@@ -226,11 +230,11 @@ def test_the_ensemble_is_calibrated_too(ensemble, image):
 def test_novel_classes_of_an_ensemble_have_numbers_of_their_own(ensemble, image):
     heads = ensemble.model.roi_heads
     heads.calibration = replace(MONOTONE, novel=((1.0, 0.0, 0.0), (0.0, 0.0, 0.0, -2.0)))
-    found = ensemble(image, across_names=1.0)
+    found = ensemble(image, across_names=1.0, threshold=0)
     novel = ensemble.trained.mask("novel")[found.pred_classes]
     torch.testing.assert_close(found.scores[novel], torch.full((int(novel.sum()),), -2.0).sigmoid())
     assert 0 < novel.sum() < len(found) and found.scores[~novel].unique().numel() > 5
-    others = torch.tensor([score for rows in found.alternatives() for _, score in rows])
+    others = torch.tensor([score for rows in found.alternatives for _, score in rows])
     assert others.unique().numel() > 5
     assert Calibration.from_state(heads.calibration.state()) == heads.calibration
     older = {k: v for k, v in heads.calibration.state().items() if k != "novel"}
@@ -241,15 +245,15 @@ def test_one_box_a_thing_with_alternatives(calibrated, image):
     """No two boxes overlap by more than the limit, whatever their names; each lists the next names of its box."""
     for calibration in (None, FULL):
         detector = calibrated(calibration)
-        found, all_of_them = detector(image), detector(image, across_names=1.0)
+        found, all_of_them = detector(image, threshold=0), detector(image, across_names=1.0, threshold=0)
         overlaps = box_iou(found.pred_boxes.tensor, found.pred_boxes.tensor).fill_diagonal_(0)
         assert overlaps.max() <= DisplayRules.across_names and 0 < len(found) < len(all_of_them)
-        for name, others in zip(found.labels(), found.alternatives(), strict=True):
+        for name, others in zip(found.labels, found.alternatives, strict=True):
             (first, high), (second, low) = others
             assert len({name, first, second}) == 3 and 1 >= high >= low >= 0
         assert found.to_dict()["detections"][0]["alternatives"][0].keys() == {"name", "score"}
-    alone = detector(image, detector.trained.take([4]))
-    assert alone.alternatives() == [[]] * len(alone)
+    alone = detector(image, detector.trained.take([4]), threshold=0)
+    assert alone.alternatives == [[]] * len(alone)
 
 
 def test_another_temperature_than_the_calibrations_is_said(calibrated, make_cfg, tmp_path, caplog):

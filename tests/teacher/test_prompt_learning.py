@@ -173,7 +173,7 @@ def test_a_detector_speaks_with_the_prompts_it_was_trained_with(teacher, make_cf
     VildCheckpointer(Trainer.build_model(cfg), str(tmp_path)).save("model")
     detector = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(tmp_path / "model.pth")), tmp_path)
     detector.save(tmp_path / "whole")
-    whole = OpenVocabularyDetector.from_folder(tmp_path / "whole")
+    whole = OpenVocabularyDetector.from_pretrained(tmp_path / "whole")
     expected = encoded(teacher, learned, ["kite", "anchor"])
     for each in (detector, whole):
         torch.testing.assert_close(each.with_vocabulary(["kite", "anchor"]).vocabulary.embeddings, expected)

@@ -11,10 +11,9 @@ from tqdm import tqdm
 
 from vild.apps.inputs import SUFFIXES, ImageFile
 from vild.inference.detections import Detections, describe_alternatives, warn_of
-from vild.inference.drawing import draw
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError, printable
-from vild.utils.files import write_image, write_json
+from vild.utils.files import write_json
 from vild.utils.images import read_image
 
 
@@ -54,13 +53,12 @@ def annotate_images(
     broken = []
     for image, target in zip(tqdm(images, desc="images", unit="image"), targets, strict=True):
         try:
-            array = read_image(image.path, "RGB")
-            found = detector(Image.fromarray(array))
+            found = detector(Image.fromarray(read_image(image.path, "RGB")))
         except UserError as error:
             message = str(error)
             broken.append(message if str(image.path) in message else f"{image.path}: {message}")
             continue
-        write_image(target, draw(array, found, found.names), quality=92)
+        found.save(target)
         write_json(target.with_suffix(".json"), {"file_name": image.name, **found.to_dict()})
         tqdm.write(printable(f"{target}: {describe(found)}"))
     return broken
@@ -69,7 +67,7 @@ def annotate_images(
 def describe(found: Detections) -> str:
     """ "mug 0.71 (or cup 0.22), horse 0.66"."""
     words = []
-    for name, score, others in zip(found.labels(), found.scores.tolist(), found.alternatives(), strict=True):
+    for name, score, others in zip(found.labels, found.scores.tolist(), found.alternatives, strict=True):
         also = describe_alternatives(others)
         words.append(f"{name} {score:.2f}" + (f" (or {also})" if also else ""))
     return "; ".join(filter(None, (", ".join(words) or "nothing", warn_of(found))))

@@ -7,7 +7,6 @@ the page.
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,6 @@ MOST_PIXELS = 50_000_000
 LONGEST_SIDE = 1600  # pixels; a hundred masks of a larger image would fill the memory
 SHORTEST_SIDE = 8
 MOST_WORDS = 2_000  # spellings, including those under "Not these"
-
-_drawing = threading.Lock()  # matplotlib is not thread-safe
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def search(detector: OpenVocabularyDetector, photo: Photo, words: str, negatives
     start = time.perf_counter()
     chosen = detector.with_vocabulary(asked, negatives=unwanted)
     encoded = time.perf_counter()
-    found = chosen(Image.fromarray(photo.array))
+    found = chosen(photo.array, threshold=0, channels="RGB")
     detected = time.perf_counter()
     masks = None
     if found.has("pred_masks"):
@@ -152,8 +149,7 @@ def summary(findings: Findings, threshold: float) -> str:
 def drawing(findings: Findings, threshold: float) -> Image.Image:
     """The image with the detections, coloured by base and novel."""
     some = findings.above(threshold)
-    with _drawing:
-        return draw(findings.photo.array, some, some.names, some.splits)
+    return draw(findings.photo.array, some, some.names, some.splits)
 
 
 def table(findings: Findings, threshold: float) -> list[list[str]]:
@@ -163,8 +159,8 @@ def table(findings: Findings, threshold: float) -> list[list[str]]:
     boxes = (some.pred_boxes.tensor * findings.photo.pixels).round().int().tolist()
     boxes = [", ".join(map(str, box)) for box in boxes]
     scores = [f"{score:.2f}" for score in some.scores.tolist()]
-    others = map(describe_alternatives, some.alternatives())
-    return [list(row) for row in zip(some.labels(), scores, others, marks, boxes, strict=True)]
+    others = map(describe_alternatives, some.alternatives)
+    return [list(row) for row in zip(some.labels, scores, others, marks, boxes, strict=True)]
 
 
 def mark(split: str) -> str:

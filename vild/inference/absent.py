@@ -106,7 +106,9 @@ def absent_words(
             question = ask(objects, similarity, negatives, kind, [seed, record["image_id"] & (2**63 - 1)])
             if not (asked := [*question.absent, *question.present]):
                 continue
-            found = detector.with_vocabulary(names.take(asked), context=True)(image, threshold=threshold)
+            found = detector.with_vocabulary(names.take(asked), context=True)(
+                image, threshold=threshold, channels=detector.cfg.INPUT.FORMAT
+            )
             classes = np.array(asked)[found.pred_classes.numpy()]
             answers[kind].add(question, objects, _xywh(found.pred_boxes.tensor), classes, found.scores.numpy())
     return {kind: each.summary() for kind, each in answers.items()}

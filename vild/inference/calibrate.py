@@ -20,7 +20,6 @@ from vild.modeling.calibration import Calibration, fit
 from vild.modeling.classifier import ClassSet
 from vild.modeling.familiarity import Familiarity
 from vild.utils.errors import UserError
-from vild.utils.images import read_image
 
 LEAST = 0.01  # detections with lower scores would only teach that they are wrong
 FEWEST = 50  # right and wrong detections that a fit needs
@@ -89,6 +88,6 @@ def _only_base(truth: GroundTruth, base: np.ndarray) -> GroundTruth:
 @torch.inference_mode()
 def _detect(detector: OpenVocabularyDetector, record: dict, classes: ClassSet) -> tuple[Instances, Tensor]:
     """The detections of an image, with what a calibrated score is made of, and the image's statistics [1, S]."""
-    image = read_image(record["file_name"], detector.cfg.INPUT.FORMAT)
-    found, statistics = detector.model.detect_and_compare([detector._input(image)], classes, evidence=True)
+    inputs = [detector._input(record["file_name"])]
+    found, statistics = detector.model.detect_and_compare(inputs, classes, evidence=True)
     return found[0].to("cpu"), statistics.cpu()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from detectron2.structures import Instances
+from PIL import Image
 from pycocotools import mask as mask_api
 
+from vild.inference.drawing import MIN_SIDE, draw
+from vild.inference.image_input import ImageInput, as_array
 from vild.utils.errors import UserError
+from vild.utils.files import write_image, write_json
 
 UNMARKED = "not in training"  # how the split "" is shown
 LEAST_ALTERNATIVE = 0.1
+LINES, LONGEST = 10, 40  # of what is printed: detections, and characters of a name
+COLUMNS = ("name", "split", "score", "x1", "y1", "x2", "y2")
 
 
 def describe_alternatives(others: Sequence[tuple[str, float]]) -> str:
@@ -28,7 +35,8 @@ def warn_of(found: Detections) -> str:
 
 class Detections(Instances):
     """Detections on the CPU, sorted by descending score: ``pred_boxes`` (xyxy, pixels of the image), ``scores``,
-    ``pred_classes`` (indices into ``names``) and, if the detector has masks, ``pred_masks`` bool [N, H, W]."""
+    ``pred_classes`` (indices into ``names``) and, if the detector has masks, ``pred_masks`` bool [N, H, W]. Printed,
+    they are a line each."""
 
     def __init__(
         self,
@@ -36,10 +44,12 @@ class Detections(Instances):
         names: Sequence[str],
         splits: Sequence[str],
         distance: float | None = None,
+        source: tuple[ImageInput, str | None] | None = None,
         **fields,
     ):
+        """``source``: the image that :meth:`draw` draws on, and its ``channels`` if it is an array."""
         super().__init__(image_size, **fields)
-        self._names, self._splits, self._distance = tuple(names), tuple(splits), distance
+        self._names, self._splits, self._distance, self._source = tuple(names), tuple(splits), distance, source
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,20 +69,35 @@ class Detections(Instances):
         return self._distance
 
     def __getitem__(self, item) -> Detections:
-        return Detections(
-            self.image_size, self.names, self.splits, self.distance, **super().__getitem__(item).get_fields()
-        )
+        return self._with(super().__getitem__(item))
 
     def to(self, *args, **kwargs) -> Detections:
         """See :meth:`Instances.to`."""
-        return Detections(
-            self.image_size, self.names, self.splits, self.distance, **super().to(*args, **kwargs).get_fields()
-        )
+        return self._with(super().to(*args, **kwargs))
 
+    def _with(self, some: Instances) -> Detections:
+        return Detections(self.image_size, self.names, self.splits, self.distance, self._source, **some.get_fields())
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        lines = [f"{len(self)} detection{'s' * (len(self) != 1)} in {width} x {height} pixels"]
+        names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in self.labels[:LINES]]
+        boxes = self.pred_boxes.tensor.round().int().tolist()
+        longest = max(map(len, names), default=0)
+        rows = zip(names, self.scores.tolist(), boxes, strict=False)
+        lines += [f"  {name:{longest}}  {score:.2f}  {box}" for name, score, box in rows]
+        if len(self) > LINES:
+            lines.append(f"  … {len(self) - LINES} more")
+        return "\n".join([*lines, *filter(None, [warn_of(self)])])
+
+    __str__ = __repr__
+
+    @property
     def labels(self) -> list[str]:
         """The name of each detection."""
         return [self.names[c] for c in self.pred_classes.tolist()]
 
+    @property
     def alternatives(self) -> list[list[tuple[str, float]]]:
         """What else each box may be: the next names with their scores, best first."""
         if not self.has("other_classes"):
@@ -82,11 +107,46 @@ class Detections(Instances):
             for classes, scores in zip(self.other_classes.tolist(), self.other_scores.tolist(), strict=True)
         ]
 
+    def draw(self, min_side: int = MIN_SIDE) -> Image.Image:
+        """The image with boxes, masks, names and scores; a smaller one is enlarged to ``min_side`` pixels.
+
+        Raises:
+            UserError: the image is gone, or its file has another one by now.
+        """
+        if self._source is None:
+            raise UserError("draw: these detections were made without an image; vild.inference.drawing.draw takes one")
+        image, channels = self._source
+        array = as_array(image, "RGB", channels)
+        if array.shape[:2] != tuple(self.image_size):
+            raise UserError(f"image {image}: is now of {array.shape[1]} x {array.shape[0]} pixels, and was of "
+                            f"{self.image_size[1]} x {self.image_size[0]}")  # fmt: skip
+        return draw(array, self, self.names, min_side=min_side)
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`draw` as an image; with the suffix .json, :meth:`to_dict`. UserError for another suffix."""
+        suffix = Path(path).suffix.lower()
+        if suffix == ".json":
+            return write_json(path, self.to_dict())
+        if suffix not in Image.registered_extensions():
+            raise UserError(f"{path}: the suffix is neither .json nor that of an image (.jpg, .png, ...)")
+        write_image(path, self.draw(), quality=92)
+
+    def to_pandas(self):
+        """Convert to a ``pandas.DataFrame``, a row for each detection: name, split, score, box in pixels. UserError
+        without the package."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("the package pandas is not installed: pip install pandas") from error
+        splits, scores = [self.splits[c] for c in self.pred_classes.tolist()], self.scores.tolist()
+        rows = zip(self.labels, splits, scores, self.pred_boxes.tensor.tolist(), strict=True)
+        return pandas.DataFrame([(*row, *box) for *row, box in rows], columns=COLUMNS)
+
     def to_dict(self) -> dict:
         """Plain values for JSON: boxes are xyxy in pixels, masks compressed COCO RLE."""
-        records, others = [], self.alternatives()
+        records, others = [], self.alternatives
         for i, (box, score, name) in enumerate(
-            zip(self.pred_boxes.tensor.tolist(), self.scores.tolist(), self.labels(), strict=True)
+            zip(self.pred_boxes.tensor.tolist(), self.scores.tolist(), self.labels, strict=True)
         ):
             record = {"name": name, "split": self.splits[int(self.pred_classes[i])], "score": score, "box": box}
             record["alternatives"] = [{"name": other, "score": s} for other, s in others[i]]
@@ -109,5 +169,5 @@ class Detections(Instances):
             mask=self.pred_masks.numpy() if self.has("pred_masks") and len(self) else None,
             confidence=self.scores.numpy(),
             class_id=self.pred_classes.numpy(),
-            data={"class_name": np.array(self.labels(), dtype=str)},
+            data={"class_name": np.array(self.labels, dtype=str)},
         )

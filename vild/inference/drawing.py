@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib import get_data_path
-from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as mask_api
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from vild.inference.labels import place_labels
 
 COLOURS = {"base": (0.25, 0.55, 1.0), "novel": (1.0, 0.55, 0.1), "": (0.25, 0.8, 0.4)}
-LONGEST_SIDE = 4  # in units of min_side: 3 x 3000 pixels would be enlarged to 480 x 480,000
+WRONG = (150, 20, 20)  # behind the label of a wrong detection
+MIN_SIDE = 640
+LONGEST_SIDE = 4  # in units of min_side: 3 x 3000 pixels would be enlarged to 640 x 640,000
+GAP = 8  # pixels between images
 
 
 def draw(
@@ -22,9 +26,10 @@ def draw(
     found: Instances,
     names: Sequence[str],
     splits: Sequence[str] | None = None,
-    min_side: int = 480,
+    min_side: int = MIN_SIDE,
+    right: Sequence[bool | None] | None = None,
 ) -> Image.Image:
-    """Draw boxes, masks, names and scores.
+    """Draw boxes, masks, names and scores. A label for which there is no room is left out.
 
     Args:
         image: uint8 [H, W, 3], RGB.
@@ -32,64 +37,71 @@ def draw(
         splits: "base", "novel" or "" per name, which selects the colour (None: a colour for each name).
         min_side: enlarge smaller images to this side, so that labels are readable, with the longer side at most
             LONGEST_SIDE times as long.
+        right: mark each detection as right (✓), wrong (✗) or neither (None).
     """
+    scale = max(1.0, min(min_side / min(image.shape[:2]), LONGEST_SIDE * min_side / max(image.shape[:2])))
+    canvas = Image.fromarray(image)
+    canvas = canvas.resize([round(scale * side) for side in canvas.size], Image.Resampling.BICUBIC)
     classes = found.pred_classes.tolist()
     scores = found.scores.tolist() if found.has("scores") else [None] * len(found)
-    labels = [names[c] + ("" if s is None else f" {s:.2f}") for c, s in zip(classes, scores, strict=True)]
-    if splits is None:
-        colours = [_colour(c) for c in classes]
-    else:
-        colours = [COLOURS[splits[c]] for c in classes]
-    scale = max(1.0, min(min_side / min(image.shape[:2]), LONGEST_SIDE * min_side / max(image.shape[:2])))
-    masks = found.pred_masks.numpy() if found.has("pred_masks") else None
-    if masks is not None and image.shape[1] == 2:  # Detectron2 takes arrays with two columns for polygons
-        masks = [mask_api.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
-    visualizer = Visualizer(image, scale=scale, instance_mode=ColorMode.SEGMENTATION)
-    drawn = visualizer.overlay_instances(
-        boxes=found.pred_boxes,
-        masks=masks,
-        assigned_colors=colours,
-        alpha=0.35,
-    )
-    canvas = Image.fromarray(drawn.get_image())
-    _write_labels(canvas, (found.pred_boxes.tensor * scale).tolist(), labels, colours)
+    marks = [{True: "✓ ", False: "✗ ", None: ""}[good] for good in right or [None] * len(found)]
+    labels = [mark + names[c] + ("" if s is None else f" {s:.2f}")
+              for c, s, mark in zip(classes, scores, marks, strict=True)]  # fmt: skip
+    colours = [_bytes(_colour(c) if splits is None else COLOURS[splits[c]]) for c in classes]
+    boxes = (found.pred_boxes.tensor * scale).tolist()
+    line = max(2, round(min(canvas.size) / 180))
+    if found.has("pred_masks"):
+        for mask, colour in zip(found.pred_masks.numpy(), colours, strict=True):
+            _fill(canvas, mask, colour)
+    pen = ImageDraw.Draw(canvas)
+    for box, colour in reversed([*zip(boxes, colours, strict=True)]):  # the best on top
+        pen.rectangle(box, outline=colour, width=line)
+    fills = [WRONG if mark == "✗ " else (20, 20, 20) for mark in marks]
+    _write_labels(canvas, boxes, labels, colours, fills)
     return canvas
 
 
-def _write_labels(
-    canvas: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[str], colours: Sequence[tuple]
-) -> None:
-    size = round(min(max(min(canvas.size) / 32, 11), 24))
-    font = ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
+def _fill(canvas: Image.Image, mask: np.ndarray, colour: tuple[int, ...]) -> None:
+    """Tint a mask [H, W] of the image, with an outline."""
+    mask = Image.fromarray(mask.astype(np.uint8) * 255).resize(canvas.size, Image.Resampling.BILINEAR)
+    mask = mask.point(lambda value: 255 * (value > 127))
+    if (extent := mask.getbbox()) is None:
+        return
+    mask = mask.crop(extent)
+    inner = mask.filter(ImageFilter.MinFilter(3))
+    canvas.paste(colour, extent[:2], mask.point(lambda value: value * 0.3))
+    canvas.paste(colour, extent[:2], Image.fromarray(np.asarray(mask) - np.asarray(inner)))
+
+
+def _write_labels(canvas: Image.Image, boxes, labels: Sequence[str], colours, fills) -> None:
+    font = _font(round(min(max(min(canvas.size) / 27, 12), 24)))
     pen = ImageDraw.Draw(canvas)
+    labels = [_fitting(label, font, canvas.width - 8) for label in labels]
     extents = [pen.textbbox((0, 0), label, font) for label in labels]
-    sizes = [(right - left + 6, bottom - top + 4) for left, top, right, bottom in extents]
-    for place, label, extent, colour in zip(
-        place_labels(boxes, sizes, canvas.size), labels, extents, colours, strict=True
-    ):
-        pen.rectangle(place, fill=(20, 20, 20), outline=tuple(round(255 * part) for part in colour))
-        pen.text((place[0] + 3 - extent[0], place[1] + 2 - extent[1]), label, fill="white", font=font)
+    sizes = [(right - left + 7, bottom - top + 6) for left, top, right, bottom in extents]
+    places = place_labels(boxes, sizes, canvas.size)
+    for box, place, colour in zip(boxes, places, colours, strict=True):
+        if place is not None:  # a line from a label to its box, of no length where they touch
+            start = [min(max(place[i], box[i]), box[i + 2]) for i in (0, 1)]
+            pen.line([*start, *(min(max(start[i], place[i]), place[i + 2]) for i in (0, 1))], fill=colour, width=2)
+    for place, label, extent, colour, fill in zip(places, labels, extents, colours, fills, strict=True):
+        if place is not None:
+            pen.rectangle(place, fill=fill, outline=colour)
+            pen.text((place[0] + 4 - extent[0], place[1] + 3 - extent[1]), label, fill="white", font=font)
 
 
-def place_labels(
-    boxes: Sequence[Sequence[float]], sizes: Sequence[tuple[float, float]], canvas: tuple[int, int]
-) -> list[tuple[float, float, float, float]]:
-    """Where to write a label of (width, height) for each box (xyxy): at a corner of it, within the canvas (width,
-    height) and, where there is room, over no label before it."""
-    taken: list[tuple[float, float, float, float]] = []
-    for (x0, y0, x1, y1), (width, height) in zip(boxes, sizes, strict=True):
-        places = []
-        for y in (y0 - height, y1, y0, y1 - height):
-            for x in (x0, x1 - width):
-                left, top = max(min(x, canvas[0] - width - 1), 0), max(min(y, canvas[1] - height - 1), 0)
-                places.append((left, top, left + width, top + height))
-        taken.append(min(places, key=lambda place: sum(_overlap(place, other) for other in taken)))
-    return taken
+def _fitting(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The label on one line, its end replaced by "…" where it would be wider."""
+    label = " ".join(label.split())
+    if font.getlength(label) <= width:
+        return label
+    count = next((n for n in range(len(label) - 1, 0, -1) if font.getlength(label[:n] + "…") <= width), 0)
+    return label[:count] + "…"
 
 
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0) * max(height, 0)
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
 
 
 def _colour(index: int) -> tuple[float, float, float]:
@@ -97,14 +109,24 @@ def _colour(index: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1, 0.75, 1.0)
 
 
-def side_by_side(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
-    """Arrange images of equal size in a grid with a title above each column."""
+def _bytes(colour: Sequence[float]) -> tuple[int, ...]:
+    return tuple(round(255 * part) for part in colour)
+
+
+def side_by_side(
+    rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], captions: Sequence[Sequence[str]] = ()
+) -> Image.Image:
+    """Arrange images of equal size in a grid with a title above each column and, optionally, a caption below each."""
     width, height = rows[0][0].size
-    band = 28
-    sheet = Image.new("RGB", (width * len(titles), band + height * len(rows)), "white")
+    band, foot = 36, 28 if captions else 0
+    across, down = width + GAP, height + foot + GAP
+    sheet = Image.new("RGB", (across * len(titles) - GAP, band + down * len(rows) - GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        pen.text((width * (column + 0.5), band / 2), title, fill="black", anchor="mm", font_size=20)
+        pen.text((across * column + width / 2, band / 2), title, fill="black", anchor="mm", font=_font(20))
         for row, images in enumerate(rows):
-            sheet.paste(images[column], (width * column, band + height * row))
+            sheet.paste(images[column], (across * column, band + down * row))
+            if captions:
+                middle = (across * column + width / 2, band + down * row + height + foot / 2)
+                pen.text(middle, captions[row][column], fill=(60, 60, 60), anchor="mm", font=_font(16))
     return sheet

@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from vild.checkpoint.checkpointer import VildCheckpointer, read_network_record, save_weights
-from vild.checkpoint.pretrained import detector_config, folder_config
+from vild.checkpoint.pretrained import detector_config
 from vild.checkpoint.released_archives import CONFIG, TEACHER, WEIGHTS
-from vild.data import datasets
 from vild.data.mapper import resize_at_test
 from vild.inference.detections import Detections
 from vild.inference.display import NOTEBOOK, DisplayRules
-from vild.inference.image_input import ImageInput, as_array
+from vild.inference.image_input import ImageInput, as_array, to_input
 from vild.inference.model_card import model_card
 from vild.inference.text_encoder import TextEncoder
+from vild.inference.word_encoder import WordEncoder
 from vild.inference.words import read_words
 from vild.modeling import build_model
 from vild.modeling.classifier import ClassSet
+from vild.utils.command_line import THRESHOLD
 from vild.utils.errors import UserError
-from vild.utils.files import cache_folder, write_text
-from vild.vocabulary.cache import TextCache
-from vild.vocabulary.prompts import LearnedPrompts, clean_name, find_prompts
+from vild.utils.files import write_text
+from vild.vocabulary.prompts import LearnedPrompts
 from vild.vocabulary.vocabulary import Vocabulary
 from vild.vocabulary.words import GivenWords, Words, parse_negatives
 
 if TYPE_CHECKING:  # words in the cache need no teacher
     from vild.teacher.teacher import Teacher
 
-logger = logging.getLogger(__name__)
-
 
 class OpenVocabularyDetector:
-    """A trained detector that detects any words.
+    """A trained detector that detects any words::
 
-    ``detector(image)`` detects the names it was trained with, ``detector(image, ["kite"])`` and
-    ``detector.with_vocabulary(["kite"])(image)`` others. A detector is immutable: several threads can call it, each
-    with its own vocabulary.
+        detector = OpenVocabularyDetector.from_pretrained("vild-r50-ensemble")
+        found = detector("photo.jpg", "umbrella | parasol, chess knight")  # a Detections: print it, found.save("a.jpg")
+
+    ``detector(image)`` detects the names it was trained with; ``detector.with_vocabulary("kite")`` is a detector of
+    other words. A detector is immutable: several threads can call it, each with its own vocabulary.
 
     Args:
         cfg: a frozen config (``vild.config.load_config``) with a checkpoint (``MODEL.WEIGHTS``), which holds the
@@ -69,10 +68,9 @@ class OpenVocabularyDetector:
         self.rules = DisplayRules()
         self.resize = resize_at_test(cfg)
         self._offered = self.model.roi_heads.classifier.current_classes
+        self._own: Tensor | None = None  # thresholds of single words, [C]; -1: none
         self._text = TextEncoder(cfg, self.trained)
-        self._cache = TextCache(self.trained.fingerprint, cache_folder() if disk_cache else None)
-        if self.trained.prompts == "import":  # embeddings that no encoder gives again
-            self._cache.keep(self.trained.names, find_prompts(_prompts_of(self.trained)), self.trained.embeddings)
+        self._words = WordEncoder(self._text, self.trained, disk_cache)
 
     @classmethod
     def from_pretrained(
@@ -96,18 +94,6 @@ class OpenVocabularyDetector:
             UserError: no such detector, or one that cannot be read.
         """
         return cls(detector_config(name, config_file, device), disk_cache)
-
-    @classmethod
-    def from_folder(
-        cls, folder: str | Path, device: str | None = None, disk_cache: bool = True
-    ) -> OpenVocabularyDetector:
-        """Load a detector that :meth:`save` or ``tools/export.py`` wrote. ``device``: default: that of its config,
-        a GPU where there is one.
-
-        Raises:
-            UserError: the folder does not contain one.
-        """
-        return cls(folder_config(folder, device), disk_cache)
 
     def save(
         self,
@@ -159,7 +145,6 @@ class OpenVocabularyDetector:
         self,
         words: GivenWords | Words | Vocabulary,
         *,
-        synonyms: Sequence[Sequence[str]] | None = None,
         prompts: str | LearnedPrompts | None = None,
         negatives: GivenWords = (),
         thresholds: Mapping[str, float] | None = None,
@@ -168,37 +153,34 @@ class OpenVocabularyDetector:
         """A detector for these words that shares this one's weights.
 
         Args:
-            words: a list of names ("umbrella | parasol" has a synonym); a string, which is read as ``--vocabulary`` of
-                the tools (``read_words``: it may name a file); or a vocabulary, which is used unchanged.
-            synonyms: for each word, more spellings; the embeddings are averaged.
+            words: a list of words, "umbrella | parasol" being one with a synonym (the embeddings are averaged); a
+                string, which is read as ``--vocabulary`` of the tools (``read_words``: words separated by commas, or a
+                file); or a vocabulary, which is used unchanged.
             prompts: name or file of a prompt set (default: the one used in training).
             negatives: words that compete in the softmax but are never reported ("not these").
-            thresholds: score thresholds of single words (default: SCORE_THRESH_TEST).
+            thresholds: score thresholds of single words.
             context: keep the base names of training in the softmax, so that an object which is none of the words can
                 be classified as something else. They are never reported. Default: with words, not with a vocabulary.
 
         Raises:
             UserError: no words, a duplicate, a threshold of an unknown word, or another teacher than in training.
         """
-        words = read_words(words, synonyms)
+        words = read_words(words)
         if isinstance(words, Vocabulary):
             shown, context = words, bool(context)
         else:
-            shown, context = self._encode(words, prompts).marked_by(self.trained), context is not False
+            shown, context = self._words.encode(words, prompts), context is not False
         unwanted = parse_negatives(negatives or (), files=True)
-        spelled = {spelling for i in range(len(shown)) for spelling in shown.spellings(i)}
-        unwanted = (*unwanted, *self._beside((*spelled, *unwanted), prompts))
-        beside = self._context(shown, unwanted, prompts, context)
+        beside = self._words.competitors(shown, unwanted, self.rules.beside, prompts, context)
         for name, score in (thresholds or {}).items():
             if name not in shown.names:
                 raise UserError(f"thresholds: '{name}' is not in the vocabulary")
             if not 0 <= score <= 1:
                 raise UserError(f"thresholds: '{name}' has {score}: scores are between 0 and 1")
-        default = self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
-        least = [thresholds.get(name, default) for name in shown.names] if thresholds else None
         other = copy.copy(self)
         other.vocabulary = shown
-        other._offered = self.model.roi_heads.classifier.class_set([shown, *beside], least)
+        other._own = torch.tensor([thresholds.get(name, -1.0) for name in shown.names]) if thresholds else None
+        other._offered = self.model.roi_heads.classifier.class_set([shown, *beside])
         return other
 
     def for_display(self) -> OpenVocabularyDetector:
@@ -208,40 +190,6 @@ class OpenVocabularyDetector:
         other.rules = NOTEBOOK if self.cfg.MODEL.META_ARCHITECTURE == "ReleasedRCNN" else self.rules
         return other.with_vocabulary(self.trained)
 
-    def _encode(self, words: Words, prompts: str | LearnedPrompts | None = None) -> Vocabulary:
-        prompts = prompts or _prompts_of(self.trained)
-        return Vocabulary.from_names(self._text, words, prompts=prompts, cache=self._cache)
-
-    def _beside(self, taken: Collection[str], prompts: str | LearnedPrompts | None) -> tuple[str, ...]:
-        """Words of the display rules that are not ``taken``; without a text encoder none, with a warning."""
-        taken = {clean_name(word) for word in taken}
-        words = tuple(word for word in self.rules.beside if word not in taken)
-        try:
-            return self._encode(_alone(words), prompts).names if words else ()
-        except UserError as error:
-            logger.warning("%s. Detecting without it", error)
-            return ()
-
-    def _context(
-        self, shown: Vocabulary, unwanted: tuple[str, ...], prompts: str | None, context: bool
-    ) -> list[Vocabulary]:
-        """Vocabularies that compete in the softmax with ``shown``, without the spellings it has: a class that occurred
-        twice would share its score with itself."""
-        beside = []
-        taken = {spelling for i in range(len(shown)) for spelling in shown.spellings(i)}
-        if unwanted:
-            beside.append(self._encode(_alone(unwanted), prompts).marked_by(self.trained))
-            both = next((n for i, n in enumerate(beside[0].names) if beside[0].spellings(i) & taken), None)
-            if both is not None:
-                raise UserError(f"negatives: '{both}' is also asked for")
-            taken |= {spelling for i in range(len(beside[0])) for spelling in beside[0].spellings(i)}
-        if context:
-            splits = self.trained.splits
-            keep = [i for i in range(len(splits)) if splits[i] == "base" and not self.trained.spellings(i) & taken]
-            if keep:
-                beside.append(self.trained.take(keep))
-        return beside
-
     @torch.inference_mode()
     def __call__(
         self,
@@ -249,81 +197,66 @@ class OpenVocabularyDetector:
         words: GivenWords | Words | Vocabulary | None = None,
         threshold: float | None = None,
         across_names: float | None = None,
+        *,
+        channels: str | None = None,
     ) -> Detections | list[Detections]:
         """Detect in one image, or in several of different sizes.
 
         Args:
-            images: a file, a PIL image, a uint8 array [H, W, 3] in the config's ``INPUT.FORMAT`` (by default BGR,
-                as in Detectron2's predictor), a uint8 RGB tensor [3, H, W]; or a list or tuple of these.
+            images: a file, a PIL image, a uint8 RGB tensor [3, H, W], or a uint8 array [H, W, 3], which needs
+                ``channels``; or a list or tuple of these.
             words: see :meth:`with_vocabulary`; for this call only.
-            threshold: report only detections with a higher score.
+            threshold: report only detections with a higher score. Default: each word's own threshold
+                (:meth:`with_vocabulary`), or 0.4, the default of the tools. 0: report all.
             across_names: of two boxes of any names whose IoU is higher, report the one with the higher score; its
                 ``alternatives`` tell what else it may be. 1: report both. (Evaluation does not do this.) Default: 0.7,
                 or as :meth:`for_display` says.
+            channels: "RGB", or "BGR" as ``cv2.imread`` returns; of arrays and tensors.
 
         Returns:
             a :class:`Detections`, or a list of them.
 
         Raises:
-            UserError: an unreadable image or invalid words.
+            UserError: an unreadable image, an array without ``channels``, or invalid words.
         """
         if words is not None:
-            return self.with_vocabulary(words)(images, None, threshold, across_names)
+            return self.with_vocabulary(words)(images, None, threshold, across_names, channels=channels)
         if not isinstance(images, list | tuple):
-            return self([images], None, threshold, across_names)[0]
+            return self([images], None, threshold, across_names, channels=channels)[0]
         rules = self.rules if across_names is None else replace(self.rules, across_names=across_names)
-        inputs = [self._input(image) for image in images]
+        inputs, classes = [self._input(image, channels) for image in images], self._above(threshold)
         results: list[Detections | None] = [None] * len(inputs)
         # one batch per size: padding would change the features near an image's border
         alike = defaultdict(list)
         for index, x in enumerate(inputs):
             alike[x["image"].shape].append(index)
+        calibration = self.model.roi_heads.calibration
+        known = None if calibration is None else calibration.images
         for indices in alike.values():
-            found, statistics = self.model.detect_and_compare(
-                [inputs[i] for i in indices], self._over(threshold), objectness=rules.objectness
-            )
-            calibration = self.model.roi_heads.calibration
-            known = None if calibration is None else calibration.images
-            distances = [None] * len(indices) if known is None else known.distance(statistics).tolist()
+            batch, distances = [inputs[i] for i in indices], [None] * len(indices)
+            if known is None:
+                found = self.model.detect(batch, classes, objectness=rules.objectness)
+            else:
+                found, statistics = self.model.detect_and_compare(batch, classes, objectness=rules.objectness)
+                distances = known.distance(statistics).tolist()
             for i, instances, distance in zip(indices, found, distances, strict=True):
                 instances = rules.select(instances.to("cpu"))
                 results[i] = Detections(
-                    instances.image_size, self.names, self.vocabulary.splits, distance, **instances.get_fields()
-                )
+                    instances.image_size, self.names, self.vocabulary.splits, distance, (images[i], channels),
+                    **instances.get_fields(),
+                )  # fmt: skip
         return results
 
-    def _over(self, threshold: float | None) -> ClassSet:
-        """The offered classes with score thresholds of at least ``threshold``."""
-        offered = self._offered
-        if threshold is None:
-            return offered
-        if offered.thresholds is None:
-            default = self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
-            thresholds = offered.text.new_full((offered.shown,), default)
-        else:
-            thresholds = offered.thresholds
-        thresholds = thresholds.clamp(min=threshold)
-        return replace(offered, thresholds=thresholds, least=thresholds.min().item())
+    def _above(self, threshold: float | None) -> ClassSet:
+        """The offered classes with the score thresholds of a call."""
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UserError(f"threshold {threshold}: scores are between 0 and 1")
+        least = max(THRESHOLD if threshold is None else threshold, self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
+        if self._own is None:
+            return replace(self._offered, least=least)
+        thresholds = torch.where(self._own < 0, least, self._own.clamp(min=threshold or 0))
+        return replace(self._offered, thresholds=thresholds.to(self.model.device), least=thresholds.min().item())
 
-    def _input(self, image: ImageInput) -> dict:
+    def _input(self, image: ImageInput, channels: str | None = None) -> dict:
         """The input of Detectron2's meta-architectures."""
-        array = as_array(image, self.cfg.INPUT.FORMAT)
-        resized = self.resize.get_transform(array).apply_image(array)
-        resized = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return {"image": resized, "height": array.shape[0], "width": array.shape[1]}
-
-
-def vocabulary_of(detector: OpenVocabularyDetector, name: str) -> Vocabulary:
-    """Encode a data set's names for a detector trained on another one, with its teacher and prompts; the splits tell
-    which names it was trained on."""
-    classes = datasets.get_classes(name)
-    return detector._encode(Words(classes.names, classes.synonyms)).marked_by(detector.trained)
-
-
-def _alone(names: tuple[str, ...]) -> Words:
-    """Words without synonyms."""
-    return Words(names, ((),) * len(names))
-
-
-def _prompts_of(vocabulary: Vocabulary) -> str | LearnedPrompts:
-    return "vild" if vocabulary.prompts == "import" else vocabulary.prompts
+        return to_input(as_array(image, self.cfg.INPUT.FORMAT, channels), self.resize)

@@ -12,9 +12,7 @@ from vild.vocabulary.vocabulary import Vocabulary
 from vild.vocabulary.words import GivenWords, Words, parse_words
 
 
-def read_words(
-    given: GivenWords | Words | Vocabulary, synonyms: Sequence[Sequence[str]] | None = None
-) -> Words | Vocabulary:
+def read_words(given: GivenWords | Words | Vocabulary) -> Words | Vocabulary:
     """Read the value of ``--vocabulary``: words or a words file (``vild/vocabulary/words.py``), a vocabulary file
     (``.safetensors``, or a checkpoint; used as it is), or the name of a registered data set.
 
@@ -28,7 +26,7 @@ def read_words(
     if isinstance(given, str) and not os.path.isfile(given) and given in datasets.entries():
         classes = datasets.get_classes(given)
         return Words(classes.names, classes.synonyms, classes.splits)
-    return parse_words(given, synonyms, files=True)
+    return parse_words(given, files=True)
 
 
 def parse_thresholds(pairs: Sequence[str], names: Sequence[str]) -> dict[str, float]:

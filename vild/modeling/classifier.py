@@ -46,8 +46,8 @@ class ClassSet:
         base: bool [C].
         names: of the C classes.
         shown: only the first ``shown`` classes are detected; the others take part in the softmax.
-        thresholds: float32 [shown], the score that a detection of each must exceed; None: SCORE_THRESH_TEST for all.
-        least: the smallest of ``thresholds``.
+        thresholds: float32 [shown], the score that a detection of each must exceed; None: ``least`` for all.
+        least: the smallest of ``thresholds``; None: SCORE_THRESH_TEST.
     """
 
     text: Tensor
@@ -85,7 +85,7 @@ class TextClassifier(nn.Module):
         classes = self.class_set([vocabulary])
         self.text, self.base, self.vocabulary = classes.text, classes.base, vocabulary
 
-    def class_set(self, vocabularies: Sequence[Vocabulary], thresholds: Sequence[float] | None = None) -> ClassSet:
+    def class_set(self, vocabularies: Sequence[Vocabulary]) -> ClassSet:
         """The classes of one call, the first vocabulary's being detected. UserError if the embedding width differs."""
         for width in (v.width for v in vocabularies):
             if width != self.vocabulary.width:
@@ -96,8 +96,6 @@ class TextClassifier(nn.Module):
             torch.cat([v.mask("base") for v in vocabularies]).to(device),
             tuple(name for v in vocabularies for name in v.names),
             len(vocabularies[0]),
-            None if thresholds is None else torch.tensor(thresholds, dtype=torch.float32, device=device),
-            None if thresholds is None else min(thresholds),
         )
 
     @property

@@ -54,24 +54,36 @@ class ViLDRCNN(GeneralizedRCNN):
         """Replace the classes; no weight changes."""
         self.roi_heads.set_vocabulary(vocabulary)
 
-    def detect(self, batched_inputs: list[dict], classes: ClassSet, evidence: bool = False) -> list[Instances]:
+    def detect(
+        self, batched_inputs: list[dict], classes: ClassSet, evidence: bool = False, objectness: float = 0.0
+    ) -> list[Instances]:
         """As :meth:`inference`, for these classes. The detector's own stay as they are, so that threads can detect
-        different classes at the same time. ``evidence``: see ``OpenVocabularyROIHeads.detect_evidence``."""
-        return self.detect_and_compare(batched_inputs, classes, evidence)[0]
+        different classes at the same time.
+
+        Args:
+            evidence: see ``OpenVocabularyROIHeads.detect_evidence``.
+            objectness: classify only proposals that are an object with at least this probability, by the RPN.
+        """
+        return self._detect(batched_inputs, classes, evidence, objectness)[0]
 
     def detect_and_compare(
         self, batched_inputs: list[dict], classes: ClassSet, evidence: bool = False, objectness: float = 0.0
     ) -> tuple[list[Instances], Tensor]:
-        """:meth:`detect`, and the statistics of each image's features [N, S] (``familiarity.py``). ``objectness``:
-        classify only proposals that are an object with at least this probability, by the RPN."""
+        """:meth:`detect`, and the statistics of each image's features [N, S] (``familiarity.py``)."""
+        found, features = self._detect(batched_inputs, classes, evidence, objectness)
+        return found, image_statistics([features[level] for level in self.roi_heads.box_in_features])
+
+    def _detect(
+        self, batched_inputs: list[dict], classes: ClassSet, evidence: bool, objectness: float
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """The detections, and the features they were made from."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
         proposals = [p[p.objectness_logits.sigmoid() >= objectness] for p in proposals]
         detect = self.roi_heads.detect_evidence if evidence else self.roi_heads.detect
         results = detect(features, proposals, classes)
-        found = [r["instances"] for r in self._postprocess(results, batched_inputs, images.image_sizes)]
-        return found, image_statistics([features[level] for level in self.roi_heads.box_in_features])
+        return [r["instances"] for r in self._postprocess(results, batched_inputs, images.image_sizes)], features
 
     def forward(self, batched_inputs: list[dict]):
         """As :meth:`GeneralizedRCNN.forward`."""

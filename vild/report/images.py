@@ -10,8 +10,11 @@ import torch
 from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.structures import BoxMode, Instances, pairwise_iou
 from pycocotools import mask as mask_api
+from torchvision.ops import box_convert
 
 from vild.data import datasets
+from vild.evaluation.evaluator import truth_of
+from vild.evaluation.reliability import Objects, objects_by_image
 from vild.evaluation.results import iterate_records
 from vild.inference.drawing import draw, side_by_side
 from vild.inference.predictor import OpenVocabularyDetector
@@ -45,27 +48,38 @@ def comparison(
 ) -> PIL.Image.Image:
     """Ground truth and the detections of each detector above a threshold, side by side, a row per image.
 
-    Takes the first ``count`` images of the data set with two or more novel objects (no selection by result).
+    Takes the first ``count`` images of the data set with two or more novel objects (no selection by result). Detections
+    are marked as right or wrong.
     """
-    classes, rows = datasets.get_classes(name), []
+    classes, objects, rows, captions = datasets.get_classes(name), objects_by_image(truth_of(name)), [], []
     for record in datasets.load_dicts(name):
         if sum(classes.splits[a["category_id"]] == "novel" for a in record["annotations"]) < 2:
             continue
         image = read_image(record["file_name"], "RGB")
-        found = [to_instances(record["annotations"], image.shape[:2])]
+        truth, there = to_instances(record["annotations"], image.shape[:2]), objects[record["image_id"]]
+        rows.append([draw(image, truth, classes.names, classes.splits, MIN_SIDE)])
+        captions.append([f"{len(truth)} objects"])
         for detector in detectors.values():
-            instances = detector(read_image(record["file_name"], detector.cfg.INPUT.FORMAT))
-            found.append(instances[instances.scores >= threshold])
-        rows.append([draw(image, instances, classes.names, classes.splits, MIN_SIDE) for instances in found])
+            found = detector(record["file_name"], threshold=threshold)
+            right = is_right(there, found)
+            rows[-1].append(draw(image, found, classes.names, classes.splits, MIN_SIDE, right))
+            captions[-1].append(f"{right.count(True)} of {len(truth)} found, {right.count(False)} wrong")
         if len(rows) == count:
             break
-    return side_by_side(rows, ["ground truth", *detectors])
+    return side_by_side(rows, ["ground truth", *detectors], captions)
+
+
+def is_right(there: Objects, found: Instances) -> list[bool | None]:
+    """Whether each detection finds one of the image's objects; None where the ground truth does not say."""
+    boxes = box_convert(found.pred_boxes.tensor, "xyxy", "xywh").double().numpy()
+    right, judged = there.match(boxes, found.pred_classes.numpy(), found.scores.numpy())
+    return [good if known else None for good, known in zip(right.tolist(), judged.tolist(), strict=True)]
 
 
 def class_images(name: str, results: Path, chosen: Sequence[dict], folder: Path, threshold: float) -> list[Block]:
     """For each class (a row of per_class.json), its ground truth in the first image of the data set that contains it,
     next to the detections above ``threshold`` that are of this class or overlap one of its objects."""
-    classes = datasets.get_classes(name)
+    classes, objects = datasets.get_classes(name), objects_by_image(truth_of(name))
     index = {i: k for k, i in enumerate(classes.ids)}
     records: dict[int, dict] = {}
     for record in datasets.load_dicts(name):
@@ -92,10 +106,13 @@ def class_images(name: str, results: Path, chosen: Sequence[dict], folder: Path,
         size = (record["height"], record["width"])
         truth = to_instances((a for a in record["annotations"] if a["category_id"] == number), size)
         detections = _of_class_or_near(found[record["image_id"]], number, truth)
-        pair = [draw(image, i, classes.names, classes.splits, MIN_SIDE) for i in (truth, detections)]
+        right = is_right(objects[record["image_id"]], detections)
+        pair = [draw(image, i, classes.names, classes.splits, MIN_SIDE, r)
+                for i, r in ((truth, None), (detections, right))]  # fmt: skip
         file = f"class_{c['id']}.jpg"
         write_image(folder / file, side_by_side([pair], [f"ground truth: {c['name']}", "detections"]).convert("RGB"))
-        blocks.append(Image(file, f"{c['name']}: the first image of the data set that contains it"))
+        caption = f"{c['name']}: the first image of the data set that contains it"
+        blocks.append(Image(file, caption, columns=2))
     return blocks
 
 

@@ -38,10 +38,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Image:
-    """An image file next to the page."""
+    """An image file next to the page. One of several images side by side (``columns``) is scrolled on a phone."""
 
     file: str
     caption: str
+    columns: int = 1
 
 
 @dataclass(frozen=True)

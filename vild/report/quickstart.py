@@ -16,6 +16,7 @@ RULES = "AP by COCO's rules, on glyphs_val (LVIS's rules, of glyphs_lvis_val, gi
 SCORES = f"""How far the scores can be believed: at the default threshold of {THRESHOLD}, the share of reported boxes
 that are right (precision), the share of objects that are found (recall), and how far score and share of right boxes are
 apart (calibration error); in percent."""
+CAPTION = "base names in blue, novel names in orange; ✓ right, ✗ wrong"
 ABSENT = """Asked for words that are not in the image (random ones, and those whose text is nearest to a word that is),
 beside words that are: boxes an image that are reported for an absent word, and in percent what is found of the rest."""
 
@@ -61,7 +62,7 @@ def write_quickstart_report(folder: Path, document: dict, text: str, image: PIL.
             Paragraph(SCORES),
             trust_table(detectors),
             *absent_blocks(document["absent"]),
-            Image("report.png", "ground truth, ViLD-text and ViLD; base names in blue, novel names in orange"),
+            Image("report.png", CAPTION, columns=3),
             Heading("Diagnostics"),
             Paragraph("On the same images, in percent; the cosine as it is:"),
             Table(["", "base", "novel"], diagnostics),

@@ -44,11 +44,12 @@ def draw_diagram(lines: dict[str, list[tuple[int, float, float]]]) -> Picture.Im
     figure = Figure(figsize=(4.2, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
-    for split, bins in lines.items():
+    for number, (split, bins) in enumerate(lines.items()):
         count, score, right = np.array([row for row in bins if row[0]], float).reshape(-1, 3).T
-        axes.plot(score, right, color=COLOURS[split], linewidth=1.5, label=split or "all")
+        axes.plot(score, right, color=COLOURS[split], linewidth=1.5)
         axes.scatter(score, right, 8 + 60 * np.sqrt(count / max(count.max(initial=1), 1)), color=[COLOURS[split]])
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="score", ylabel="share of right boxes", aspect="equal")
-    axes.legend(loc="upper left")
+        axes.text(0.04, 0.94 - 0.06 * number, split or "all", color=COLOURS[split], weight="bold", va="center")
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="score", ylabel="share of right boxes", aspect="equal")
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(content := io.BytesIO(), format="png")
     return Picture.open(content).convert("RGB")

@@ -1,0 +1,100 @@
+"""A result as a person uses it: printed, drawn, saved, converted."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes
+from PIL import Image
+
+import vild
+from vild.apps.detector import make_detector
+from vild.inference.detections import Detections
+from vild.utils.errors import UserError
+
+
+def detections(count: int, names=("sun", "chess knight"), **rest) -> Detections:
+    boxes = torch.tensor([[i, i + 0.4, i + 10, i + 20.6] for i in range(count)]).reshape(-1, 4)
+    scores, classes = torch.linspace(0.9, 0.1, count), torch.arange(count) % len(names)
+    return Detections(
+        (60, 80), names, ("novel", ""), pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes, **rest
+    )
+
+
+def test_printed_it_is_a_line_each():
+    assert (
+        repr(detections(2))
+        == str(detections(2))
+        == (
+            "2 detections in 80 x 60 pixels\n  sun           0.90  [0, 0, 10, 21]\n  chess knight  0.10  [1, 1, 11, 22]"
+        )
+    )
+    assert repr(detections(0)) == "0 detections in 80 x 60 pixels" and repr(detections(1)).startswith("1 detection in")
+    lines = repr(detections(37, ("x" * 300, "sun"))).splitlines()
+    assert len(lines) == 12 and lines[-1] == "  … 27 more" and max(map(len, lines)) < 80
+    assert "unlike" in repr(detections(1, distance=1.5)) and len(repr(detections(1)[:0]).splitlines()) == 1
+
+
+def test_labels_and_a_table(monkeypatch):
+    found = detections(3)
+    assert found.labels == ["sun", "chess knight", "sun"] and found[1:].labels == found.labels[1:]
+    pandas = pytest.importorskip("pandas")
+    table = found.to_pandas()
+    assert isinstance(table, pandas.DataFrame) and table["name"].tolist() == found.labels
+    assert table["split"].tolist() == ["novel", "", "novel"] and table["score"].tolist() == found.scores.tolist()
+    assert table[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == found.pred_boxes.tensor.tolist()
+    assert found[:0].to_pandas().columns.tolist() == table.columns.tolist() and len(found[:0].to_pandas()) == 0
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match="pip install pandas"):
+        found.to_pandas()
+
+
+def test_drawn_and_saved(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    sources = ((tmp_path / "a.png", None), (Image.fromarray(rgb), None), (rgb, "RGB"), (rgb[:, :, ::-1], "BGR"))
+    drawn = [np.asarray(detections(3, source=source)[:2].draw()) for source in sources]
+    assert drawn[0].shape == (640, 853, 3) and all((other == drawn[0]).all() for other in drawn)
+    found = detections(3, source=sources[0])
+    assert found.draw(min_side=0).size == (80, 60)
+    found.save(tmp_path / "drawn.png")
+    assert (np.asarray(Image.open(tmp_path / "drawn.png")) == np.asarray(found.draw())).all()
+    found.save(tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text()) == found.to_dict()
+    with pytest.raises(UserError, match="out.pdfx: the suffix is neither"):
+        found.save(tmp_path / "out.pdfx")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="a.png: is now of 9 x 9 pixels, and was of 80 x 60"):
+        found.draw()
+    with pytest.raises(UserError, match="without an image"):
+        detections(1).draw()
+
+
+def test_words_in_python_are_those_of_the_tools(make_cfg, checkpoint_file, detector, teacher_folder):
+    """With synonyms behind a bar, in a text and in a list."""
+    import argparse
+
+    from tests.conftest import REPOSITORY
+    from vild.utils.command_line import add_detector_flags
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threshold", default=0.4)
+    add_detector_flags(parser)
+    text = "sofa | couch, chess knight"
+    flags = ["--config-file", str(REPOSITORY / "configs/Glyphs/vild.yaml"), "--weights", str(checkpoint_file),
+             "--vocabulary", text, "--opts", "MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}"]  # fmt: skip
+    tool = make_detector(parser.parse_args(flags))
+    for words in (text, text.split(", ")):
+        mine = detector.with_vocabulary(words)
+        assert mine.names == tool.names == ("sofa", "chess knight")
+        assert mine.vocabulary.synonyms == tool.vocabulary.synonyms == (("couch",), ())
+        assert torch.equal(mine._offered.text, tool._offered.text)
+
+
+def test_help_begins_with_what_one_needs():
+    lines = vild.__doc__.splitlines()
+    assert "from vild import OpenVocabularyDetector" in lines[2] and len(lines) < 14
+    for name in vild._PUBLIC:
+        assert name in vild.__doc__
