@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,6 +15,7 @@ from experiments.grid import Row
 from experiments.runner import Stage
 from vild.evaluation import cost
 from vild.evaluation.metrics import DIAGNOSTICS, TABLES, title
+from vild.inference.drawing import COLOURS
 from vild.report.page import markdown_table
 from vild.utils.files import written_whole
 from vild.vocabulary.vocabulary import Vocabulary
@@ -114,50 +113,53 @@ def table(results: Mapping[str, list[dict]], diagnostics: Mapping[str, list[dict
 
 
 def plot(results: Mapping[str, list[dict]], path: Path) -> None:
-    """Novel over base box AP50 of each row: mean and standard deviation over the seeds."""
-    with _axes(path, results, "box AP50, base classes", "box AP50, novel classes") as axes:
-        for number, (name, values) in enumerate(results.items()):
-            x, y = ([v.get(f"bbox/AP50_{group}") for v in values] for group in ("base", "novel"))
-            if values and None not in [*x, *y]:
-                errors = {"xerr": _spread(x), "yerr": _spread(y)}
-                axes.errorbar(np.mean(x), np.mean(y), **errors, label=name, **_style(number))
+    """Box AP50 of each row, the best on novel classes first."""
+    rows = _measured(results)
+    _write(dots(dict(sorted(rows.items(), key=lambda row: -np.mean(row[1]["novel"])))), path)
 
 
 def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
-    """Novel (filled) and base (open) box AP50 over GFLOP per image; no plot if all rows cost the same."""
+    """As :func:`plot`, with GFLOP per image, the cheapest row first; no plot if all rows cost the same."""
     costs = {name: values[0][GFLOP] for name, values in results.items() if values and GFLOP in values[0]}
     if len({round(gflop, 6) for gflop in costs.values()}) < 2:
         return
-    with _axes(path, results, "GFLOP per image", "box AP50, novel (filled) and base classes") as axes:
-        for number, (name, values) in enumerate(results.items()):
-            for group, style in (("novel", {"label": name}), ("base", {"markerfacecolor": "none"})):
-                y = [v.get(f"bbox/AP50_{group}") for v in values]
-                if name in costs and None not in y:
-                    axes.errorbar(costs[name], np.mean(y), yerr=_spread(y), **_style(number), **style)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:.3g}")
-        axes.xaxis.set_minor_formatter("{x:.3g}")
+    rows = _measured({name: results[name] for name in sorted(costs, key=costs.get)})
+    _write(dots({f"{name}, {costs[name]:.3g} GFLOP": values for name, values in rows.items()}), path)
 
 
-def _style(number: int) -> dict[str, object]:
-    """Colour and marker of the n-th row, the same in both plots."""
-    return {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "linestyle": "none", "capsize": 3}
+def _measured(results: Mapping[str, list[dict]]) -> dict[str, dict[str, list[float]]]:
+    """Box AP50 of novel and base classes by seed, of the rows that have both."""
+    found = {name: {group: [v.get(f"bbox/AP50_{group}") for v in values] for group in ("novel", "base")}
+             for name, values in results.items() if values}  # fmt: skip
+    return {name: groups for name, groups in found.items() if None not in [*groups["novel"], *groups["base"]]}
+
+
+def dots(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """A line for each row, with its mean on novel and on base classes and the standard deviation over the seeds."""
+    figure = Figure(figsize=(9, 1.2 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for group in ("novel", "base"):
+        means = [np.mean(groups[group]) for groups in rows.values()]
+        errors = [_spread(groups[group]) or 0 for groups in rows.values()]
+        axes.errorbar(means, range(len(rows)), xerr=errors, fmt="o", capsize=3, color=COLOURS[group])
+        if means:  # the two names, away from one another
+            lower = means[0] <= np.mean(next(iter(rows.values()))["base" if group == "novel" else "novel"])
+            axes.annotate(f"{group} classes", (means[0], 0), (8 if lower else -8, 10), textcoords="offset points",
+                          ha="right" if lower else "left", weight="bold", color=COLOURS[group])  # fmt: skip
+    seeds = max((len(groups["novel"]) for groups in rows.values()), default=1)
+    axes.set_xlabel("box AP50" + (f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"))
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -1.2)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def _write(figure: Figure, path: Path) -> None:
+    with written_whole(path) as aside:
+        figure.savefig(aside, format=path.suffix[1:], dpi=110)
 
 
 def _spread(values: Sequence[float]) -> float | None:
     return np.std(values, ddof=1) if len(values) > 1 else None
-
-
-@contextmanager
-def _axes(path: Path, results: Mapping[str, list[dict]], x: str, y: str) -> Iterator[Any]:
-    """Axes with a legend beside them; written to ``path`` when the block ends."""
-    figure = Figure(figsize=(9, 6))
-    axes = figure.subplots()
-    seeds = max(map(len, results.values()))
-    axes.set_title(f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed")
-    axes.set(xlabel=x, ylabel=y)
-    yield axes
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    with written_whole(path) as aside:
-        figure.savefig(aside, format=path.suffix[1:], dpi=110, bbox_inches="tight")

@@ -24,7 +24,7 @@ An open-vocabulary object detector, trained by distillation (ViLD, [arXiv 2104.1
 from vild import OpenVocabularyDetector
 
 detector = OpenVocabularyDetector.from_pretrained("hf-hub:{repository}")
-found = detector("photo.jpg", ["umbrella", "chess knight"], threshold=0.4)
+found = detector("photo.jpg", "umbrella, chess knight")
 ```
 
 {facts}
