@@ -270,7 +270,7 @@ def test_on_a_phone_results_and_errors_come_into_view(page, ramp, tmp_path):
     page.locator("#words textarea").fill("umbrella")
     page.locator("#find").scroll_into_view_if_needed()
     page.locator("#find").click()
-    expect(page.locator("#result img")).to_be_in_viewport(ratio=0.3, timeout=60_000)
+    expect(page.locator("#result img")).to_be_in_viewport(ratio=0.9, timeout=60_000)
     page.evaluate("window.scrollTo(0, 0)")
     upload(page, bad_images(ramp, tmp_path)["text"])
     expect(page.locator("#note .wrong")).to_be_in_viewport(timeout=30_000)

@@ -37,6 +37,7 @@ footer { display: none !important; }
 .mark { display: inline-block; padding: 0 .6em; border-radius: 1em; font-size: .85em; line-height: 1.5;
   border: 1px solid var(--mark); background: color-mix(in srgb, var(--mark) 18%, transparent); }
 #image img, #result img { width: 100%; height: 100%; object-fit: contain; }
+@media (max-width: 640px) { #result { height: 92vw !important; } }
 #examples .gallery { gap: .4rem; }
 #examples .gallery-item, #examples .gallery-item .container { width: 3.6rem; height: 3.6rem; }
 #examples .gallery-item img { width: 100%; height: 100%; object-fit: cover; }
@@ -47,7 +48,7 @@ SHOW = """() => {{ setTimeout(() => {{
   const wrong = document.querySelector("#note .wrong"), shown = wrong ? wrong : {found};
   if (!shown) return;
   const box = shown.getBoundingClientRect();
-  if (box.top < 0 || box.top + Math.min(box.height, 200) > window.innerHeight)
+  if (box.top < 0 || box.top + Math.min(box.height, 0.7 * window.innerHeight) > window.innerHeight)
     shown.scrollIntoView({{block: wrong ? "center" : "start"}});
 }}, 150); return []; }}"""
 
