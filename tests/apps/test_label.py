@@ -138,11 +138,11 @@ def test_a_killed_run_ends_in_the_same_bytes(label, folder, tmp_path, monkeypatc
     assert label(*arguments, "--output", tmp_path / "whole.json")[0] == 1  # one of them is broken
     read, seen = OpenVocabularyDetector._input, []
 
-    def killed(self, image):
+    def killed(self, image, *rest):
         if len(seen) == images:
             raise KeyboardInterrupt
         seen.append(image)
-        return read(self, image)
+        return read(self, image, *rest)
 
     output, aside = tmp_path / "killed.json", tmp_path / "killed.json.partial"
     with monkeypatch.context() as patch:
@@ -151,7 +151,9 @@ def test_a_killed_run_ends_in_the_same_bytes(label, folder, tmp_path, monkeypatc
     assert not output.exists() and len(aside.read_text().splitlines()) == 1 + images
     with open(aside, "a") as file:
         file.write('{"file_name": "turned.jpg", "hei')  # a line that was being written
-    monkeypatch.setattr(OpenVocabularyDetector, "_input", lambda self, p: (seen.append(p), read(self, p))[1])
+    monkeypatch.setattr(
+        OpenVocabularyDetector, "_input", lambda self, p, *rest: (seen.append(p), read(self, p, *rest))[1]
+    )
     assert label(*arguments, "--output", output)[0] == 1
     assert len(seen) == len(set(seen)) == 5  # none was looked at twice
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes() and not aside.exists()
