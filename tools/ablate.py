@@ -7,7 +7,7 @@
 Each seed has its own world, teacher, proposals, stores and detectors; a training runs on each GPU or, without GPUs, on
 each core. Started again, it resumes; grids with the same output folder share what they have in common. The other rows
 continue when one fails. A row whose setting has changed since it was started is refused; the message names the files
-to remove. After every seed, GRID.{md,json,png} are written, and GRID_cost.png (AP50 over GFLOP) where costs differ. In
+to remove. After every seed, GRID.{md,json,png} are written, and GRID_cost.png (AP50 by GFLOP) where costs differ. In
 the JSON file, the metrics of each row are in the order of "seeds".
 """
 

@@ -65,7 +65,7 @@ def main():
         args.output_dir,
         {**metrics, "absent": absent, "gauges": diagnostics, "seconds": run.seconds},
         TEXT.format(images=images, **counts),
-        comparison(detectors, "glyphs_val", count=4, threshold=THRESHOLD),
+        comparison(detectors, "glyphs_val", count=3, threshold=THRESHOLD),
     )
     print(quickstart_table(metrics).markdown, trust_table(metrics).markdown, sep="\n\n")
     print(f"report: {page}, with the image {args.output_dir / 'report.png'}; detector: {args.output_dir / 'detector'}")
