@@ -33,8 +33,9 @@ def not_finite_part(parts: Sequence[dict[str, Tensor]]) -> tuple[int, dict[str, 
 class TrainingGuard(HookBase):
     """Register it last: it stops the training after all other hooks of the step.
 
-    Costs one exchange of a few bytes over gloo per step, without waiting: the gradients of all ranks have just been
-    summed.
+    Costs one exchange of a few bytes over gloo per step: the gradients of all ranks have just been summed. On a GPU the
+    host waits for the backward pass here; acting a step later would save that, but weights that are no longer finite
+    could reach a checkpoint.
     """
 
     agreed = False  # whether all ranks stop after this step
