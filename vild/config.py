@@ -112,6 +112,9 @@ def add_vild_config(cfg: CfgNode) -> None:
     # Seed of initial weights, data order and all sampling, on all ranks and in all workers (Detectron2's default, -1,
     # cannot be reproduced)
     cfg.SEED = 0
+    # Also send metrics.json's values to "wandb" (Weights & Biases) or "mlflow", if that package is installed; its own
+    # environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, ...) say where. A resumed training continues its run
+    cfg.TRACKER = ""
     # "SGD" (Detectron2's) or "AdamW"; gradients are clipped as SOLVER.CLIP_GRADIENTS says
     cfg.SOLVER.OPTIMIZER = "SGD"
     # In how many parts a step's images (IMS_PER_BATCH) pass the model, one after the other, for GPUs that cannot hold

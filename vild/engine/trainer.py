@@ -24,6 +24,7 @@ from vild.engine.logs import build_writers, quiet_console, set_up_logs
 from vild.engine.run_record import RUN_FILE, check_resumable, run_record
 from vild.engine.sources import attach_sources, check_classes, is_proposal_network, open_live_teacher, open_store
 from vild.engine.together import once_a_machine, share_annotations
+from vild.engine.tracker import Tracker, check_tracker
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, check_test_masks, write_metrics
 from vild.evaluation.recall import ProposalRecallEvaluator
 from vild.modeling import register_parts
@@ -77,6 +78,8 @@ class Trainer(DefaultTrainer):
                 once_a_machine(lambda: check_test_masks(cfg.DATASETS.TEST))
         accumulate.check_parts(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
+        check_tracker(cfg.TRACKER)
+        self.tracker = None
         store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # before the data loader drops the parsed files
         run = run_record(cfg, cfg.DATASETS.TRAIN)
@@ -126,6 +129,8 @@ class Trainer(DefaultTrainer):
         if complete and not self.checkpointer.get_checkpoint_file().endswith("model_final.pth"):
             # the run was killed after the last step's checkpoint and before this one
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+        if self.tracker is not None:
+            self.tracker.open()
         try:
             return super().train()
         except StopEarly as reason:
@@ -189,7 +194,10 @@ class Trainer(DefaultTrainer):
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
 
     def build_writers(self):
-        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        """Detectron2 calls it on the main process only."""
+        writers = build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        self.tracker = Tracker(self.cfg) if self.cfg.TRACKER else None
+        return [*writers, self.tracker] if self.tracker else writers
 
     @classmethod
     def build_train_loader(cls, cfg, start_iteration: int = 0):
