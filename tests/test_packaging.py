@@ -88,8 +88,8 @@ from vild.checkpoint.pretrained import find_weights
 
 def detect(*name):
     image = np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)
-    found = OpenVocabularyDetector.from_pretrained(*name, device="cpu")(image)
-    print("found", found.labels(), found.pred_boxes.tensor.tolist(), found.scores.tolist())
+    found = OpenVocabularyDetector.from_pretrained(*name, device="cpu")(image, threshold=0, channels="RGB")
+    print("found", found.labels, found.pred_boxes.tensor.tolist(), found.scores.tolist())
 """
 BY_NAME = """
 folder = find_weights("vild-r50")
