@@ -165,7 +165,8 @@ def detects_the_same(folder) -> None:
     """By name, as a folder, as a file."""
     image = np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)
     file = folder / "model.safetensors", "LVIS/released/vild_R50.yaml", "cpu"
-    found = [OpenVocabularyDetector(detector_config(*given, overrides=[*SMALL, *more]))(image) for given, more in (
+    detector = lambda given, more: OpenVocabularyDetector(detector_config(*given, overrides=[*SMALL, *more]))  # noqa: E731
+    found = [detector(given, more)(image, threshold=0, channels="RGB") for given, more in (
         (("vild-r50", None, "cpu"), []), ((folder, None, "cpu"), []), (file, ["MODEL.VILD.VOCABULARY", str(file[0])]),
     )]  # fmt: skip
     assert len(found[0]) > 0
