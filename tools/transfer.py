@@ -24,7 +24,8 @@ def main(args):
     from vild.checkpoint.pretrained import config_of_launch
     from vild.config import check_weights
     from vild.data import datasets
-    from vild.engine.trainer import Trainer, setup
+    from vild.engine.setup import setup
+    from vild.engine.trainer import Trainer
     from vild.evaluation.evaluator import write_metrics
     from vild.inference.predictor import OpenVocabularyDetector
     from vild.report.run_report import transfer_table

@@ -10,7 +10,7 @@ import torch
 import vild
 from vild.checkpoint.checkpointer import write_checkpoint
 from vild.engine.run_record import RUN_FILE, check_resumable, code_version, differing, run_record
-from vild.engine.trainer import setup
+from vild.engine.setup import setup
 from vild.report.run_report import origin_blocks
 from vild.utils.errors import UserError
 from vild.utils.files import hash_file

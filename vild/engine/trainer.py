@@ -8,20 +8,19 @@ import sys
 import weakref
 
 import torch
-from detectron2.engine import DefaultTrainer, default_setup, hooks
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 from vild.checkpoint.checkpointer import VildCheckpointer
-from vild.data import datasets
 from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
 from vild.data.provenance import training_record
 from vild.engine import accumulate
 from vild.engine.best import BEST, KeepBest, StopEarly, check_patience
 from vild.engine.guards import TrainingGuard, seed_step
 from vild.engine.launch import ddp_on
-from vild.engine.logs import build_writers, quiet_console, set_up_logs
-from vild.engine.run_record import RUN_FILE, check_resumable, run_record
+from vild.engine.logs import build_writers, quiet_console
+from vild.engine.run_record import RUN_FILE, run_record
 from vild.engine.sources import attach_sources, check_classes, is_proposal_network, open_live_teacher, open_store
 from vild.engine.together import once_a_machine, share_annotations
 from vild.engine.tracker import Tracker, check_tracker
@@ -36,29 +35,6 @@ from vild.utils.signals import Ended
 from vild.vocabulary.vocabulary import Vocabulary
 
 logger = logging.getLogger("vild")
-
-
-def setup(cfg, args) -> None:
-    """Set up loggers, the output folder and data sets. ``args``: Detectron2's command-line arguments.
-
-    Environment and config go to ``log.txt`` and ``config.yaml`` in OUTPUT_DIR, not to the console.
-
-    Raises:
-        UserError: --resume with another model, or a new training in the folder of another one; nothing is written then.
-    """
-    if not args.eval_only:
-        if args.resume:
-            check_resumable(cfg)
-        elif os.path.exists(last := os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-            raise UserError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR}: holds a training already ({last}); continue it with --resume, or "
-                "choose another folder for a new one"
-            )
-        comm.synchronize()  # every process checks before one writes
-    set_up_logs(cfg.OUTPUT_DIR)
-    with quiet_console():
-        default_setup(cfg, args)
-    datasets.register_all()
 
 
 class Trainer(DefaultTrainer):
