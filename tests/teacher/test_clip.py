@@ -101,6 +101,59 @@ def test_a_text_tower_of_transformers_without_it_is_one_line(monkeypatch, name, 
     assert "\n" not in str(caught.value)
 
 
+def words_of_transformers(folder):
+    """A tokenizer of eight words, as open_clip would read it from the hub."""
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    words = {word: n for n, word in enumerate(("<pad>", "</s>", "<unk>", "a", "photo", "of", "kite", "dog"))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return transformers
+
+
+@pytest.mark.parametrize("kind", ["siglip", "mt5", "xlm-roberta"])
+def test_towers_of_transformers_teach_and_are_saved(tmp_path, monkeypatch, kind):
+    """SigLIP's (open_clip's own tower with a tokenizer of Hugging Face) and two towers of Hugging Face, tiny."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub = tmp_path / "hub"
+    transformers = words_of_transformers(hub)
+    text = {"context_length": 8, "hf_tokenizer_name": str(hub)}
+    if kind == "siglip":
+        text |= {"vocab_size": 8, "width": 16, "heads": 2, "layers": 1, "no_causal_mask": True, "pool_type": "last"}
+    elif kind == "mt5":
+        small = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+        transformers.MT5Config(vocab_size=8, pad_token_id=0, decoder_start_token_id=0, **small).save_pretrained(hub)
+    else:
+        small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        small |= {"vocab_size": 8, "max_position_embeddings": 12, "pad_token_id": 0}
+        transformers.XLMRobertaConfig(**small).save_pretrained(hub)
+    if kind != "siglip":
+        text |= {"hf_model_name": str(hub), "hf_pooler_type": "mean_pooler", "hf_proj_type": "linear"}
+    cfg = {"embed_dim": 16, "custom_text": True, "vision_cfg": TOWERS["vit"][0], "text_cfg": text}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "vild-test-tower", cfg)
+    weights = open_clip.create_model("vild-test-tower", pretrained=None, pretrained_hf=False).state_dict()
+    torch.save(weights, tmp_path / "weights.pt")
+    teacher = build_teacher("vild-test-tower", str(tmp_path / "weights.pt"))
+    expected = teacher.encode_text(["a photo of a kite", "dog", "kite"])
+    assert len(expected.unique(dim=0)) == 3
+    teacher.save(tmp_path / "saved")
+    if kind == "siglip":  # the config of Hugging Face's towers stays on the hub
+        shutil.rmtree(hub)
+    saved = build_teacher(f"local-dir:{tmp_path / 'saved'}")
+    assert torch.equal(saved.encode_text(["a photo of a kite", "dog", "kite"]), expected)
+    assert same_teacher(saved.fingerprint, teacher.fingerprint)
+
+
+def test_a_saved_teacher_has_the_tokenizer(tmp_path, monkeypatch):
+    """open_clip reads one of Hugging Face from the folder; without the package, a stub stands for it."""
+    teacher = small_teacher(monkeypatch, TOWERS["vit"][0])
+    write = lambda folder: (tmp_path / "saved").mkdir() or (folder / "tokenizer.json").write_text("{}")  # noqa: E731
+    monkeypatch.setattr(teacher, "tokenizer", SimpleNamespace(save_pretrained=write))
+    teacher.save(tmp_path / "saved")
+    assert {"tokenizer.json", "open_clip_config.json"} <= {f.name for f in (tmp_path / "saved").iterdir()}
+
+
 def test_a_file_of_weights(tmp_path, monkeypatch):
     random = small_teacher(monkeypatch, TOWERS["vit"][0])
     torch.save(random.model.state_dict(), tmp_path / "weights.pt")

@@ -122,6 +122,8 @@ class ClipTeacher(Teacher, kind="clip"):
                     shutil.copyfile(source / file, aside)
         else:
             assert self.precision == "fp32", "the image tower's weights are rounded"
+            if hasattr(self.tokenizer, "save_pretrained"):  # Hugging Face's: open_clip looks for it in the folder
+                self.tokenizer.save_pretrained(folder)
             save_local(self.model, open_clip.get_model_config(self.name), folder)
 
 
