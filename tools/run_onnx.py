@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Detect the names of a vocabulary in images with an exported detector: onnxruntime, numpy and Pillow, no PyTorch.
+"""Detect the names of a vocabulary in images with an exported detector: onnxruntime (or OpenVINO), numpy and Pillow,
+no PyTorch.
 
     tools/run_onnx.py --weights out/model.onnx --vocabulary V.safetensors --input a.jpg b.jpg --output R.json \\
-        [--context out/context.safetensors] [--threshold 0.4] [--top-k 10]
+        [--context out/context.safetensors] [--threshold 0.4] [--top-k 10] [--runtime openvino]
 
 R.json is a list with one record per image: file_name, height, width and detections by falling score (name, split,
 score, box as xyxy in pixels and, if the detector has masks, the mask as COCO's compressed run lengths). Images that
@@ -20,9 +21,9 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageOps
 
 THRESHOLD = 0.4  # as in vild/utils/command_line.py
@@ -48,6 +49,8 @@ def main():
     text = f"minimum score of a detection (default: {THRESHOLD})"
     parser.add_argument("--threshold", type=float, default=THRESHOLD, metavar="SCORE", help=text)
     parser.add_argument("--top-k", type=int, metavar="N", help="report at most this many per image (default: all)")
+    text = "what runs the network; openvino: on the CPU, in float32 (default: onnxruntime)"
+    parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime", help=text)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
     args = parser.parse_args()
     if not 0 <= args.threshold <= 1:
@@ -62,7 +65,7 @@ def main():
 
 
 def run(args) -> int:
-    session, manifest = load_model(args.weights)
+    session, manifest = load_model(args.weights, args.runtime)
     words = load_vocabulary(args.vocabulary, manifest)
     text, shown = words["embeddings"], len(words["names"])
     if args.context:
@@ -126,8 +129,8 @@ def detect(session, image: np.ndarray, size: tuple[int, int], feed: dict, words:
     return detections
 
 
-def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
-    """A model and its manifest."""
+def load_model(path: Path, runtime: str) -> tuple:
+    """A session of onnxruntime, or what looks like one, and the model's manifest."""
     if path.is_dir():
         found = sorted(path.glob("*.onnx"))
         if len(found) != 1:
@@ -137,15 +140,49 @@ def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
     for file in (path, beside):
         if not file.is_file():
             raise Mistake(f"model: {file} does not exist; tools/export.py --weights NAME --output FILE.onnx makes it")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # no warning that 'shown' can be given and can be left out: it is meant
+    open_session = {"onnxruntime": open_onnxruntime, "openvino": OpenVino}[runtime]
     try:
         manifest = parse_json(np.memmap(beside, np.uint8, "r"))
         manifest["picture"], manifest["teacher"], manifest["width"]
-        providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
-        return onnxruntime.InferenceSession(path, options, providers=providers), manifest
+        return open_session(path), manifest
+    except ImportError as error:
+        raise Mistake(f"{runtime} cannot be imported ({first_line(error)}): pip install {runtime}") from error
     except Exception as error:  # onnxruntime's own errors share no other class
         raise Mistake(f"model {path} cannot be read: {what_it_is(path) or first_line(error)}") from error
+
+
+def open_onnxruntime(path: Path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # no warning that 'shown' can be given and can be left out: it is meant
+    providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
+    return onnxruntime.InferenceSession(path, options, providers=providers)
+
+
+class OpenVino:
+    """The two methods of an onnxruntime session that are used here."""
+
+    def __init__(self, path: Path):
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)
+        for constant in [x for x in model.get_ops() if x.get_friendly_name() == "shown"]:
+            # in ONNX an input that may be left out, of which OpenVINO's reader makes a constant
+            given = openvino.opset13.parameter([], np.int64, name="shown")
+            given.output(0).get_tensor().set_names({"shown"})
+            constant.output(0).replace(given.output(0))
+            model.add_parameters([given])
+        # CPUs that have bfloat16 would compute in it, and scores differ by as much as 0.3
+        self.model = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=x.get_any_name()) for x in self.model.inputs]
+
+    def run(self, _, feed: dict) -> list[np.ndarray]:
+        found = self.model(feed)
+        return [found[output] for output in self.model.outputs]
 
 
 def load_vocabulary(path: Path, manifest: dict) -> dict:

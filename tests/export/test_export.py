@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from vild.utils.images import read_image
 from vild.vocabulary.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.slow
+NO_OPENVINO = pytest.mark.skipif(not find_spec("openvino"), reason="openvino is not installed")
+WITH_OPENVINO = pytest.param(40, "openvino", marks=NO_OPENVINO)
 BLOCKED = ("torch", "torchvision", "detectron2", "vild", "safetensors", "pycocotools")
 
 
@@ -117,13 +119,13 @@ def check_same(mine: list[dict], expected: list[dict]) -> None:
         assert alone <= 1
 
 
-@pytest.mark.parametrize("names", [1, 40, 300])
-def test_the_runner_finds_what_the_detector_finds(trained, model, images, tmp_path, names):
+@pytest.mark.parametrize(("names", "runtime"), [*((n, "onnxruntime") for n in (1, 40, 300)), WITH_OPENVINO])
+def test_the_runner_finds_what_the_detector_finds(trained, model, images, tmp_path, names, runtime):
     vocabulary = random_vocabulary(trained, names)
     vocabulary.save(tmp_path / "v.safetensors")
     output = tmp_path / "out" / "r.json"
     done = bare_runner("--weights", model, "--vocabulary", tmp_path / "v.safetensors", "--input", *images,
-                       "--output", output)  # fmt: skip
+                       "--output", output, "--runtime", runtime)  # fmt: skip
     assert done.returncode == 0, done.stderr
     for record, image in zip(json.loads(output.read_text()), images, strict=True):
         expected = {"file_name": str(image), **trained(image, vocabulary, across_names=1.0, threshold=0).to_dict()}
@@ -150,6 +152,7 @@ def test_threshold_top_k_and_context(trained, model, images, tmp_path, monkeypat
         ([], everything),
         (["--threshold", middle], [d for d in everything if d["score"] > middle]),
         (["--top-k", 7], everything[:7]),
+        *([(["--runtime", "openvino"], everything)] if find_spec("openvino") else []),
     ]:
         done = bare_runner("--weights", model, "--vocabulary", tmp_path / "v.safetensors", "--input", images[0],
                            "--output", tmp_path / "r.json", "--context", context, *flags)  # fmt: skip
@@ -251,6 +254,7 @@ def test_the_runner_goes_on_after_a_broken_image(trained, model, images, tmp_pat
         ({"--context": "other.safetensors"}, "other.safetensors is of teacher"),
         ({"--input": "text.txt"}, "image text.txt cannot be read"),
         ({"--input": "none.jpg"}, "image none.jpg cannot be read"),
+        ({"--runtime": "openvino", "BLOCK": "openvino"}, "openvino cannot be imported .*: pip install openvino"),
     ],
 )
 def test_a_mistake_is_one_line(trained, model, images, tmp_path, monkeypatch, change, message):
@@ -264,7 +268,9 @@ def test_a_mistake_is_one_line(trained, model, images, tmp_path, monkeypatch, ch
     replace(vocabulary, fingerprint={**vocabulary.fingerprint, "weights": "0123"}).save("other.safetensors")
     replace(vocabulary, embeddings=vocabulary.embeddings[:, :7]).save("wide.safetensors")
     arguments = {"--weights": model, "--vocabulary": "good.safetensors", "--input": images[0], "--output": "r.json"}
-    done = bare_runner(*(x for pair in {**arguments, **change}.items() for x in pair))
+    arguments |= change
+    monkeypatch.setattr(f"{__name__}.BLOCKED", (*BLOCKED, arguments.pop("BLOCK", "torch")))
+    done = bare_runner(*(x for pair in arguments.items() for x in pair))
     assert done.returncode == 2 and not Path("r.json").exists()
     assert len(done.stderr.splitlines()) == 1 and re.match(f"error: .*{message}", done.stderr), done.stderr
 
