@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,3 +99,30 @@ def test_help_begins_with_what_one_needs():
     assert "from vild import OpenVocabularyDetector" in lines[2] and len(lines) < 14
     for name in vild._PUBLIC:
         assert name in vild.__doc__
+
+
+def test_fiftyone(monkeypatch):
+    """Against the fields that its documentation names; a stub stands for the package, which is large."""
+    masks = torch.zeros(3, 100, 200, dtype=torch.bool)
+    masks[0, 10:25, 20:60] = masks[1, 99, 199] = masks[2, 99, 199] = True
+    boxes = [[20.0, 10.0, 60.0, 40.0], [0.0, 0.0, 200.0, 100.0], [199.7, 99.6, 200.0, 100.0]]
+    fields = {"pred_boxes": Boxes(torch.tensor(boxes)), "scores": torch.tensor([0.75, 0.5, 0.25]), "pred_masks": masks}
+    found = Detections((100, 200), ["kite", "dog"], ["base", "novel"], pred_classes=torch.tensor([1, 0, 1]), **fields)
+    fiftyone = ModuleType("fiftyone")
+    known = {"label", "bounding_box", "confidence", "mask"}
+    fiftyone.Detection = lambda **given: SimpleNamespace(**given) if given.keys() == known else 1 / 0
+    fiftyone.Detections = lambda *, detections: SimpleNamespace(detections=detections)
+    monkeypatch.setitem(sys.modules, "fiftyone", fiftyone)
+    there = found.to_fiftyone().detections
+    assert [d.label for d in there] == ["dog", "kite", "dog"] and [d.confidence for d in there] == [0.75, 0.5, 0.25]
+    assert there[0].bounding_box == pytest.approx([0.1, 0.1, 0.2, 0.3])
+    assert there[1].bounding_box == pytest.approx([0, 0, 1, 1])
+    assert there[2].bounding_box == pytest.approx([0.9985, 0.996, 0.0015, 0.004], abs=1e-6)
+    assert there[0].mask.shape == (30, 40) and there[0].mask[:15].all() and not there[0].mask[15:].any()
+    assert there[1].mask.shape == (100, 200) and np.argwhere(there[1].mask).tolist() == [[99, 199]]
+    assert there[2].mask.tolist() == [[True]]
+    found.remove("pred_masks")
+    assert found.to_fiftyone().detections[0].mask is None and found[:0].to_fiftyone().detections == []
+    monkeypatch.setitem(sys.modules, "fiftyone", None)
+    with pytest.raises(UserError, match="^the package fiftyone is not installed: pip install fiftyone$"):
+        found.to_fiftyone()

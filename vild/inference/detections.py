@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from detectron2.structures import Instances
@@ -134,10 +136,7 @@ class Detections(Instances):
     def to_pandas(self):
         """Convert to a ``pandas.DataFrame``, a row for each detection: name, split, score, box in pixels. UserError
         without the package."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise UserError("the package pandas is not installed: pip install pandas") from error
+        pandas = _package("pandas")
         splits, scores = [self.splits[c] for c in self.pred_classes.tolist()], self.scores.tolist()
         rows = zip(self.labels, splits, scores, self.pred_boxes.tensor.tolist(), strict=True)
         return pandas.DataFrame([(*row, *box) for *row, box in rows], columns=COLUMNS)
@@ -159,11 +158,7 @@ class Detections(Instances):
 
     def to_supervision(self):
         """Convert to ``supervision.Detections``; names are in ``data["class_name"]``. UserError without the package."""
-        try:
-            import supervision
-        except ImportError as error:
-            raise UserError("the package supervision is not installed: pip install supervision") from error
-
+        supervision = _package("supervision")
         return supervision.Detections(
             xyxy=self.pred_boxes.tensor.numpy().reshape(-1, 4),
             mask=self.pred_masks.numpy() if self.has("pred_masks") and len(self) else None,
@@ -171,3 +166,27 @@ class Detections(Instances):
             class_id=self.pred_classes.numpy(),
             data={"class_name": np.array(self.labels, dtype=str)},
         )
+
+    def to_fiftyone(self):
+        """Convert to ``fiftyone.Detections``, the value of a sample's field: boxes are relative x, y, width and height,
+        masks those within the box, rounded to whole pixels. UserError without the package."""
+        fiftyone = _package("fiftyone")
+        height, width = self.image_size
+        found = []
+        rows = zip(self.labels, self.pred_boxes.tensor.tolist(), self.scores.tolist(), strict=True)
+        for i, (name, (x0, y0, x1, y1), score) in enumerate(rows):
+            box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
+            mask = None
+            if self.has("pred_masks"):
+                left, top = min(round(x0), width - 1), min(round(y0), height - 1)
+                bottom, right = max(round(y1), top + 1), max(round(x1), left + 1)
+                mask = self.pred_masks[i, top:bottom, left:right].numpy()
+            found.append(fiftyone.Detection(label=name, bounding_box=box, confidence=score, mask=mask))
+        return fiftyone.Detections(detections=found)
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"the package {name} is not installed: pip install {name}") from error
