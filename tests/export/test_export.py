@@ -231,7 +231,7 @@ def test_the_runner_goes_on_after_a_broken_image(trained, model, images, tmp_pat
     Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(tmp_path / "float.tif")
     (tmp_path / "pointer.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n")
     files = [tmp_path / n for n in ("pointer.jpg", "thin.png", "flat.png", "float.tif")] + images[:1]
-    done = bare_runner("--weights", model, "--vocabulary", tmp_path / "v.safetensors", "--input", *files,
+    done = bare_runner("--weights", model.parent, "--vocabulary", tmp_path / "v.safetensors", "--input", *files,
                        "--output", tmp_path / "r.json")  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     found = json.loads((tmp_path / "r.json").read_text())
@@ -246,6 +246,8 @@ def test_the_runner_goes_on_after_a_broken_image(trained, model, images, tmp_pat
     ("change", "message"),
     [
         ({"--weights": "none.onnx"}, "none.onnx does not exist"),
+        ({"--weights": "vild-r50"}, "vild-r50 does not exist; tools/export.py --weights NAME --output FILE.onnx makes"),
+        ({"--weights": "."}, "the folder . holds 0 .onnx files, not one"),
         ({"--vocabulary": "none.safetensors"}, "none.safetensors does not exist"),
         ({"--vocabulary": "text.txt"}, "text.txt is not a vocabulary file"),
         ({"--vocabulary": "cut.safetensors"}, "cut.safetensors is not a vocabulary file"),
