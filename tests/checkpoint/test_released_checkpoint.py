@@ -330,12 +330,12 @@ def test_demo_and_page_show_what_the_notebook_does_and_labels_are_all(weights, d
     drawn = json.loads((tmp_path / "a.json").read_text())["detections"]
     page = search(served[0], read_photo(photo), ", ".join(WORDS)).found
     labels = json.loads((tmp_path / "l.json").read_text())["annotations"]
-    assert [d["name"] for d in drawn] == page.labels() and len(page) > 2
+    assert [d["name"] for d in drawn] == page.labels and len(page) > 2
     assert np.allclose([d["box"] for d in drawn], page.pred_boxes.tensor, atol=1e-3)
     (demo_least, demo_words), (label_least, label_words), (page_least, page_words) = seen
     assert label_least < 0.9 <= min(demo_least, page_least)
     assert demo_words == page_words == label_words + 1  # "background"
-    assert {*page.labels()} <= {*WORDS}
+    assert {*page.labels} <= {*WORDS}
     boxes = page.pred_boxes.tensor
     assert box_iou(boxes, boxes).fill_diagonal_(0).max() <= 0.6 and page.pred_boxes.area().min() >= 220
     assert len(page) <= 25 < len(labels)
