@@ -99,7 +99,7 @@ def calibrated(make_cfg, checkpoint_file):
 
 @pytest.fixture(scope="module")
 def image():
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8))
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)[:, :, ::-1].copy())
 
 
 def test_a_monotone_map_of_the_score_keeps_boxes_classes_and_order(calibrated, image):
