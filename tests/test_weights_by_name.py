@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 NAME = "hf-hub:me/kites"
 EVALUATION = ["--num-gpus", 0, "MODEL.WEIGHTS", NAME, "DATASETS.TEST", "('glyphs_val',)", "DATALOADER.NUM_WORKERS", 0,
               "OUTPUT_DIR"]  # fmt: skip
+SERVERS = ("label_studio.py", "web_demo.py")  # which are given a folder of images
 # what each is given before the path of its output
 TOOLS = {
     "absent_words.py": ["--weights", NAME, "--dataset", "glyphs_val", "--output"],
@@ -28,6 +29,7 @@ TOOLS = {
     "diagnostics.py": ["--weights", NAME, "--dataset", "glyphs_val", "--output"],
     "export.py": ["--weights", NAME, "--output-dir"],
     "label.py": ["--weights", NAME, "--input", "photos", "--output"],
+    "label_studio.py": ["--weights", NAME, "--input"],
     "make_proposals.py": ["--weights", NAME, "--dataset", "glyphs_val", "--num-gpus", 0, "--output"],
     "train_net.py": ["--eval-only", *EVALUATION],
     "transfer.py": EVALUATION,
@@ -60,7 +62,7 @@ def test_each_tool(named, tool, monkeypatch, capsys):
 
     monkeypatch.setattr(VildCheckpointer, "load", load)
     for name, arguments in TOOLS.items():
-        status = tool(name, *arguments, named / "photos" if name == "web_demo.py" else named / f"{name}.pth")
+        status = tool(name, *arguments, named / "photos" if name in SERVERS else named / f"{name}.pth")
         line = capsys.readouterr().err.splitlines()[-1]
         assert status == 3 if name == "audit_leakage.py" else (status, line) == (2, "error: that will do"), name
     assert len(loaded) == len(TOOLS) - 1 and {*loaded} == {weights_file(NAME)}  # the audit reads the file by itself
