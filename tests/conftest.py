@@ -46,6 +46,7 @@ SLOW = (
     *(
         "engine/",
         "test_tools.py",
+        "test_commands.py",
         "apps/",
         "export/",
         "checkpoint/test_released",
