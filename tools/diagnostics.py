@@ -5,7 +5,8 @@ AP of the teacher run on every proposal, and its cost beside the detector's.
 
 distillation_progress says how far distillation has come on these boxes: 0, no nearer to the teacher than an unrelated
 box; 1, as near as the teacher to itself when the box is jittered. Far below 1, the teacher knows more than the student
-has learned: train longer, distil more regions a step, or raise MODEL.VILD.DISTILL_WEIGHT.
+has learned: train longer, distil more regions a step, or add the objective "contrast". If loss_box_reg in metrics.json
+ends well above ViLD-text's, MODEL.VILD.DISTILL_WEIGHT is too large, whatever the progress: the boxes suffer first.
 
     tools/diagnostics.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_final.pth \\
         --dataset glyphs_val --proposals output/quickstart/proposals_val.safetensors --clip-on-crops \\

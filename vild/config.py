@@ -54,8 +54,10 @@ def add_vild_config(cfg: CfgNode) -> None:
     node.TEMPERATURE = 0.0
     # Another temperature at test (0: the same)
     node.TEST_TEMPERATURE = 0.0
-    # Weight of the sum of all objectives: 0.5 for R50 (paper, table 3)
-    node.DISTILL_WEIGHT = 0.5
+    # Weight of the sum of all objectives. 0: 0.5 x sqrt(512 / D) for a teacher of width D, because the L1 distance of
+    # unit vectors grows with sqrt(D). For the paper's CLIP (D = 512) that is its 0.5 (table 3, R50). Larger weights
+    # starve the box regression, which shares the head, in schedules of few iterations (docs/training.md)
+    node.DISTILL_WEIGHT = 0.0
     # Distillation objectives, a list of {"NAME", "WEIGHT" (1), parameters ...}, summed (vild/modeling/objectives/):
     #   l1, smooth_l1 (BETA 0.05), squared, cosine   the teacher's region embedding
     #   soft_targets (TEMPERATURE 1, OVER "base")    the teacher's distribution over words: OVER "base" names,

@@ -9,6 +9,7 @@ from vild.data import datasets
 from vild.data.mapper import ViLDMapper
 from vild.engine.sources import open_store
 from vild.modeling import build_model
+from vild.modeling.distillation import distill_weight
 from vild.modeling.region_heads import VARIANTS
 from vild.modeling.schedule import parse_loss_weights
 from vild.utils.errors import UserError
@@ -125,6 +126,11 @@ def test_image_loss_is_weighted(make_cfg):
         with EventStorage():
             values.append(model(inputs_of(cfg))["loss_l1"].item())
     assert values[1] == pytest.approx(2 * values[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(("width", "expected"), [(512, 0.5), (128, 1.0), (2048, 0.25)])
+def test_a_weight_of_zero_is_the_papers_brought_to_the_teachers_width(width, expected):
+    assert distill_weight(0.0, width) == expected and distill_weight(0.7, width) == 0.7
 
 
 @pytest.mark.parametrize(("beta", "expected"), [(0.0, 0.1 + 0.2 + 0.3 + 2.0), (1.0, (0.01 + 0.04 + 0.09) / 2 + 1.5)])

@@ -5,6 +5,7 @@ Shapes: M distilled regions of B images, D embedding width, F features of the he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,12 @@ from vild.modeling.classifier import TextClassifier
 from vild.modeling.extra_teachers import ExtraTeachers
 from vild.modeling.objectives import Objective, RegionBatch, load_word_lists, parse_objectives
 from vild.vocabulary.vocabulary import Vocabulary
+
+
+def distill_weight(given: float, width: int) -> float:
+    """``DISTILL_WEIGHT``, or where that is 0 the paper's 0.5 (table 3) brought from its CLIP's width to the teacher's:
+    the L1 distance of unit vectors, and its gradient, grow with sqrt(width)."""
+    return given or 0.5 * math.sqrt(512 / width)
 
 
 class Distillation(nn.Module):
@@ -38,7 +45,8 @@ class Distillation(nn.Module):
     @classmethod
     def from_config(cls, cfg, vocabulary: Vocabulary) -> Distillation:
         objectives = parse_objectives(cfg.MODEL.VILD.OBJECTIVES)
-        return cls(objectives, cfg.MODEL.VILD.DISTILL_WEIGHT, load_word_lists(objectives, vocabulary))
+        weight = distill_weight(cfg.MODEL.VILD.DISTILL_WEIGHT, vocabulary.width)
+        return cls(objectives, weight, load_word_lists(objectives, vocabulary))
 
     def losses(
         self,
