@@ -22,6 +22,7 @@ from vild.apps import web
 from vild.inference.drawing import draw
 from vild.utils.errors import UserError
 
+HANGS = 600_000  # ms; a busy machine may take long, and only what hangs is to fail
 SENTENCES = {"text": "not an image", "empty": "not an image", "truncated": "not an image", "huge": "million pixels"}
 
 
@@ -165,9 +166,7 @@ def server(world, checkpoint_file, teacher_folder, tmp_path_factory):
     with open(log, "w") as file:
         process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file, env={**os.environ, **variables})
     try:
-        for _ in range(1200):
-            if "the page: http" in log.read_text() or process.poll() is not None:
-                break
+        while "the page: http" not in log.read_text() and process.poll() is None:
             time.sleep(0.1)
         assert f"the page: http://127.0.0.1:{port}/" in log.read_text(), log.read_text()
         yield port
@@ -193,8 +192,8 @@ def page(chromium, server):
         page.on("response", lambda r: failed.append((r.status, r.url)) if r.status >= 400 else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda m: errors.append(m.text) if "Content Security Policy" in m.text else None)
-        page.goto(f"http://127.0.0.1:{server}/")
-        page.wait_for_selector("#find", timeout=60_000)
+        page.goto(f"http://127.0.0.1:{server}/", timeout=HANGS)
+        page.wait_for_selector("#find", timeout=HANGS)
         yield page
         browser.close()
         assert hosts == {"127.0.0.1"} and not failed and not errors
@@ -224,36 +223,36 @@ def test_upload_words_threshold_and_a_broken_file(page, ramp, tmp_path):
 
     note, rows = page.locator("#note"), page.locator("#rows .virtual-row")
     page.locator("#find").click()
-    expect(note).to_contain_text("Upload an image, or pick an example.", timeout=30_000)
+    expect(note).to_contain_text("Upload an image, or pick an example.", timeout=HANGS)
     Image.fromarray(ramp).save(tmp_path / "a.png")
     upload(page, tmp_path / "a.png")
-    expect(page.locator("#image img")).to_be_visible(timeout=30_000)
-    expect(note).to_have_text("", timeout=30_000)
+    expect(page.locator("#image img")).to_be_visible(timeout=HANGS)
+    expect(note).to_have_text("", timeout=HANGS)
     page.locator("#words textarea").fill("umbrella")
     threshold(page, 0)
     page.locator("#find").click()
-    expect(rows.first).to_be_visible(timeout=60_000)
+    expect(rows.first).to_be_visible(timeout=HANGS)
     assert set(names(page)) == {"umbrella"}
     expect(note).to_contain_text("Words encoded in")
     before = result(page)
 
     page.locator("#words textarea").fill("{{value}} ${1+1}, <b>kite</b>")
     page.locator("#words textarea").press("Enter")
-    expect(page.locator("#rows")).to_contain_text("kite", timeout=60_000)
+    expect(page.locator("#rows")).to_contain_text("kite", timeout=HANGS)
     assert set(names(page)) <= {"{{value}} ${1+1}", "<b>kite</b>"} and result(page) != before
     assert page.locator("#rows b").count() == 0
 
     threshold(page, 0.99)
-    expect(rows).to_have_count(0, timeout=30_000)
+    expect(rows).to_have_count(0, timeout=HANGS)
     expect(note).to_contain_text("Nothing at 0.99 or more")
     threshold(page, 0)
-    expect(rows.first).to_be_visible(timeout=30_000)
+    expect(rows.first).to_be_visible(timeout=HANGS)
 
     page.locator("#words textarea").fill("kite, kite")
     page.locator("#find").click()
-    expect(note).to_have_text("Duplicate class name 'kite'.", timeout=30_000)
+    expect(note).to_have_text("Duplicate class name 'kite'.", timeout=HANGS)
     upload(page, bad_images(ramp, tmp_path)["text"])
-    expect(note).to_contain_text("not an image that can be read", timeout=30_000)
+    expect(note).to_contain_text("not an image that can be read", timeout=HANGS)
     expect(rows).to_have_count(0)
 
 
@@ -263,17 +262,17 @@ def test_on_a_phone_results_and_errors_come_into_view(page, ramp, tmp_path):
     page.set_viewport_size({"width": 390, "height": 700})
     Image.fromarray(ramp).save(tmp_path / "a.png")
     upload(page, tmp_path / "a.png")
-    expect(page.locator("#image img")).to_be_visible(timeout=30_000)
+    expect(page.locator("#image img")).to_be_visible(timeout=HANGS)
     page.locator("#words textarea").fill("kite, Kite")
     page.locator("#find").click()
-    expect(page.locator("#note .wrong")).to_be_in_viewport(timeout=30_000)
+    expect(page.locator("#note .wrong")).to_be_in_viewport(timeout=HANGS)
     page.locator("#words textarea").fill("umbrella")
     page.locator("#find").scroll_into_view_if_needed()
     page.locator("#find").click()
-    expect(page.locator("#result img")).to_be_in_viewport(ratio=0.9, timeout=60_000)
+    expect(page.locator("#result img")).to_be_in_viewport(ratio=0.9, timeout=HANGS)
     page.evaluate("window.scrollTo(0, 0)")
     upload(page, bad_images(ramp, tmp_path)["text"])
-    expect(page.locator("#note .wrong")).to_be_in_viewport(timeout=30_000)
+    expect(page.locator("#note .wrong")).to_be_in_viewport(timeout=HANGS)
 
 
 def test_examples_without_a_flag(detector):
@@ -294,7 +293,7 @@ def test_an_example_is_searched_at_once(page):
 
     threshold(page, 0)
     page.locator("#examples button.gallery-item").first.click()
-    expect(page.locator("#rows .virtual-row").first).to_be_visible(timeout=60_000)
+    expect(page.locator("#rows .virtual-row").first).to_be_visible(timeout=HANGS)
     expect(page.locator("#image img")).to_be_visible()
 
 
@@ -310,13 +309,13 @@ def test_a_mistake_on_the_command_line_is_one_line(server, tmp_path, world, chec
         ([*config, "--port", server, *opts], f"--port {server}"),
     ]:
         command = [sys.executable, REPOSITORY / "tools/web_demo.py", *arguments]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANGS / 1000)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert done.stderr.splitlines()[-1].startswith("error: ") and reason in done.stderr
 
 
 def call(port: int, method: str, path: str, body: bytes = b"", **headers) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANGS / 1000)
     try:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
