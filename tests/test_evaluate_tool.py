@@ -12,6 +12,7 @@ from tests.data.official import COCO_NAMES, coco_document, write
 from tests.evaluation.reference import random_world
 from vild.data import datasets
 from vild.evaluation.evaluator import evaluate_results
+from vild.inference.drawing import GAP
 
 CONFIG = REPOSITORY / "configs" / "Glyphs" / "vild.yaml"
 
@@ -160,7 +161,7 @@ def test_transfer_and_report(world, checkpoint_file, teacher_folder, tmp_path, t
     assert done == 0
     page, web = ((tmp_path / "out" / "report" / f"report.{end}").read_text() for end in ("md", "html"))
     for file in re.findall(r"\]\((class_\d+\.jpg)\)", page):
-        assert Image.open(tmp_path / "out" / "report" / file).size[0] == 800 and file in web
+        assert Image.open(tmp_path / "out" / "report" / file).size[0] == 2 * 400 + GAP and file in web
     assert page.count("class_") > 6 and "umbrella" in page and "umbrella" in web
     done = tool("report.py", "--run", tmp_path)
     assert done == 2 and "evaluate first" in capsys.readouterr().err

@@ -522,7 +522,7 @@ def test_it_can_be_exported(thin_cfg, image, tmp_path):
     for array in (image, image[:, :40], image[:9, :7]):
         feed = {"picture": array, "text": vocabulary.embeddings.numpy(), "base": vocabulary.mask("base").numpy()}
         boxes, scores, classes, masks = session.run(None, feed)
-        found = detector(array, threshold=0, across_names=1.0, channels="BGR")
+        found = detector(array, threshold=0, across_names=1.0, channels=thin_cfg.INPUT.FORMAT)
         near = (torch.from_numpy(boxes)[:, None] - found.pred_boxes.tensor).abs().amax(2) < 1e-2
         near &= torch.from_numpy(classes)[:, None] == found.pred_classes
         near &= (torch.from_numpy(scores)[:, None] - found.scores).abs() < 1e-4

@@ -379,11 +379,11 @@ SOME_WORDS = st.one_of(
 
 
 @given(SOME_WORDS, SOME_WORDS)
-def test_words_of_the_api(words, synonyms):
+def test_words_of_the_api(words, negatives):
     def call():
-        found = read_words(words, synonyms)
+        found = read_words(words)
         assert len(found.names) == len(found.synonyms) == len({clean_name(name) for name in found.names})
-        parse_negatives(synonyms, files=True)
+        parse_negatives(negatives, files=True)
 
     ends_well(call, Path("/nowhere"))
 

@@ -45,6 +45,8 @@ class Trainer(DefaultTrainer):
     are lost with the process.)
     """
 
+    tracker: Tracker | None = None  # build_writers makes it
+
     def __init__(self, cfg):
         share_annotations(cfg.DATASETS.TRAIN)
         if not is_proposal_network(cfg):
@@ -55,7 +57,6 @@ class Trainer(DefaultTrainer):
         accumulate.check_parts(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
         check_tracker(cfg.TRACKER)
-        self.tracker = None
         store = open_store(cfg)
         record = training_record(cfg.DATASETS.TRAIN, store)  # before the data loader drops the parsed files
         run = run_record(cfg, cfg.DATASETS.TRAIN)
