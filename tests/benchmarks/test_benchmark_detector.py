@@ -23,7 +23,7 @@ def test_inference_does_the_same_work_on_both_sides():
     assert [r["what"].split(",")[0] for r in rows] == ["1203 names"] * 2
     same = rows[0]
     assert same["pairs"] == pytest.approx(same["baseline_pairs"], rel=0.2) and same["pairs"] > 100
-    assert same["detections"] == pytest.approx(same["baseline_detections"], rel=0.1)
+    assert same["detections"] == pytest.approx(same["baseline_detections"], rel=0.03)
     assert rows[1]["pairs"] > 1203 * 50  # at our own threshold, all of them
 
 
@@ -34,9 +34,9 @@ def test_a_training_step_distils_every_region():
         for what, baseline in (("step", "text"), ("step and data", "text"), ("step", "Mask R-CNN"))
         for variant in ("vild", "ensemble")
     ]
-    # with one head or two as many regions are more work; the masks of more or fewer RoIs make the difference
+    # with one head or two as many regions are more work
     assert all(1 < r["times_flops"] < 2 for r in rows)
-    assert rows[0]["times_flops"] == pytest.approx(rows[1]["times_flops"], rel=0.1)
+    assert rows[0]["times_flops"] == pytest.approx(rows[1]["times_flops"], rel=0.03)
     # a Mask R-CNN differs from "text" in its classifier only
     assert rows[4]["baseline_TFLOP"] == pytest.approx(rows[0]["baseline_TFLOP"], rel=0.1)
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from detectron2.solver import build_optimizer
 from detectron2.structures import BoxMode
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
         records, store = write_data(Path(folder), args)
         steps, flops = {}, {}
         for variant in (PLAIN, "text", *args.variants):
+            seed_all_rng(0)  # all with the same backbone, RPN and flips, and so the same proposals and RoIs
             overrides = MASK_RCNN if variant == PLAIN else ("MODEL.VILD.VARIANT", variant)
             detector = build_detector(args.config_file, CLASSES, args.device, *overrides)
             if args.channels_last:
