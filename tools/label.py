@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     output = args.output or args.output_dir
     if not args.input.is_dir():
         raise UserError(f"--input {args.input}: is not a folder")
+    if args.output_dir and args.output_dir.resolve().is_relative_to(args.input.resolve()):
+        raise UserError(f"--output-dir {output}: is inside --input {args.input}: its copies would be labelled, too")
 
     from tqdm import tqdm
 
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             already = len(images) - len(to_do)
             for image in tqdm(to_do, desc="images", unit="image", total=len(images), initial=already):
                 try:
-                    check_name(image.name)
+                    check_name(image.name, args.format)
                     found = detector(image.path)
                 except UserError as error:
                     labels.add_broken(image.name, str(error))

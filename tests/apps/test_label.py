@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from tests.apps.run_tool import error_of, load_tool, runner
 from tests.utils.test_images import bad_images
-from vild.apps.label import PartialLabels
+from vild.apps.label import PartialLabels, check_name
 from vild.data import datasets
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError
@@ -130,6 +130,11 @@ def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
     document = json.loads(output.read_bytes())
     assert [i["file_name"] for i in document["images"]] == ["good.jpg"]
     assert [b["file_name"] for b in document["info"]["broken"]] == ["1:2.jpg", "\\udcff.jpg"]
+    check_name("a\u202fb é.jpg", "voc")
+    check_name("a\x01.jpg", "yolo")
+    for name in ("a\x01.jpg", "a\n.jpg"):
+        with pytest.raises(UserError, match="its name has a control character, not allowed in VOC's XML"):
+            check_name(name, "voc")
 
 
 @pytest.mark.parametrize("images", [0, 1, 3])
@@ -213,6 +218,7 @@ def test_mistakes_are_one_line(label, folder, tmp_path):
     for flags, reason in [
         (["--output", "x.json", "--format", "yolo"], "--format yolo: give --output-dir FOLDER"),
         (["--output-dir", "x"], "--format coco: give --output FILE"),
+        (["--output-dir", folder / "x", "--format", "yolo"], f"{folder / 'x'}: is inside --input {folder}: its copies"),
         (["--output-dir", tmp_path / "x", "--format", "voc"], "turned.jpg and turned.png would share one label file"),
     ]:
         assert reason in error_of(label(*given, *flags))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -82,7 +83,10 @@ def test_yolo_as_supervision_reads_it(yolo, root):
 
 def test_where_a_data_yaml_has_its_images(yolo, root, tmp_path):
     whole = read_yolo(yolo / "data.yaml", "train", root)[1]
-    (yolo / "list.txt").write_text("./images/train/a.jpg\n./images/train/b.jpg\n./images/train/deep/c.jpg\n")
+    (yolo / "list.txt").write_bytes(b"./images/train/a.jpg\r\n./images/train/b.jpg  \n \n./images/train/deep/c.jpg\n")
+    for hidden in ("._a.jpg", ".trash/a.jpg"):
+        (yolo / "images/train" / hidden).parent.mkdir(exist_ok=True)
+        (yolo / "images/train" / hidden).write_bytes(b"resource fork")
     for text in ("path: /content/pets\ntrain: images/train", f"path: {yolo}\ntrain: [images/train]",
                  "train: ../images/train", "train: list.txt"):  # fmt: skip
         (yolo / "data.yaml").write_text(f"{text}\nnames: [cat, dog]\n")
@@ -106,6 +110,8 @@ def test_a_turned_image_has_its_upright_size(yolo, root):
         ("0 .5 .5 .1 .1 .1 .1 .2", "line 2: has 8 numbers"),
         ("0 40 .5 .1 .1", "line 2: centre x is 40; it must be a fraction of the image, between 0 and 1"),
         ("0 .5 .5 .1 -0.001", "line 2: height is -0.001; it must be"),
+        ("0 .5 0.5_5 .1 .1", "line 2: centre y is '0.5_5', not a number"),
+        ("0_1 .5 .5 .1 .1", "line 2: class is '0_1', not a number"),
         ("0 .5 nan .1 .1", "line 2: centre y is 'nan', not a number"),
         ("0 .1 .1 .5 .1 .5 1.6", "line 2: y of corner 3 is 1.6; it must be"),
     ],
@@ -151,6 +157,15 @@ def test_a_score_is_counted(yolo, root, caplog):
     (yolo / "labels/train/a.txt").write_text("0 .5 .5 .1 .1 .9\n1 .5 .5 .1 .1\n")
     assert len(read_yolo(yolo / "data.yaml", "train", root)[1]["annotations"]) == 3
     assert "1 lines with a sixth number" in caplog.text
+
+
+def test_a_repeated_object_is_one(yolo, voc, root, caplog):
+    (yolo / "labels/train/a.txt").write_text("0 .5 .5 .1 .1\n1 .5 .5 .1 .1\n0 0.5 .5 .10 .1\n")
+    assert len(things(read_yolo(yolo / "data.yaml", "train", root)[1])["a.jpg"]) == 2
+    assert "1 lines that repeat class and box of another, left out" in caplog.text
+    (voc / "Annotations/a.xml").write_text(XML.format("a.png", CAT.format(1) + CAT.format(2) + CAT.format(1)))
+    assert len(things(read_voc(voc, images=voc / "JPEGImages"))["a.png"]) == 3
+    assert "1 objects that repeat class and box of another, left out" in caplog.text
 
 
 XML = """<annotation><filename>{}</filename><size><width>80</width><height>60</height></size>
@@ -200,9 +215,64 @@ def test_pixels_counted_from_0_are_noticed(voc, caplog):
     assert "1 of 3 boxes begin at 0, so pixels are counted from 0" in caplog.text
 
 
+def test_a_negative_corner_says_nothing_of_where_pixels_begin(voc, caplog):
+    (voc / "Annotations/a.xml").write_text(XML.format("a.png", CAT.format(-3) + CAT.format(0.5)))
+    document = read_voc(voc, images=voc / "JPEGImages")
+    assert things(document)["a.png"] == [
+        ("dog", [10, 20, 20, 5]),
+        ("cat", [0, -4, 80, 64]),
+        ("cat", [0, -0.5, 80, 60.5]),
+    ]
+    assert "counted from 0" not in caplog.text
+
+
+def test_the_image_with_the_stem_of_the_xml_wins(voc):
+    """A copy of an XML file, or a renamed one, still has the old <filename>."""
+    for name in ("a", "b.1"):
+        (voc / "Annotations" / f"{name}.xml").write_text(XML.format("b.1.png", ""))
+    assert {*things(read_voc(voc, images=voc / "JPEGImages"))} == {"a.png", "b.1.png"}
+    save_image(voc / "JPEGImages/a.jpg", (80, 60))
+    for name in ("a.jpg", "a.png"):
+        (voc / "Annotations/a.xml").write_text(XML.format(name, ""))
+        assert name in things(read_voc(voc, images=voc / "JPEGImages"))
+    (voc / "Annotations/b.1.xml").rename(voc / "Annotations/new.xml")
+    assert {*things(read_voc(voc, images=voc / "JPEGImages"))} == {"a.png", "b.1.png"}
+
+
+def test_a_voc_image_has_the_size_of_the_xml(voc):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_image(voc / "JPEGImages/a.png", (60, 80), exif=exif)
+    read_voc(voc, images=voc / "JPEGImages")
+    save_image(voc / "JPEGImages/a.png", (80, 60), exif=exif)
+    with pytest.raises(UserError, match=r"a\.xml: size is 80 x 60, but its image a\.png is 60 x 80, turned upright"):
+        read_voc(voc, images=voc / "JPEGImages")
+    (voc / "JPEGImages/a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a\.png cannot be read"):
+        read_voc(voc, images=voc / "JPEGImages")
+
+
+def test_voc_files_that_are_none(voc):
+    """Hidden ones are skipped; a pipe, which would never end, and a huge file are refused."""
+    (voc / "Annotations/._a.xml").write_bytes(b"resource fork")
+    (voc / "JPEGImages/._a.png").write_bytes(b"resource fork")
+    (voc / "Annotations/a.xml").write_text('<?xml version="1.0"?>\n' + XML.format("", ""))
+    assert len(read_voc(voc, images=voc / "JPEGImages")["images"]) == 2
+    (voc / "Annotations/a.xml").unlink()
+    os.mkfifo(voc / "Annotations/a.xml")
+    with pytest.raises(UserError, match=r"a\.xml cannot be read .*not a regular file"):
+        read_voc(voc)
+    (voc / "Annotations/a.xml").unlink()
+    with open(voc / "Annotations/a.xml", "wb") as file:
+        file.truncate(1 << 25)
+    with pytest.raises(UserError, match=r"a\.xml cannot be read .*more than 16,777,216 bytes"):
+        read_voc(voc)
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
+        (("<xmax>30</xmax>", "<xmax>3_0</xmax>"), "object 1: bndbox/xmax is '3_0'; it must be a number"),
         (("<xmax>30</xmax>", "<xmax>3o</xmax>"), "object 1: bndbox/xmax is '3o'; it must be a number"),
         (("<xmax>30</xmax>", "<xmax>nan</xmax>"), "object 1: bndbox/xmax is 'nan'"),
         (("<ymax>25</ymax>", ""), "object 1: bndbox/ymax is missing"),
@@ -248,9 +318,11 @@ def test_a_data_set_of_either_layout(yolo, voc, root, tool, capsys):
         assert all(record["file_name"].startswith(str(folder)) for record in records)
         document = json.loads((root / f"vild_datasets/{name}.json").read_text())
         assert document["categories"][1] == {"id": 2, "name": "dog"}
+    (voc / "ImageSets/Main/blank.txt").write_text("\n \n")
     assert len(datasets.load_dicts("y")) == 3 and len(datasets.load_dicts("s")) == 1
     for arguments, why in [
-        (["pets/data.yaml"], "--subset: None is not in it; it has train, val"),
+        (["pets/data.yaml"], "--subset: is missing; it has train, val"),
+        (["VOC", "--subset", "blank"], "blank.txt: --subset blank: no image is listed there"),
         (["pets/data.yaml", "--subset", "train", "--images", "pets"], "--images pets: pets/data.yaml itself says"),
         (["VOC", "--subset", "test"], "test.txt cannot be read"),
         (["pets/none"], "pets/none does not exist"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from vild.utils.errors import UserError, printable
 from vild.utils.files import cannot_write, hash_file, written_whole, written_whole_folder
 
 FORMATS = {"yolo": write_yolo, "voc": write_voc}  # that are folders
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")  # in XML, or a list of a name a line
 
 
 def to_annotations(found: Detections) -> list[dict]:
@@ -49,10 +51,13 @@ def to_annotations(found: Detections) -> list[dict]:
     return annotations
 
 
-def check_name(file_name: str) -> None:
-    """Raise UserError for a file name that readers of COCO files would refuse, as vild does."""
+def check_name(file_name: str, form: str = "coco") -> None:
+    """Raise UserError for a file name that readers of COCO files would refuse, as vild does, or that VOC's XML cannot
+    hold."""
     if not stays_below(file_name):
         raise UserError(f"image {printable(file_name)}: its name is not allowed in a COCO file; rename it")
+    if form == "voc" and UNWRITABLE.search(file_name):
+        raise UserError(f"image {file_name!a}: its name has a control character, not allowed in VOC's XML; rename it")
 
 
 def check_stems(file_names: Iterable[str]) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vild.utils.errors import UserError
-from vild.utils.images import SUFFIXES
-from vild.utils.untrusted import refused_as
+from vild.utils.images import images_below, is_hidden, upright_size
+from vild.utils.untrusted import read_any_bytes, refused_as
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +47,25 @@ def read_voc(
     if subset is not None:
         listing = folder / "ImageSets" / "Main" / f"{subset}.txt"
         with refused_as(f"{listing} cannot be read"):
-            stems = [line.strip() for line in listing.read_text("utf-8-sig").splitlines() if line.strip()]
+            lines = read_any_bytes(listing).decode("utf-8-sig").splitlines()
+        if not (stems := [line.strip() for line in lines if line.strip()]):
+            raise UserError(f"{listing}: --subset {subset}: no image is listed there")
     if stems is None or names is None:
-        every = sorted(path.relative_to(home).with_suffix("").as_posix() for path in home.rglob("*.xml"))
+        xmls = [path.relative_to(home) for path in home.rglob("*.xml") if not is_hidden(path, home)]
+        every = sorted(path.with_suffix("").as_posix() for path in xmls)
         if not every:
             raise UserError(f"{home}: no .xml file is there")
     else:
         every = stems
     parsed = {stem: _read(home / f"{stem}.xml") for stem in [*every, *(stems or ())]}
     objects = [o for _, _, found in parsed.values() for o in found]
-    first = 0 if (at_0 := sum(min(box[:2]) < 1 for _, box, _ in objects)) else 1
+    first = 0 if (at_0 := sum(0 in box[:2] for _, box, _ in objects)) else 1
     if at_0:
         logger.warning("%s: %d of %d boxes begin at 0, so pixels are counted from 0, not from 1 as VOC does",
                        home, at_0, len(objects))  # fmt: skip
     known = [*names] if names else sorted({name for name, _, _ in objects})
     files = None if images is None else _files_below(images)
+    repeated = 0
     spelled = SPELLED_OUT if names == NAMES else {}
     document = {
         "images": [],
@@ -71,22 +75,36 @@ def read_voc(
     for stem in every if stems is None else stems:
         (size, file_name, found), xml = parsed[stem], home / f"{stem}.xml"
         image_id = len(document["images"]) + 1
-        file_name = f"{stem}.jpg" if files is None else _find_image(xml, stem, file_name, files, images)
+        if files is None:
+            file_name = f"{stem}.jpg"
+        else:
+            file_name = _find_image(xml, stem, file_name, files, images)
+            if (upright := upright_size(images / file_name)) != (size["width"], size["height"]):
+                is_, has = (f"{width} x {height}" for width, height in (size.values(), upright))
+                raise UserError(f"{xml}: size is {is_}, but its image {file_name} is {has}, turned upright")
+        seen = set()
         document["images"].append({"id": image_id, "file_name": file_name, **size})
         for n, (name, (x0, y0, x1, y1), difficult) in enumerate(found, 1):
             if name not in known:
                 raise UserError(f"{xml} is not a VOC annotation of these names (object {n}: name is {name})")
+            thing = (name, x0, y0, x1, y1)
+            if files is not None and thing in seen:
+                repeated += 1
+                continue
+            seen.add(thing)
             box = [x0 - first, y0 - first, x1 - x0 + first, y1 - y0 + first]
             record = {"id": len(document["annotations"]) + 1, "image_id": image_id, "iscrowd": difficult}
             record |= {"category_id": known.index(name) + 1, "bbox": box, "area": box[2] * box[3]}
             document["annotations"].append(record)
+    if repeated:
+        logger.warning("%s: %d objects that repeat class and box of another, left out", home, repeated)
     return document
 
 
 def _read(path: Path) -> tuple[dict, str, list[tuple[str, list[float], int]]]:
     """Size and file name of an image; name, corners and the flag "difficult" of each object."""
     with refused_as(f"{path} cannot be read"):
-        xml = path.read_bytes()
+        xml = read_any_bytes(path)
     try:
         tree = ElementTree.fromstring(xml)
         size = {key: int(_number(tree, f"size/{key}")) for key in ("width", "height")}
@@ -119,7 +137,7 @@ def _object(item: ElementTree.Element) -> tuple[str, list[float], int]:
 def _number(item: ElementTree.Element, key: str) -> float:
     text = item.findtext(key)
     try:
-        if abs(value := float(text)) < 1e9:
+        if abs(value := float(text)) < 1e9 and "_" not in text:  # Python itself takes 0_1 for 1
             return value
     except (TypeError, ValueError):
         pass
@@ -128,13 +146,15 @@ def _number(item: ElementTree.Element, key: str) -> float:
 
 def _files_below(folder: Path) -> dict[str, str]:
     """Image files below a folder by their names, and by these without suffix."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.name.lower().endswith(SUFFIXES))
+    names = [path.relative_to(folder).as_posix() for path in images_below(folder)]
     return {**{name.rpartition(".")[0]: name for name in names}, **{name: name for name in names}}
 
 
 def _find_image(path: Path, stem: str, file_name: str, files: dict[str, str], images: Path) -> str:
+    """The image of an XML file: the one with its stem; without one, that of its ``<filename>``, perhaps outdated."""
     beside = (Path(stem).parent / Path(file_name.replace("\\", "/")).name).as_posix()
-    found = files.get(beside) or files.get(stem)
+    has_stem = beside.rpartition(".")[0] == stem  # it decides between a.jpg and a.png
+    found = (has_stem and files.get(beside)) or files.get(stem) or files.get(beside)
     if found is None:
         raise UserError(f"{path}: filename is '{file_name}': neither that nor {stem}.* is an image in {images}")
     return found

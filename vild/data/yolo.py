@@ -18,7 +18,7 @@ import yaml
 from vild.data.annotations import found
 from vild.data.repairs import is_exact
 from vild.utils.errors import UserError
-from vild.utils.images import SUFFIXES, upright_size
+from vild.utils.images import images_below, upright_size
 from vild.utils.untrusted import read_bytes, read_yaml, refused_as
 from vild.vocabulary.words import parse_words
 
@@ -52,8 +52,9 @@ def read_yolo(path: Path, subset: str | None, root: Path) -> tuple[Path, dict]:
     if "kpt_shape" in given:
         raise UserError(f"data set {path}: kpt_shape is {given['kpt_shape']}: labels with keypoints are not read")
     if not given.get(subset):
-        known = [key for key in SUBSETS if given.get(key)]
-        raise UserError(f"data set {path}: --subset: {subset} is not in it; it has {', '.join(known) or 'none'}")
+        there = ", ".join(key for key in SUBSETS if given.get(key)) or "none"
+        what = "is missing" if subset is None else f"{subset} is not in it"
+        raise UserError(f"data set {path}: --subset: {what}; it has {there}")
     files = _find_images(path, given, subset, root)
     folder = Path(os.path.commonpath([file.parent for file in files]))
     without, extra, images, annotations = 0, Counter(), [], []
@@ -96,10 +97,11 @@ def _find_images(path: Path, given: dict, subset: str, root: Path) -> list[Path]
         if place is None:
             raise UserError(f"data set {path}: {subset} is {item}: {places[0]} does not exist")
         if place.is_dir():
-            files += sorted(p for p in place.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file())
+            files += images_below(place)
         else:
             with refused_as(f"data set {path}: {subset}: {place} is not a list of images"):
-                files += [place.parent / line for line in read_bytes(place).decode("utf-8-sig").split("\n") if line]
+                lines = read_bytes(place).decode("utf-8-sig").split("\n")
+                files += [place.parent / line.strip() for line in lines if line.strip()]
     if not files:
         raise UserError(f"data set {path}: {subset} is {given[subset]}: no image is there")
     return [Path(os.path.normpath(file)) for file in files]
@@ -109,12 +111,17 @@ def _read_objects(path: Path, count: int, size: np.ndarray, extra: Counter[str])
     """Category, box, area and perhaps polygon of each line. ``size``: width and height of the image."""
     with refused_as(f"{path} cannot be read"):
         lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    seen = set()
     for n, line in enumerate(lines, 1):
         if fields := line.split():
             try:
                 number, values = _parse(fields, count)
             except ValueError as error:
                 raise UserError(f"{path} line {n}: {error}") from None
+            if (thing := (number, *values.tolist())) in seen:
+                extra["lines that repeat class and box of another, left out"] += 1
+                continue
+            seen.add(thing)
             extra["lines with a sixth number, a score perhaps, which is not read"] += len(fields) == 6
             points = values.reshape(-1, 2) * size
             if len(points) == 2:
@@ -145,7 +152,7 @@ def _parse(fields: Sequence[str], count: int) -> tuple[int, np.ndarray]:
 
 def _number(text: str, key: str) -> float:
     try:
-        value = float(text)
+        value = nan if "_" in text else float(text)  # Python itself takes 0_1 for 1
     except ValueError:
         value = nan
     if not isfinite(value):

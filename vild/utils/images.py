@@ -27,6 +27,17 @@ class TooManyPixels(ValueError):
     """An image with more pixels than the limit."""
 
 
+def images_below(folder: Path) -> list[Path]:
+    """Files with an image suffix below a folder, sorted, without hidden ones (macOS's ``._a.jpg``)."""
+    return sorted(p for p in folder.rglob("*")
+                  if p.name.lower().endswith(SUFFIXES) and not is_hidden(p, folder) and p.is_file())  # fmt: skip
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Does the name of a file, or of a folder between it and ``folder``, begin with a dot?"""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def read_image(file_name: str | Path, image_format: str = "BGR") -> np.ndarray:
     """Read an image as uint8 [H, W, 3], RGB or BGR: rotated by its EXIF tag; the first frame of an animation; the upper
     8 of 16 bits; floating point, whatever its range (see :func:`_eight_bits`); converted from any colour space.

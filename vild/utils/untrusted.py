@@ -65,15 +65,20 @@ def refused_as(sentence: str) -> Iterator[None]:
 def read_bytes(path: str | Path, most: int = MOST_JSON) -> bytes:
     """Read a regular file; ValueError if it is larger than ``most`` bytes, a device or pipe, which may not end, or was
     saved in place of another (:func:`what_it_is`)."""
+    content = read_any_bytes(path, most)
+    if what := what_it_is(content[:512]):
+        raise WrongFile(what)
+    return content
+
+
+def read_any_bytes(path: str | Path, most: int = MOST_JSON) -> bytes:
+    """As :func:`read_bytes`, but whatever the file is: XML, too."""
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
     if path.stat().st_size > most:
         raise ValueError(f"more than {most:,} bytes")
-    content = path.read_bytes()
-    if what := what_it_is(content[:512]):
-        raise WrongFile(what)
-    return content
+    return path.read_bytes()
 
 
 def parse_json(text: str | bytes) -> object:
