@@ -4,7 +4,10 @@ import base64
 import http.client
 import json
 import os
+import socket
+import struct
 import threading
+import time
 from contextlib import contextmanager
 from io import BytesIO
 from types import SimpleNamespace
@@ -132,6 +135,10 @@ def test_what_is_refused(root, fake):
         "s3://bucket/a.jpg": "URLs are not fetched",
         "//host/a.jpg": "URLs are not fetched",
         "file:///etc/passwd": "URLs are not fetched",
+        "http://[": "not the address of an image",
+        "//[a": "not the address of an image",
+        "x" * 5000: "no file below",
+        "/data/local-files/?d=" + "x" * 300: "no file below",
         "/etc/passwd": "no file below",
         "../secret.jpg": "no file below",
         "/data/local-files/?d=..%2Fsecret.jpg": "no file below",
@@ -171,8 +178,41 @@ def test_what_is_refused(root, fake):
             (("POST", "/predict", {"label_config": CONFIG, "tasks": [5]}), 400),
         ]:  # fmt: skip
             assert ask(*request)[0] == status
+        for given in (predict("turned.jpg", config=None), ("POST", "/predict", {"tasks": []})):
+            assert ask(*given) == (400, {"error": "Label_config is missing."})
+        assert ask("POST", "/setup", {}) == (400, {"error": "Schema is missing."})
+        assert ask("POST", "/setup", {"schema": 5}) == (400, {"error": "Schema: is not text."})
+        assert ask("GET", "//[a")[0] in (400, 404)
+        for length, status in (("\u00b2", 400), ("-1", 400), ("1e3", 400), ("9" * 5000, 413)):
+            assert ask("POST", "/predict", b"{}", **{"Content-Length": length})[0] == status
         assert ask("POST", "/predict", b"{}", **{"Content-Length": str(MOST_REQUEST + 1)})[0] == 413
         assert ask("POST", "/predict", iter([b"{}"]), **{"Transfer-Encoding": "chunked"})[0] == 411
+
+
+def test_a_client_that_leaves_is_one_log_line(root, caplog, capsys):
+    left = threading.Event()
+
+    class Slow(FakeDetector):
+        def __call__(self, image, threshold):
+            left.wait(60)
+            return super().__call__(image, threshold)
+
+    server = make_server(Backend(Slow(root.parent / "weights"), root, 0.4), "127.0.0.1", 0)
+    server.daemon_threads = False  # so that server_close waits for the answer
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    body = json.dumps(predict("turned.jpg")[2]).encode()
+    with caplog.at_level("WARNING", "vild"):
+        client = socket.create_connection(server.server_address)
+        client.sendall(b"POST /predict HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        time.sleep(0.5)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it resets the connection
+        client.close()
+        left.set()
+        time.sleep(0.2)
+        server.shutdown()
+        server.server_close()
+    assert [r.getMessage() for r in caplog.records] == ["127.0.0.1 left before the answer"]
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_detector_behind_it(detector, root, world):

@@ -265,6 +265,8 @@ def test_a_file_at_an_address(server, checkpoint_file, tmp_path):
     server.files["/a%20b/model.pth"] = content
     url = f"{server.url}/a%20b/model.pth"
     assert "put the SHA-256 of the file behind the address" in line_of(find_weights, url)
+    for broken in ("http://[", "https://[a/b.pth"):
+        assert "is not an address (ValueError: " in line_of(find_weights, f"{broken}#sha256={'0' * 64}")
     line = line_of(find_weights, f"{url}#sha256={'0' * 64}")
     assert f"has the SHA-256 {sha256(content).hexdigest()}, not 0000" in line
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]

@@ -1,6 +1,7 @@
 """A result as a person uses it: printed, drawn, saved, converted."""
 
 import json
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -73,6 +74,34 @@ def test_drawn_and_saved(tmp_path):
         detections(1).draw()
 
 
+def test_a_file_that_was_written_again_is_not_drawn_on(detector, tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (80, 60), "red").save(path)
+    os.utime(path, ns=(10**18, 10**18))
+    found = detector(path, threshold=0)
+    assert found.draw().size == found[:1].draw().size == found.to("cpu").draw().size
+    Image.new("RGB", (80, 60), "blue").save(path)
+    for some in (found, found[:1], found.to("cpu")):
+        with pytest.raises(UserError, match="a.png: the file was changed after the detection; detect in it again$"):
+            some.draw()
+    assert detector(path, threshold=0).draw().size
+    path.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        found.draw()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.psd", "a.mpg", "a.hdf5", "a.grib", "a.xbm", "a.msp", "a.wmf", "x" * 300 + ".png", "x" * 300 + ".json",
+     "a\0.png", "a\0.json", "\ud800.png"],
+)  # fmt: skip
+def test_what_cannot_be_written_is_one_line(name, tmp_path):
+    found = detections(3, source=(Image.new("RGB", (80, 60)), None))
+    with pytest.raises(UserError, match="cannot be written|the suffix is neither") as caught:
+        found.save(f"{tmp_path}/{name}")
+    assert str(caught.value).count(str(tmp_path)) == 1 and not list(tmp_path.iterdir())
+
+
 def test_words_in_python_are_those_of_the_tools(make_cfg, checkpoint_file, detector, teacher_folder):
     """With synonyms behind a bar, in a text and in a list."""
     import argparse
@@ -121,6 +150,12 @@ def test_fiftyone(monkeypatch):
     assert there[0].mask.shape == (30, 40) and there[0].mask[:15].all() and not there[0].mask[15:].any()
     assert there[1].mask.shape == (100, 200) and np.argwhere(there[1].mask).tolist() == [[99, 199]]
     assert there[2].mask.tolist() == [[True]]
+    found.pred_boxes.tensor[:2] = torch.tensor([[-20.0, -10.0, 60.0, 40.0], [190.0, 90.0, 250.0, 130.0]])
+    there = found.to_fiftyone().detections
+    assert there[0].bounding_box == pytest.approx([0, 0, 0.3, 0.4]) and there[0].mask.shape == (40, 60)
+    assert there[1].bounding_box == pytest.approx([0.95, 0.9, 0.05, 0.1]) and there[1].mask.shape == (10, 10)
+    found.pred_boxes.tensor[0] = torch.tensor([-20.0, -10.0, -5.0, -5.0])
+    assert found.to_fiftyone().detections[0].mask.shape == (1, 1)
     found.remove("pred_masks")
     assert found.to_fiftyone().detections[0].mask is None and found[:0].to_fiftyone().detections == []
     monkeypatch.setitem(sys.modules, "fiftyone", None)

@@ -33,6 +33,7 @@ from vild.vocabulary.words import Words
 logger = logging.getLogger("vild")
 
 MOST_REQUEST = 2 * MOST_BYTES  # bytes; an image in base64 has a third more than its file
+LONGEST_NUMBER = 18  # digits of a Content-Length
 SECONDS = 60  # to send a request
 
 
@@ -48,14 +49,16 @@ class Labels:
     words: Words
 
 
-def read_config(text: object) -> Labels:
-    """Read a labelling config (XML): the first RectangleLabels, and the Image that it is for.
+def read_config(request: dict, key: str) -> Labels:
+    """Read the labelling config (XML) under ``key``: the first RectangleLabels, and the Image that it is for.
 
     Raises:
-        UserError: no XML, or no such tags.
+        UserError: it is missing, no XML, or has no such tags.
     """
-    with refused_as("label_config: is not XML"):
-        tree = ElementTree.fromstring(text)
+    if not isinstance(request.get(key), str):
+        raise UserError(f"{key} is missing" if request.get(key) is None else f"{key}: is not text")
+    with refused_as(f"{key}: is not XML"):
+        tree = ElementTree.fromstring(request[key])
     images = {tag.get("name"): tag.get("value", "") for tag in tree.iter("Image")}
     for tag in tree.iter("RectangleLabels"):
         names = tuple(label.get("alias") or label.get("value", "") for label in tag.iter("Label"))
@@ -63,9 +66,9 @@ def read_config(text: object) -> Labels:
         if names and tag.get("name") and images.get(image, "").startswith("$"):
             words, _ = read_texts(json.dumps(names))
             if len(words.names) != len(names):
-                raise UserError("label_config: a Label has no value")
+                raise UserError(f"{key}: a Label has no value")
             return Labels(tag.get("name"), image, images[image][1:], names, words)
-    raise UserError("label_config: it has no RectangleLabels with Labels for an Image of a task's $value")
+    raise UserError(f"{key}: it has no RectangleLabels with Labels for an Image of a task's $value")
 
 
 class Backend:
@@ -83,7 +86,10 @@ class Backend:
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
         """HTTP status and JSON of the answer to a request."""
-        path = urlsplit(path).path.rstrip("/")
+        try:
+            path = urlsplit(path).path.rstrip("/")
+        except ValueError:
+            return 400, {"error": "This is not an address."}
         if method == "GET" and path in ("", "/health"):
             return 200, {"status": "UP", "model_class": "OpenVocabularyDetector"}
         if method != "POST" or path not in ("/setup", "/predict", "/webhook"):
@@ -96,9 +102,9 @@ class Backend:
             if path == "/webhook":  # annotations were made; nothing is trained here
                 return 200, {}
             if path == "/setup":
-                read_config(request.get("schema"))
+                read_config(request, "schema")
                 return 200, {"model_version": self.version}
-            return 200, {"results": self.predict(request.get("tasks"), read_config(request.get("label_config")))}
+            return 200, {"results": self.predict(request.get("tasks"), read_config(request, "label_config"))}
         except UserError as error:
             logger.warning("%s: %s", path, error)
             return 400, {"error": sentence(error)}
@@ -154,15 +160,19 @@ class Backend:
                 file.flush()
                 yield Path(file.name)
             return
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError:
+            raise UserError("not the address of an image") from None
         if parts.scheme or parts.netloc:
             raise UserError("URLs are not fetched; give local files, or uploads")
         name = unquote(parts.path).removeprefix("/data/")
         if name.rstrip("/") == "local-files":
             name = parse_qs(parts.query).get("d", [""])[0]
-        path = (self.folder / name).resolve() if stays_below(name) else None
-        if path is None or not path.is_relative_to(self.folder) or not path.is_file():
-            raise UserError("no file below the folder of --input")
+        with refused_as("no file below the folder of --input"):  # the system refuses a name that is too long
+            path = (self.folder / name).resolve() if stays_below(name) else None
+            if path is None or not path.is_relative_to(self.folder) or not path.is_file():
+                raise UserError("no file below the folder of --input")
         yield path
 
 
@@ -172,14 +182,22 @@ def make_server(backend: Backend, host: str, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         timeout = SECONDS
 
+        def handle(self):
+            try:
+                super().handle()
+            except ConnectionError:
+                logger.warning("%s left before the answer", self.client_address[0])
+
         def do_GET(self):
             self.respond(*backend.answer("GET", self.path, b""))
 
         def do_POST(self):
             length = self.headers.get("Content-Length", "")
-            if not length.isdigit():
+            if not length:
                 self.respond(411, {"error": "The request needs a Content-Length."})
-            elif int(length) > MOST_REQUEST:
+            elif not (length.isascii() and length.isdigit()):
+                self.respond(400, {"error": "The Content-Length is not a number."})
+            elif len(length) > LONGEST_NUMBER or int(length) > MOST_REQUEST:
                 self.close_connection = True
                 self.respond(413, {"error": "This is too large."})
             else:

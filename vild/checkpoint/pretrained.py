@@ -19,6 +19,7 @@ from vild.config import check_weights, load_config, pick_device
 from vild.utils.errors import NotAvailable, UserError
 from vild.utils.files import cache_folder, cannot_write, sha256
 from vild.utils.lock import only_writer
+from vild.utils.untrusted import refused_as
 
 HUB = "hf-hub:"
 LARGEST_FILE = 1 << 34  # bytes of a checkpoint at an address
@@ -140,7 +141,8 @@ def _addressed_file(text: str) -> Path:
     """The local copy of ``https://...#sha256=...``, in the cache under its hash."""
     from vild.utils.download import download  # of no use to a file that is there
 
-    url, fragment = urldefrag(text)
+    with refused_as(f"weights {text}: is not an address"):
+        url, fragment = urldefrag(text)
     digest = fragment.removeprefix("sha256=").lower()
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise UserError(f"weights {text}: put the SHA-256 of the file behind the address: {url}#sha256=...")

@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from vild.inference.drawing import MIN_SIDE, draw
-from vild.inference.image_input import ImageInput, as_array
-from vild.utils.errors import UserError
+from vild.inference.image_input import ImageInput, as_array, stamp_of
+from vild.utils.errors import UserError, first_line
 from vild.utils.files import write_image, write_json
 
 UNMARKED = "not in training"  # how the split "" is shown
@@ -47,11 +47,14 @@ class Detections(Instances):
         splits: Sequence[str],
         distance: float | None = None,
         source: tuple[ImageInput, str | None] | None = None,
+        stamp: tuple[int, int] | None = None,
         **fields,
     ):
-        """``source``: the image that :meth:`draw` draws on, and its ``channels`` if it is an array."""
+        """``source``: the image that :meth:`draw` draws on, and its ``channels`` if it is an array; ``stamp``:
+        ``stamp_of`` the image when it was read."""
         super().__init__(image_size, **fields)
-        self._names, self._splits, self._distance, self._source = tuple(names), tuple(splits), distance, source
+        self._names, self._splits, self._distance = tuple(names), tuple(splits), distance
+        self._source, self._stamp = source, stamp
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,7 +81,8 @@ class Detections(Instances):
         return self._with(super().to(*args, **kwargs))
 
     def _with(self, some: Instances) -> Detections:
-        return Detections(self.image_size, self.names, self.splits, self.distance, self._source, **some.get_fields())
+        own = (self.names, self.splits, self.distance, self._source, self._stamp)
+        return Detections(self.image_size, *own, **some.get_fields())
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -113,7 +117,7 @@ class Detections(Instances):
         """The image with boxes, masks, names and scores; a smaller one is enlarged to ``min_side`` pixels.
 
         Raises:
-            UserError: the image is gone, or its file has another one by now.
+            UserError: the image is gone, or its file was written again since.
         """
         if self._source is None:
             raise UserError("draw: these detections were made without an image; vild.inference.drawing.draw takes one")
@@ -122,16 +126,28 @@ class Detections(Instances):
         if array.shape[:2] != tuple(self.image_size):
             raise UserError(f"image {image}: is now of {array.shape[1]} x {array.shape[0]} pixels, and was of "
                             f"{self.image_size[1]} x {self.image_size[0]}")  # fmt: skip
+        if self._stamp is not None and stamp_of(image) != self._stamp:
+            raise UserError(f"image {image}: the file was changed after the detection; detect in it again")
         return draw(array, self, self.names, min_side=min_side)
 
     def save(self, path: str | Path) -> None:
-        """Write :meth:`draw` as an image; with the suffix .json, :meth:`to_dict`. UserError for another suffix."""
+        """Write :meth:`draw` as an image; with the suffix .json, :meth:`to_dict`. UserError for another suffix, or if
+        it cannot be written."""
         suffix = Path(path).suffix.lower()
-        if suffix == ".json":
-            return write_json(path, self.to_dict())
-        if suffix not in Image.registered_extensions():
-            raise UserError(f"{path}: the suffix is neither .json nor that of an image (.jpg, .png, ...)")
-        write_image(path, self.draw(), quality=92)
+        if suffix != ".json" and Image.registered_extensions().get(suffix) not in Image.SAVE:
+            raise UserError(f"{path}: the suffix is neither .json nor that of an image that can be written "
+                            "(.jpg, .png, ...)")  # fmt: skip
+        drawn = None if suffix == ".json" else self.draw()
+        try:
+            if drawn is None:
+                write_json(path, self.to_dict())
+            else:
+                write_image(path, drawn, quality=92)
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:  # a name that the system refuses, a format without colours
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(f"{path}: cannot be written ({reason})") from error
 
     def to_pandas(self):
         """Convert to a ``pandas.DataFrame``, a row for each detection: name, split, score, box in pixels. UserError
@@ -169,11 +185,14 @@ class Detections(Instances):
 
     def to_fiftyone(self):
         """Convert to ``fiftyone.Detections``, the value of a sample's field: boxes are relative x, y, width and height,
-        masks those within the box, rounded to whole pixels. UserError without the package."""
+        masks those within the box, rounded to whole pixels; corners outside the image are clipped. UserError without
+        the package."""
         fiftyone = _package("fiftyone")
         height, width = self.image_size
         found = []
-        rows = zip(self.labels, self.pred_boxes.tensor.tolist(), self.scores.tolist(), strict=True)
+        boxes = self.pred_boxes.clone()
+        boxes.clip(self.image_size)
+        rows = zip(self.labels, boxes.tensor.tolist(), self.scores.tolist(), strict=True)
         for i, (name, (x0, y0, x1, y1), score) in enumerate(rows):
             box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
             mask = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,15 @@ def as_array(image: ImageInput, image_format: str, channels: str | None = None) 
     if channels is None:
         raise UserError("image: an array does not tell RGB from BGR: give channels='RGB', or 'BGR' if it is OpenCV's")
     return image if channels == image_format else image[:, :, ::-1]
+
+
+def stamp_of(image: ImageInput) -> tuple[int, int] | None:
+    """Size and time of change of an image's file, which tell whether it was written again; None if it has none."""
+    if isinstance(image, str | Path):
+        with suppress(OSError, ValueError):
+            status = os.stat(image)
+            return status.st_size, status.st_mtime_ns
+    return None
 
 
 def to_input(array: np.ndarray, resize: Augmentation) -> dict:

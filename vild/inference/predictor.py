@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from vild.checkpoint.released_archives import CONFIG, TEACHER, WEIGHTS
 from vild.data.mapper import resize_at_test
 from vild.inference.detections import Detections
 from vild.inference.display import NOTEBOOK, DisplayRules
-from vild.inference.image_input import ImageInput, as_array, to_input
+from vild.inference.image_input import ImageInput, as_array, stamp_of, to_input
 from vild.inference.model_card import model_card
 from vild.inference.text_encoder import TextEncoder
 from vild.inference.word_encoder import WordEncoder
@@ -158,12 +159,13 @@ class OpenVocabularyDetector:
                 file); or a vocabulary, which is used unchanged.
             prompts: name or file of a prompt set (default: the one used in training).
             negatives: words that compete in the softmax but are never reported ("not these").
-            thresholds: score thresholds of single words.
+            thresholds: score thresholds of single words, by name; they hold in calls with a lower ``threshold`` too.
             context: keep the base names of training in the softmax, so that an object which is none of the words can
                 be classified as something else. They are never reported. Default: with words, not with a vocabulary.
 
         Raises:
-            UserError: no words, a duplicate, a threshold of an unknown word, or another teacher than in training.
+            UserError: no words, a duplicate, a wrong threshold or one of an unknown word, or another teacher than in
+                training.
         """
         words = read_words(words)
         if isinstance(words, Vocabulary):
@@ -172,14 +174,16 @@ class OpenVocabularyDetector:
             shown, context = self._words.encode(words, prompts), context is not False
         unwanted = parse_negatives(negatives or (), files=True)
         beside = self._words.competitors(shown, unwanted, self.rules.beside, prompts, context)
+        if thresholds is not None and not isinstance(thresholds, Mapping):
+            raise UserError(f"thresholds: {thresholds!r} is not a dict such as {{'kite': 0.3}}")
+        own = {}
         for name, score in (thresholds or {}).items():
             if name not in shown.names:
                 raise UserError(f"thresholds: '{name}' is not in the vocabulary")
-            if not 0 <= score <= 1:
-                raise UserError(f"thresholds: '{name}' has {score}: scores are between 0 and 1")
+            own[name] = _fraction(score, f"thresholds: '{name}' has")
         other = copy.copy(self)
         other.vocabulary = shown
-        other._own = torch.tensor([thresholds.get(name, -1.0) for name in shown.names]) if thresholds else None
+        other._own = torch.tensor([own.get(name, -1.0) for name in shown.names]) if own else None
         other._offered = self.model.roi_heads.classifier.class_set([shown, *beside])
         return other
 
@@ -207,7 +211,8 @@ class OpenVocabularyDetector:
                 ``channels``; or a list or tuple of these.
             words: see :meth:`with_vocabulary`; for this call only.
             threshold: report only detections with a higher score. Default: each word's own threshold
-                (:meth:`with_vocabulary`), or 0.4, the default of the tools. 0: report all.
+                (:meth:`with_vocabulary`), or 0.4, the default of the tools. 0: report all, but those of a word with its
+                own threshold only above that: of the two the higher one holds.
             across_names: of two boxes of any names whose IoU is higher, report the one with the higher score; its
                 ``alternatives`` tell what else it may be. 1: report both. (Evaluation does not do this.) Default: 0.7,
                 or as :meth:`for_display` says.
@@ -217,14 +222,19 @@ class OpenVocabularyDetector:
             a :class:`Detections`, or a list of them.
 
         Raises:
-            UserError: an unreadable image, an array without ``channels``, or invalid words.
+            UserError: an unreadable image, an array without ``channels``, invalid words, or a number that is
+                not within 0 and 1.
         """
         if words is not None:
             return self.with_vocabulary(words)(images, None, threshold, across_names, channels=channels)
         if not isinstance(images, list | tuple):
             return self([images], None, threshold, across_names, channels=channels)[0]
-        rules = self.rules if across_names is None else replace(self.rules, across_names=across_names)
-        inputs, classes = [self._input(image, channels) for image in images], self._above(threshold)
+        rules = self.rules
+        if across_names is not None:
+            rules = replace(rules, across_names=_fraction(across_names, "across_names"))
+        classes = self._above(threshold)
+        stamps = [stamp_of(image) for image in images]  # first: a file that changes while it is read has another
+        inputs = [self._input(image, channels) for image in images]
         results: list[Detections | None] = [None] * len(inputs)
         # one batch per size: padding would change the features near an image's border
         alike = defaultdict(list)
@@ -241,16 +251,16 @@ class OpenVocabularyDetector:
                 distances = known.distance(statistics).tolist()
             for i, instances, distance in zip(indices, found, distances, strict=True):
                 instances = rules.select(instances.to("cpu"))
+                source = (images[i], channels)
                 results[i] = Detections(
-                    instances.image_size, self.names, self.vocabulary.splits, distance, (images[i], channels),
+                    instances.image_size, self.names, self.vocabulary.splits, distance, source, stamps[i],
                     **instances.get_fields(),
                 )  # fmt: skip
         return results
 
     def _above(self, threshold: float | None) -> ClassSet:
         """The offered classes with the score thresholds of a call."""
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise UserError(f"threshold {threshold}: scores are between 0 and 1")
+        threshold = None if threshold is None else _fraction(threshold, "threshold")
         least = max(THRESHOLD if threshold is None else threshold, self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
         if self._own is None:
             return replace(self._offered, least=least)
@@ -260,3 +270,15 @@ class OpenVocabularyDetector:
     def _input(self, image: ImageInput, channels: str | None = None) -> dict:
         """The input of Detectron2's meta-architectures."""
         return to_input(as_array(image, self.cfg.INPUT.FORMAT, channels), self.resize)
+
+
+def _fraction(value: object, what: str) -> float:
+    """A number within 0 and 1, of Python, NumPy or PyTorch; UserError for anything else."""
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not 0 <= number <= 1:
+        shown = repr(value) if isinstance(value, str | bytes) else value
+        raise UserError(f"{what} {shown}: must be a number between 0 and 1")
+    return number
