@@ -32,8 +32,8 @@ audit: install             ## known vulnerabilities of what is installed; asks p
 	$(BIN)/python -m pip freeze --all --exclude-editable | grep -v ' @ ' > .venv-audit/installed.txt
 	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv-audit/installed.txt
 
-ablation: install          ## all variants and controls, three seeds (output/ablation)
-	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output-dir output/ablation
+ablation: install          ## all variants and controls, three seeds (output/glyphs)
+	$(BIN)/python tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output-dir output/glyphs
 
 figures: install           ## every measured table and picture of README and docs whose code has changed: many hours
 	$(BIN)/python tools/figures.py

@@ -12,6 +12,7 @@ import pytest
 from detectron2.engine import default_argument_parser
 
 from tests.conftest import REPOSITORY
+from vild.inference.display import DisplayRules
 from vild.utils.command_line import SHARED, THRESHOLD, training_parser
 
 SCRIPTS = sorted([*(REPOSITORY / "tools").glob("*.py"), *(REPOSITORY / "datasets").glob("*.py")])
@@ -107,6 +108,25 @@ def test_the_training_flags_are_detectron2s():
     assert described(training_parser("")) == described(default_argument_parser())
 
 
-def test_the_runner_without_torch_has_the_same_threshold():
+def test_the_runner_without_torch_has_the_same_defaults():
     text, _ = ask(REPOSITORY / "tools" / "run_onnx.py", "--help")
-    assert f"(default: {THRESHOLD})" in text
+    text = " ".join(text.split())
+    assert f"of a detection (default: {THRESHOLD})" in text
+    assert f"report all (default: {DisplayRules.across_names})" in text
+
+
+def test_a_warning_is_its_message_only():
+    """Also after open_clip has logged, whose ``logging.info`` gives the root logger a handler of another format."""
+    code = """
+import logging
+from vild.utils.errors import one_line_errors
+
+@one_line_errors
+def main():
+    logging.info("loaded")
+    logging.getLogger("vild.apps").warning("a line")
+
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "a line\n"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run a grid of settings and seeds on the built-in world, and write one table and plot: mean ± standard deviation.
 
-    tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output-dir output/ablation
+    tools/ablate.py --grid configs/Glyphs/ablations/paper.yaml --output-dir output/glyphs
     tools/ablate.py --grid configs/Glyphs/ablations/objectives.yaml --output-dir output/objectives
 
 Each seed has its own world, teacher, proposals, stores and detectors; a training runs on each GPU or, without GPUs, on
@@ -26,10 +26,14 @@ def main():
     add_shared(parser, "--output-dir", required=True)
     parser.add_argument("--seeds", type=at_least(0), nargs="+", metavar="N", help="instead of the grid's")
     parser.add_argument("--iterations", type=at_least(1), metavar="N", help="of each detector, instead of the grid's")
+    parser.add_argument(
+        "--curves", action="store_true", help="also evaluate the checkpoints that trainings kept: GRID_curves.png"
+    )
     parser.add_argument("--smoke", action="store_true", help="as small as possible; the numbers mean nothing")
     args = parser.parse_args()
 
-    from experiments.ablation import plot, plot_cost, read_cost, read_row, run_seed, table
+    from experiments.ablation import plot, plot_cost, read_cost, read_row, run_seed, table, write_figure
+    from experiments.curves import plot_curves, run_curve
     from experiments.glyphs import GlyphsRun
     from experiments.grid import check_seeds, read_grid
 
@@ -42,12 +46,15 @@ def main():
         raise UserError(f"--iterations: {iterations} is below 0")
     seeds = grid.seeds if args.seeds is None else check_seeds(args.seeds, "--seeds")
     results, diagnostics, code = {row.name: [] for row in grid.rows}, {}, code_version()
+    curves = {row.name: [] for row in grid.rows if row.config and args.curves}
     for number, seed in enumerate(seeds):
         print(f"seed {seed}", flush=True)
         run = GlyphsRun(folder / f"seed{seed}", seed, iterations, args.smoke)
         run_seed(run, grid.rows)
         for row in grid.rows:
             results[row.name].append(read_row(run, row) | (read_cost(run, row) if number == 0 else {}))
+            if row.name in curves:
+                curves[row.name].append(run_curve(run, row))
         if any(row.clip_on_crops for row in grid.rows):
             for key, values in run.read_diagnostics()[0].items():
                 diagnostics.setdefault(key, []).append(values)
@@ -57,6 +64,9 @@ def main():
         write_json(folder / f"{name}.json", {**setup, "rows": results, "gauges": diagnostics})
         plot(results, folder / f"{name}.png")
         plot_cost(results, folder / f"{name}_cost.png")
+        if curves:
+            write_json(folder / f"{name}_curves.json", curves)
+            write_figure(plot_curves(curves), folder / f"{name}_curves.png")
         print(page, flush=True)
 
 

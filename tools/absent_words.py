@@ -2,8 +2,7 @@
 """Ask every image of a data set for words that are not in it, random and hard ones, beside words that are: false boxes
 an image for an absent word, recall, and precision and recall of the decision whether a word is in the image.
 
-    tools/absent_words.py --config-file configs/Glyphs/vild.yaml --dataset glyphs_val \\
-        --weights output/quickstart/vild/model_calibrated.pth --output absent.json
+    tools/absent_words.py --weights output/quickstart/detector --dataset glyphs_val --output absent.json
 """
 
 from vild.utils.command_line import add_model_flags, add_shared, make_parser

@@ -3,9 +3,11 @@
 data set that it was not trained on. No novel label is read. Writes its weights with the calibration; evaluation, demo,
 page, label and export then use it (MODEL.VILD.CALIBRATION False turns it off).
 
-    tools/calibrate.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_final.pth \\
-        --dataset glyphs_dev --output output/quickstart/vild/model_calibrated.pth
+    tools/calibrate.py --config-file configs/Glyphs/vild_contrast.yaml --dataset glyphs_dev \\
+        --weights output/quickstart/vild_contrast/model_final.pth --output out/calibrated.pth
 """
+
+import sys
 
 from vild.utils.command_line import add_model_flags, add_shared, make_parser
 from vild.utils.errors import UserError, one_line_errors
@@ -23,16 +25,25 @@ def main():
 
     from vild.checkpoint.checkpointer import read_network_record, write_weights
     from vild.checkpoint.pretrained import config_from_flags
+    from vild.data.provenance import was_trained_on
     from vild.engine.sources import check_classes
     from vild.inference.calibrate import calibrate
     from vild.inference.predictor import OpenVocabularyDetector
+    from vild.utils.lock import only_writer
 
     cfg = config_from_flags(args)
-    detector = OpenVocabularyDetector(cfg)
-    check_classes(detector.trained, args.dataset, marks=False)
-    found = calibrate(detector, args.dataset)
-    model, record = detector.model, read_network_record(cfg.MODEL.WEIGHTS)["trained_on"]
-    write_weights(args.output, model.state_dict(), detector.trained, model.roi_heads.variant, record, found)
+    with only_writer(args.output):  # a file that cannot be written is said before the data set is looked at
+        detector = OpenVocabularyDetector(cfg)
+        if args.output.exists() and args.output.samefile(cfg.MODEL.WEIGHTS):
+            raise UserError(f"--output {args.output}: is the file of --weights, which may hold a training to resume")
+        check_classes(detector.trained, args.dataset, marks=False)
+        record = read_network_record(cfg.MODEL.WEIGHTS)["trained_on"]
+        if record and was_trained_on(record, args.dataset):
+            print(f"warning: {cfg.MODEL.WEIGHTS} was trained on {args.dataset}: on other images it is less often right "
+                  "than its scores will say", file=sys.stderr)  # fmt: skip
+        found = calibrate(detector, args.dataset)
+        heads = detector.model.roi_heads
+        write_weights(args.output, detector.model.state_dict(), detector.trained, heads.variant, record, found)
     print(f"fitted on {found.detections:,} detections of base classes, {found.right:,} right: a score is now the "
           f"probability that a detection is right\n{args.output}")  # fmt: skip
 

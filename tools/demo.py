@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Detect words in images, a video or a camera: drawn, and as JSON.
 
-    tools/demo.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_calibrated.pth \\
-        --input a.jpg photos/ --vocabulary "umbrella, chess knight" --output out/
+    tools/demo.py --weights output/quickstart/detector --input a.jpg photos/ --output out/ \\
+        --vocabulary "umbrella, chess knight"
     tools/demo.py --weights vild-r50-ensemble --input in.mp4 --output out.mp4 --vocabulary "kite, horse | pony" \\
         --negatives "flag" --threshold-of kite=0.3
 

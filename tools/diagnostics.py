@@ -1,14 +1,12 @@
 #!/usr/bin/env python3
-"""Explain a detector's AP, as JSON: the teacher's accuracy on ground-truth crops and the student's cosine to the
-teacher there (base and novel, rare, common and frequent); with --proposals their recall; with --clip-on-crops the
-AP of the teacher run on every proposal, and its cost beside the detector's.
+"""Explain a detector's AP, as JSON: how often the teacher and the student name a ground-truth box right, and their
+cosine there (base and novel, rare, common and frequent); with --proposals their recall; with --clip-on-crops the AP of
+the teacher run on every proposal, and its cost beside the detector's.
 
-distillation_progress says how far distillation has come on these boxes: 0, no nearer to the teacher than an unrelated
-box; 1, as near as the teacher to itself when the box is jittered. Far below 1, the teacher knows more than the student
-has learned: train longer, distil more regions a step, or add the objective "contrast". If loss_box_reg in metrics.json
-ends well above ViLD-text's, MODEL.VILD.DISTILL_WEIGHT is too large, whatever the progress: the boxes suffer first.
+"verdict" says whether distillation has converged, and what to change. distillation_progress is where the student lies
+between an unrelated box (0) and the teacher's own agreement with itself when the box is jittered (1).
 
-    tools/diagnostics.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_final.pth \\
+    tools/diagnostics.py --weights output/quickstart/detector \\
         --dataset glyphs_val --proposals output/quickstart/proposals_val.safetensors --clip-on-crops \\
         --output diagnostics.json
 """
@@ -41,15 +39,19 @@ def main():
     detector = OpenVocabularyDetector(cfg)
     check_classes(detector.trained, args.dataset, marks=False)
     embeddings = diagnostics.embed_ground_truth(detector.teacher, args.dataset)
-    cosine = diagnostics.student_cosine(detector, embeddings, args.dataset)
+    student = diagnostics.student_ground_truth(detector, args.dataset)
+    cosine = diagnostics.mean_cosine(student, embeddings, args.dataset)
     jittered, unrelated = diagnostics.teacher_agreement(detector.teacher, embeddings, args.dataset)
     result = {
-        "teacher_top1": diagnostics.teacher_accuracy(embeddings, detector.trained, args.dataset),
+        "teacher_top1": diagnostics.top1(embeddings, detector.trained, args.dataset),
+        "student_top1": diagnostics.top1(student, detector.trained, args.dataset),
         "student_teacher_cosine": cosine,
         "teacher_cosine_jittered": jittered,
         "teacher_cosine_unrelated": unrelated,
         "distillation_progress": diagnostics.distillation_progress(cosine, jittered, unrelated),
     }
+    if any(value is not None for value in result["teacher_top1"].values()):
+        result["verdict"] = diagnostics.verdict(result["student_top1"], result["teacher_top1"])
     if proposals is not None:
         recall = diagnostics.proposal_recall(args.dataset, proposals, cfg.TEST.PROPOSALS_PER_IMAGE)
         result["proposals"] = {k: None if v != v else v for k, v in recall.items()}

@@ -53,7 +53,8 @@ def _unmatched_names(rules, categories: list[dict], path: str) -> list[str]:
 @one_line_errors
 def main():
     parser = make_parser(__doc__)
-    parser.add_argument("--protocol", choices=["lvis", "coco", "coco-48-17", "split"], required=True)
+    protocols = ["lvis", "coco", "coco-48-17", "split"]
+    parser.add_argument("--protocol", choices=protocols, required=True, help="whose rules and split; see above")
     parser.add_argument("--gt", required=True, metavar="FILE", help="annotations in LVIS or COCO form")
     parser.add_argument(
         "--results", required=True, metavar="FILE", help="detections in COCO's results form, or a line each"

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Export a detector so that its vocabulary can change without exporting again.
 
-    tools/export.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_calibrated.pth \\
-        --output out/model.onnx
+    tools/export.py --weights output/quickstart/detector --output out/model.onnx
 
 NAME.onnx (or NAME.pt2, of torch.export) takes an image and a text matrix [names, width]. Beside it are written
 NAME.json, the settings a program needs to run it, and context.safetensors, the base names of training.

@@ -36,7 +36,7 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="blocks (default: all)")
     parser.add_argument("--check", action="store_true", help="only check blocks and table")
-    parser.add_argument("--machine", default=this_machine(), metavar="TEXT", help="(default: %(default)s)")
+    parser.add_argument("--machine", default=this_machine(), metavar="TEXT", help="this machine, for the captions")
     args = parser.parse_args()
 
     table = read_table(REPOSITORY)

@@ -4,7 +4,8 @@
     tools/gpu_report.py [--rows crops pass ...] [--output-dir output/gpu]
 
 Each row says what was expected and whether it holds. Rows are written to gpu.md and gpu.json as they are measured: a
-killed run keeps them, and the same command continues. No row begins after --minutes.
+killed run keeps them, and the same command continues, with rows that failed measured again. No row begins after
+--minutes.
 """
 
 import time
@@ -31,14 +32,11 @@ def parse():
 @one_line_errors
 def main():
     started, args = time.monotonic(), parse()
-    import json
-    import tempfile
-
     import torch
-    from benchmarks.gpu import CHECKS, Settings
+    from benchmarks.gpu import CHECKS
 
     from vild.config import pick_device
-    from vild.utils.files import write_json
+    from vild.utils.lock import only_writer
 
     device = pick_device(args.device)
     if device == "cpu" and not args.tiny:
@@ -46,15 +44,35 @@ def main():
     checks = {check.name: check for check in CHECKS}
     if unknown := set(args.rows or ()) - checks.keys():
         raise UserError(f"--rows {min(unknown)}: none of {', '.join(checks)}")
-    path, card = args.output_dir / "gpu.json", torch.cuda.get_device_name(device) if "cuda" in device else device
-    state = {"card": card, "torch": torch.__version__, "tiny": args.tiny, "rows": []}
+    if device != "cpu":
+        torch.cuda.set_device(torch.device(device).index or 0)  # which timers synchronise and memory is counted of
+    card = torch.cuda.get_device_name() if device != "cpu" else device
+    with only_writer(args.output_dir, folder=True):
+        report(args, checks, device, {"card": card, "torch": torch.__version__, "tiny": args.tiny, "rows": []}, started)
+
+
+def report(args, checks: dict, device: str, state: dict, started: float) -> None:
+    """Measure the rows that are not in the report yet."""
+    import json
+    import tempfile
+    import traceback
+
+    import torch
+    from benchmarks.gpu import Settings
+
+    from vild.utils.files import write_json, write_text
+    from vild.utils.untrusted import refused_as
+
+    path = args.output_dir / "gpu.json"
     if path.exists():
-        found = json.loads(path.read_text())
-        if any(found[key] != state[key] for key in ("card", "torch", "tiny")):
+        with refused_as(f"{path}: is not a report's"):
+            found = json.loads(path.read_text())
+            other = any(found[key] != state[key] for key in ("card", "torch", "tiny"))
+            state["rows"] = [row for row in found["rows"] if "failed" not in row]
+        if other:
             raise UserError(f"--output-dir {args.output_dir}: has the rows of another card, version or size")
-        state = found
     done = {row["row"] for row in state["rows"]}
-    todo = [name for name in args.rows or checks if name not in done]
+    todo = [name for name in dict.fromkeys(args.rows or checks) if name not in done]
     configs = "Glyphs" if args.tiny else "LVIS"
     for number, name in enumerate(todo):
         if time.monotonic() - started > 60 * args.minutes:
@@ -66,12 +84,13 @@ def main():
             try:
                 holds, measured = check.run(settings)
             except Exception as error:  # one row says so; the others are measured
+                traceback.print_exc()
                 holds, measured = False, {"failed": f"{type(error).__name__}: {first_line(error)}"}
         seconds = round(time.monotonic() - begun, 1)
         row = {"row": name, "expected": check.expected, "holds": holds, **measured, "seconds": seconds}
-        state["rows"].append(row)
+        state["rows"] = sorted([*state["rows"], row], key=lambda row: [*checks].index(row["row"]))
         write_json(path, state)
-        (args.output_dir / "gpu.md").write_text(page(state))
+        write_text(args.output_dir / "gpu.md", page(state))
         print("; ".join(f"{key} {cell(value)}" for key, value in row.items()), flush=True)
         if device != "cpu":
             torch.cuda.empty_cache()

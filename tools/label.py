@@ -2,13 +2,14 @@
 """Label a folder of images with words, for any trainer: one COCO file (boxes, masks, scores), or a folder in YOLO's or
 VOC's layout (boxes and copies of the images).
 
-    tools/label.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_calibrated.pth \\
-        --input photos/ --vocabulary "umbrella, chess knight" --output labels.json
+    tools/label.py --weights output/quickstart/detector --input photos/ --output labels.json \\
+        --vocabulary "umbrella, chess knight"
     tools/label.py ... --format yolo --output-dir labelled    # labelled/data.yaml
 
 Image names are relative to the folder; width and height are those of the image turned upright by its EXIF tag. A killed
 run continues from labels.json.partial when the same command is run again. Images that cannot be read are left out and
-listed at the end and under "info" (exit status 1). tools/add_dataset.py registers the result as a data set.
+listed at the end and under "info" (exit status 1). Those unlike what the detector was calibrated on are listed, too: do
+not rely on their labels. tools/add_dataset.py registers the result as a data set.
 """
 
 import os
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 from vild.utils.command_line import add_detector_flags, add_shared, make_parser
-from vild.utils.errors import UserError, one_line_errors
+from vild.utils.errors import UserError, one_line_errors, printable
 
 
 @one_line_errors
@@ -43,11 +44,12 @@ def main(argv: list[str] | None = None) -> int:
     from vild.apps.detector import make_detector
     from vild.apps.inputs import find_images
     from vild.apps.label import PartialLabels, check_name, check_stems, plan_of
-    from vild.inference.words import parse_thresholds
+    from vild.inference.examples import parse_examples
+    from vild.inference.thresholds import parse_thresholds
     from vild.utils.files import hash_file
     from vild.utils.lock import only_writer
 
-    images = find_images([args.input])
+    images, examples = find_images([args.input]), parse_examples(args.example)
     if args.format != "coco":
         check_stems(image.name for image in images)
     with only_writer(output):
@@ -56,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         asked = {
             "vocabulary file": hashed(args.vocabulary),
             "negatives": hashed(args.negatives) or args.negatives,
+            "example": [[hashed(i), *box, name] for name, some in examples.items() for i, box in some] or None,
             "threshold": args.threshold,
             "threshold-of": parse_thresholds(args.threshold_of, detector.names),
         }
@@ -72,9 +75,13 @@ def main(argv: list[str] | None = None) -> int:
                 else:
                     labels.add(image.name, found)
             info = {"description": "labels by vild", "checkpoint": plan["checkpoint"], "threshold": args.threshold}
-            broken = labels.finish([p.name for p in images], detector.names, info, args.format, args.input)
+            broken, unlike = labels.finish([p.name for p in images], detector.names, info, args.format, args.input)
     if broken:
         print(f"{len(broken)} of {len(images)} images cannot be read:", *broken, sep="\n  ", file=sys.stderr)
+    if unlike:
+        names = printable(", ".join(unlike[:3]) + (", ..." if len(unlike) > 3 else ""))
+        print(f"{len(unlike)} of {len(images)} images are unlike those the detector was calibrated on: do not rely on "
+              f"their scores ({names})", file=sys.stderr)  # fmt: skip
     print(f"{output}: {len(images) - len(broken)} images labelled with {len(detector.names)} words")
     return 1 if broken else 0
 

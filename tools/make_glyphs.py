@@ -13,8 +13,8 @@ def main():
     parser = make_parser(__doc__)
     add_shared(parser, "--seed", "--num-workers")
     parser.add_argument(
-        "--sets", nargs="+", choices=["train", "nonovel_train", "dev", "val"], default=["train", "dev", "val"],
-        help="scene sets to make",
+        "--sets", nargs="+", choices=["train", "nonovel_train", "new_train", "dev", "val"],
+        default=["train", "dev", "val"], help="scene sets to make",
     )  # fmt: skip
     text = "make only this fraction of each set's scenes"
     parser.add_argument("--fraction", type=between_0_and_1, default=1.0, help=text)

@@ -5,7 +5,8 @@
         --weights output/quickstart/proposals/model_final.pth --output output/quickstart/proposals.safetensors
 
 --num-gpus 8 shares the images among eight processes (without a GPU: processes on the CPU); torchrun and SLURM's srun
-start the same command without it. The file is the same.
+start the same command without it. The file is the same. A GPU computes in half precision if the config's training does
+(--opts SOLVER.AMP.ENABLED False: in float32).
 """
 
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ def main(args):
     from detectron2.utils import comm
 
     from vild.checkpoint.pretrained import config_from_flags
-    from vild.inference.make_proposals import make_proposals
+    from vild.engine.make_proposals import make_proposals
     from vild.utils.lock import only_writer
 
     with only_writer(args.output) if comm.is_main_process() else nullcontext():

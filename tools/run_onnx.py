@@ -6,12 +6,13 @@ no PyTorch.
         [--context out/context.safetensors] [--threshold 0.4] [--top-k 10] [--runtime openvino]
 
 R.json is a list with one record per image: file_name, height, width and detections by falling score (name, split,
-score, box as xyxy in pixels and, if the detector has masks, the mask as COCO's compressed run lengths). Images that
-cannot be read are listed at the end (exit status 1).
+score, box as xyxy in pixels, what else the box may be and, if the detector has masks, the mask as COCO's compressed run
+lengths). Of two boxes of any names that overlap by more than --across-names only the better one is reported. Images
+that cannot be read are listed at the end (exit status 1).
 
 Without --context only the vocabulary's names are in the softmax. With --context (the base names of training) those
 names take part too without being reported, and the vocabulary's names are marked base if they are among them, else
-novel: what vild does with words. MODEL.json, written by tools/export.py, must lie beside MODEL.onnx.
+novel: what vild does with words and examples. MODEL.json, written by tools/export.py, must lie beside MODEL.onnx.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 THRESHOLD = 0.4  # as in vild/utils/command_line.py
+ACROSS_NAMES = 0.7  # as in vild/inference/display.py
 MOST_PIXELS = 89_478_485  # of an image, as in vild/utils/images.py
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
 MOST_JSON = 1 << 24  # bytes of a manifest or a vocabulary's header, as in vild/utils/untrusted.py
@@ -48,13 +50,16 @@ def main():
     parser.add_argument("--context", type=Path, metavar="FILE", help="names that take part but are not reported")
     text = f"minimum score of a detection (default: {THRESHOLD})"
     parser.add_argument("--threshold", type=float, default=THRESHOLD, metavar="SCORE", help=text)
+    text = f"largest IoU of two reported boxes of any names; 1: report all (default: {ACROSS_NAMES})"
+    parser.add_argument("--across-names", type=float, default=ACROSS_NAMES, metavar="IOU", help=text)
     parser.add_argument("--top-k", type=int, metavar="N", help="report at most this many per image (default: all)")
     text = "what runs the network; openvino: on the CPU, in float32 (default: onnxruntime)"
     parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime", help=text)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
     args = parser.parse_args()
-    if not 0 <= args.threshold <= 1:
-        parser.error(f"argument --threshold: {args.threshold} is not between 0 and 1")
+    for flag, number in ("--threshold", args.threshold), ("--across-names", args.across_names):
+        if not 0 <= number <= 1:
+            parser.error(f"argument {flag}: {number} is not between 0 and 1")
     if args.top_k is not None and args.top_k < 1:
         parser.error(f"argument --top-k: {args.top_k} is less than 1")
     try:
@@ -67,6 +72,9 @@ def main():
 def run(args) -> int:
     session, manifest = load_model(args.weights, args.runtime)
     words = load_vocabulary(args.vocabulary, manifest)
+    if manifest.get("calibration") and not args.context:
+        print("note: scores are calibrated beside the base names of training: they are too high unless the vocabulary "
+              "has these, or --context context.safetensors is given", file=sys.stderr)
     text, shown = words["embeddings"], len(words["names"])
     if args.context:
         text, words["splits"] = with_context(words, load_vocabulary(args.context, manifest), manifest)
@@ -81,13 +89,14 @@ def run(args) -> int:
         try:
             array = read_image(file_name, manifest["picture"]["format"])
             height, width, _ = array.shape
-            found = detect(session, resize(array, manifest["picture"]), (height, width), feed, words, file_name)
+            resized = resize(array, manifest["picture"])
+            found = run_network(session, resized, (height, width), feed, file_name)
         except Mistake as mistake:
             if len(args.input) == 1:
                 raise
             broken.append(str(mistake))
             continue
-        found = [d for d in found if d["score"] > args.threshold][: args.top_k]
+        found = detections(found, (height, width), words, args)
         records.append({"file_name": file_name, "height": height, "width": width, "detections": found})
     write_whole(args.output, json.dumps(records, indent=1))
     if broken:
@@ -110,23 +119,47 @@ def write_whole(path: Path, text: str) -> None:
             aside.unlink(missing_ok=True)
 
 
-def detect(session, image: np.ndarray, size: tuple[int, int], feed: dict, words: dict, file_name: str) -> list[dict]:
-    """The detections in an image that was resized, in pixels of its original ``size``, height and width."""
+def run_network(session, image: np.ndarray, size: tuple[int, int], feed: dict, file_name: str) -> dict[str, np.ndarray]:
+    """The outputs by name for an image that was resized, with boxes in pixels of its original ``size``."""
     try:
-        boxes, scores, classes, *masks = session.run(None, {**feed, "picture": image})
+        found = session.run(None, {**feed, "picture": image})
     except Exception as error:  # onnxruntime's own errors share no other class
         shape = f"{image.shape[1]} x {image.shape[0]} pixels"
         raise Mistake(f"image {file_name} (resized to {shape}): the network fails: {first_line(error)}") from error
+    outputs = dict(zip([x.name for x in session.get_outputs()], found, strict=True))
     whole = np.float32([size[1], size[0]] * 2)
-    boxes = (boxes * (whole / np.float32([image.shape[1], image.shape[0]] * 2))).clip(0, whole)
-    detections = []
-    for i in (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[0]:
-        name, split = words["names"][classes[i]], words["splits"][classes[i]]
-        found = {"name": name, "split": split, "score": float(scores[i]), "box": boxes[i].tolist()}
-        if masks:
-            found["mask"] = {"size": list(size), "counts": run_lengths(paste(masks[0][i], boxes[i], *size))}
-        detections.append(found)
-    return detections
+    boxes = outputs["boxes"] * (whole / np.float32([image.shape[1], image.shape[0]] * 2))
+    return {**outputs, "boxes": boxes.clip(0, whole)}
+
+
+def detections(found: dict, size: tuple[int, int], words: dict, args) -> list[dict]:
+    """What is reported of the outputs of :func:`run_network`; ``size``: height and width of the image."""
+    boxes, scores = found["boxes"], found["scores"]
+    places = ((boxes[:, 2:] > boxes[:, :2]).all(1) & (scores > args.threshold)).nonzero()[0]
+    records = []
+    for i in places[apart(boxes[places], args.across_names)][: args.top_k]:
+        number = found["classes"][i]
+        record = {"name": words["names"][number], "split": words["splits"][number], "score": float(scores[i])}
+        record |= {"box": boxes[i].tolist(), "alternatives": []}
+        if "other_scores" in found:  # files of earlier versions lack them
+            others = zip(found["other_classes"][i], found["other_scores"][i], strict=True)
+            record["alternatives"] = [{"name": words["names"][c], "score": float(s)} for c, s in others if s >= 0]
+        if "masks" in found:
+            counts = run_lengths(paste(found["masks"][i], boxes[i], *size))
+            record["mask"] = {"size": list(size), "counts": counts}
+        records.append(record)
+    return records
+
+
+def apart(boxes: np.ndarray, limit: float) -> list[int]:
+    """Which of the boxes [N, 4], best first, no better one of these overlaps by more than ``limit`` (IoU)."""
+    areas, kept = (boxes[:, 2:] - boxes[:, :2]).prod(1), []
+    for i, box in enumerate(boxes):
+        sides = np.minimum(box[2:], boxes[kept, 2:]) - np.maximum(box[:2], boxes[kept, :2])
+        both = sides.clip(0).prod(1)
+        if not (both / (areas[i] + areas[kept] - both) > limit).any():
+            kept.append(i)
+    return kept
 
 
 def load_model(path: Path, runtime: str) -> tuple:
@@ -161,7 +194,7 @@ def open_onnxruntime(path: Path):
 
 
 class OpenVino:
-    """The two methods of an onnxruntime session that are used here."""
+    """The methods of an onnxruntime session that are used here."""
 
     def __init__(self, path: Path):
         import openvino
@@ -180,13 +213,16 @@ class OpenVino:
     def get_inputs(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(name=x.get_any_name()) for x in self.model.inputs]
 
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=x.get_any_name()) for x in self.model.outputs]
+
     def run(self, _, feed: dict) -> list[np.ndarray]:
         found = self.model(feed)
         return [found[output] for output in self.model.outputs]
 
 
 def load_vocabulary(path: Path, manifest: dict) -> dict:
-    """A vocabulary file's names, splits, synonyms and embeddings [C, D]; its teacher must be the model's."""
+    """A vocabulary file's names, splits, synonyms, made_of and embeddings [C, D]; its teacher must be the model's."""
     if not path.is_file():
         raise Mistake(f"vocabulary: {path} does not exist")
     try:
@@ -196,7 +232,8 @@ def load_vocabulary(path: Path, manifest: dict) -> dict:
         words, (low, high) = json.loads(header["__metadata__"]["vild"]), header["embeddings"]["data_offsets"]
         rows = np.array(content[start + low : start + high]).view("<f4").reshape(header["embeddings"]["shape"])
         count, width = rows.shape
-        if not len(words["names"]) == len(words["splits"]) == count:
+        words["made_of"] = words.get("made_of") or [""] * count  # files of words lack it
+        if not len(words["names"]) == len(words["splits"]) == len(words["made_of"]) == count:
             raise ValueError(f"{count} embeddings of {len(words['names'])} names")
         weights, name = words["fingerprint"].get("weights"), words["fingerprint"].get("name", "unknown")
         words["embeddings"] = rows
@@ -219,13 +256,17 @@ def parse_json(content: np.ndarray) -> dict:
 
 
 def with_context(words: dict, context: dict, manifest: dict) -> tuple[np.ndarray, list[str]]:
-    """The text matrix with the context's names below, none that is spelled as one asked for; and each asked-for
-    name's split, by whether the context has it, or else the novel names of the manifest."""
+    """The text matrix with the context's names below, none that is spelled as one asked for or that an example under
+    another name is near to; and each asked-for name's split, by whether the context has it, or else the novel names of
+    the manifest."""
     asked = [spellings(words, i) for i in range(len(words["names"]))]
     known = [spellings(context, i) for i in range(len(context["names"]))]
-    others = [i for i, names in enumerate(known) if not names & set().union(*asked)]
     novel = set(manifest.get("novel", ()))
     splits = ["base" if names & set().union(*known) else "novel" if names & novel else "" for names in asked]
+    unknown = [i for i, made in enumerate(words["made_of"]) if made and not splits[i]]
+    near = ((manifest.get("calibration") or {}).get("examples") or {}).get("near", np.inf)
+    same = (context["embeddings"] @ words["embeddings"][unknown].T >= near).any(1)  # as vild/inference/word_encoder.py
+    others = [i for i, names in enumerate(known) if not (same[i] or names & set().union(*asked))]
     return np.concatenate([words["embeddings"], context["embeddings"][others]]), splits
 
 

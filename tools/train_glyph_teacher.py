@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the built-in world's teacher, a small open_clip model; a minute or two on two cores.
 
-tools/train_glyph_teacher.py --output-dir output/quickstart/teacher
+    tools/train_glyph_teacher.py --output-dir output/quickstart/teacher
 
 Use it as --teacher local-dir:output/quickstart/teacher.
 """
@@ -23,8 +23,7 @@ def main():
 
     from vild.glyphs.teacher import train
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("root").setLevel(logging.ERROR)
+    logging.getLogger("vild").setLevel(logging.INFO)
     train(args.output_dir, args.steps, args.seed, width=args.width)
 
 

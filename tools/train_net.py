@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Train or evaluate a detector (or the class-agnostic proposal network), with Detectron2's flags.
 
-tools/train_net.py --config-file configs/Glyphs/vild.yaml [--num-gpus 8] [--resume] [KEY VALUE ...]
-tools/train_net.py --config-file configs/Glyphs/vild.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
-tools/train_net.py --eval-only MODEL.WEIGHTS vild-r50-ensemble
+    tools/train_net.py --config-file configs/Glyphs/vild.yaml [--num-gpus 8] [--resume] [KEY VALUE ...]
+    tools/train_net.py --config-file configs/Glyphs/vild.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+    tools/train_net.py --eval-only MODEL.WEIGHTS vild-r50-ensemble
 
 MODEL.WEIGHTS is a file, a URL, or the name or folder of a detector (vild-r50-ensemble, hf-hub:OWNER/NAME, ...). A
 training takes its weights, an evaluation without --config-file also its config.

@@ -2,8 +2,7 @@
 """A web page that detects words in uploaded images, at http://127.0.0.1:7860. Needs the extra web; network only to
 fetch --weights by name. The authors' detectors show what their notebook does (vild/inference/display.py).
 
-    tools/web_demo.py --config-file configs/Glyphs/vild.yaml --weights output/quickstart/vild/model_calibrated.pth \\
-        --opts MODEL.VILD.TEACHER.NAME local-dir:output/quickstart/teacher
+    tools/web_demo.py --weights output/quickstart/detector
 """
 
 import os

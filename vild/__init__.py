@@ -10,6 +10,7 @@
 ``Teacher`` and ``build_teacher`` (CLIP, say), and ``EmbeddingStore`` (what a teacher says about regions of images).
 """
 
+import sys
 from importlib import import_module
 
 __version__ = "0.1.0"
@@ -28,6 +29,10 @@ __all__ = [*_PUBLIC, "__version__"]
 def __getattr__(name: str):
     if name not in _PUBLIC:
         raise AttributeError(f"module 'vild' has no attribute '{name}'")
+    if not sys.warnoptions:
+        from vild.utils.errors import silence_known_warnings
+
+        silence_known_warnings()  # four lines of Detectron2's and PyTorch's before the first detection
     try:
         return getattr(import_module(_PUBLIC[name]), name)
     except ImportError as error:

@@ -47,8 +47,11 @@ def add_vild_config(cfg: CfgNode) -> None:
     # more confident on the base classes
     node.SEVERAL_TEACHERS = CfgNode({"BY": "projections", "WEIGHTS": "fixed"})
     # Train on new data without forgetting: the weights of a trained detector of the same architecture and teacher,
-    # whose region embeddings of the sampled proposals are imitated by L1 ("": off). Often MODEL.WEIGHTS, too
-    node.OLD_STUDENT = CfgNode({"WEIGHTS": "", "WEIGHT": 0.5})
+    # whose region embeddings of the sampled proposals are imitated by L1 ("": off). Often MODEL.WEIGHTS, too. The
+    # vocabulary may then have more base classes than the training set, whose objects are not taught as background.
+    # EMBEDDING_ONLY: train the projection into the teacher's space and the background only, on labels and the old
+    # student; boxes, masks and features stay those of MODEL.WEIGHTS, and nothing is distilled from the teacher
+    node.OLD_STUDENT = CfgNode({"WEIGHTS": "", "WEIGHT": 0.5, "EMBEDDING_ONLY": False})
     # Softmax temperature in training and test. 0: 1 / the teacher's learned logit scale (with SigLIP's bias), which is
     # the 0.01 of the paper for CLIP [released code] and another number for every other teacher
     node.TEMPERATURE = 0.0
@@ -78,6 +81,9 @@ def add_vild_config(cfg: CfgNode) -> None:
     node.MAP_CHANNELS = 0
     # Maximum number of distilled regions per image, sampled from the store or taken from the top RPN proposals
     node.DISTILL_PER_IMAGE = 300
+    # Images a step beside SOLVER.IMS_PER_BATCH of which only the distilled regions are used: no box, mask, text or RPN
+    # loss. Where a schedule is short for what the teacher knows they are worth more than regions of the same images
+    node.DISTILL_IMAGES = 0
     # Drop a distilled region if less than this fraction of its area is left after augmentation
     node.MIN_VISIBLE = 0.5
     # Ensemble weight w: p_text^w p_image^(1-w) on base names, exponents swapped on novel ones (paper, eq. 5)

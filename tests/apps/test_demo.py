@@ -71,6 +71,23 @@ def test_one_image_to_one_file(demo, detector, images, tmp_path):
         main([*model, "--opts", "MODEL.WEIGHTS", "x"])
 
 
+def test_examples_on_the_command_line(demo, detector, images, tmp_path):
+    """Two of a name, one of a word; the boxes of the Python API."""
+    regions = {"kite": [(images[0], (10, 20, 60, 70)), (images[1], (0, 0, 127.5, 100))],
+               "sun": [(images[1], (5, 5, 9, 9))]}  # fmt: skip
+    flags = [x for name, some in regions.items() for path, box in some
+             for x in ("--example", f"{path}:{','.join(map(str, box))}={name}")]  # fmt: skip
+    for words in ([], ["--vocabulary", "cow, kite"]):
+        status, _, stderr = demo("--input", images[2], "--output", tmp_path / "out.jpg", *flags, *words,
+                                 "--confidence-threshold", 0)  # fmt: skip
+        assert status == 0, stderr
+        chosen = detector.with_vocabulary("cow, kite" if words else None, examples=regions)
+        expected = chosen(images[2], threshold=0).to_dict()["detections"][:10]
+        found = json.loads((tmp_path / "out.json").read_text())["detections"]
+        assert len(found) > 3 and [d["name"] for d in found] == [d["name"] for d in expected[: len(found)]]
+        assert [d["score"] for d in found] == pytest.approx([d["score"] for d in expected[: len(found)]], abs=1e-5)
+
+
 def test_of_several_images_the_broken_ones_come_last(demo, images, tmp_path):
     broken = bad_images(np.zeros((40, 60, 3), np.uint8), tmp_path)
     Image.new("RGB", (5000, 1)).save(tmp_path / "thin.png")
@@ -101,7 +118,12 @@ def test_a_broken_image_is_one_line(demo, tmp_path, which):
         ({"--vocabulary": "Kite, kite"}, "duplicate class name 'kite'"),
         ({"--vocabulary": "FOLDER/words.txt"}, "words.txt does not exist"),
         ({"--vocabulary": "kite", "--negatives": "words.txt"}, "negatives: words.txt does not exist"),
-        ({"--threshold-of": "sun=2"}, "threshold 2.0: scores are between 0 and 1"),
+        ({"--example": "FOLDER/file.txt:0,0,9,9=kite"}, "image .*file.txt cannot be read"),
+        ({"--example": "FOLDER/none.jpg:0,0,9,9=kite"}, "none.jpg"),
+        ({"--example": "IMAGE:0,0,999,9=kite"}, "example of 'kite' in .*jpg: box 0,0,999,9 is not within the image"),
+        ({"--example": "IMAGE:0,0,9,9=kite|box"}, "is not one name"),
+        ({"--example": "IMAGE:0,0,9,9=kite", "--threshold-of": "sun=0.5"}, "'sun' is not in the vocabulary"),
+        ({"--threshold-of": "sun=2"}, "thresholds: 'sun' has 2.0: must be a number between 0 and 1"),
         ({"--input": "nowhere"}, "--input nowhere: does not exist"),
         ({"--input": "FOLDER"}, "the folder contains no image"),
         ({"--output": "FOLDER/file.txt/out"}, "cannot be written"),
@@ -117,7 +139,8 @@ def test_a_mistake_is_one_line(demo, images, tmp_path, arguments, message):
         opts += [name, arguments[key]] if key in arguments else []
     given = {"--input": images[0], "--output": tmp_path / "out"}
     given |= {"--vocabulary": f"in no cache {len(message)}"} if opts else {}
-    given |= {k: v.replace("FOLDER", str(tmp_path)) for k, v in arguments.items() if k.startswith("--")}
+    flags = {k: v for k, v in arguments.items() if k.startswith("--")}
+    given |= {k: v.replace("FOLDER", str(tmp_path)).replace("IMAGE", str(images[0])) for k, v in flags.items()}
     line = error_of(demo(*(x for pair in given.items() for x in pair), opts=opts))
     assert re.search(message, line), line
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

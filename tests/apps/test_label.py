@@ -16,8 +16,11 @@ from pycocotools.coco import COCO
 from tests.apps.run_tool import error_of, load_tool, runner
 from tests.utils.test_images import bad_images
 from vild.apps.label import PartialLabels, check_name
+from vild.checkpoint.checkpointer import save_weights
 from vild.data import datasets
 from vild.inference.predictor import OpenVocabularyDetector
+from vild.modeling.calibration import Calibration
+from vild.modeling.familiarity import Familiarity
 from vild.utils.errors import UserError
 
 WORDS = "chess knight | horse, umbrella, sun"
@@ -118,6 +121,26 @@ def test_a_folder_in_other_layouts(label, folder, vocabulary, tmp_path, monkeypa
         )
 
 
+def test_images_unlike_the_known_ones_are_named(label, folder, detector, tmp_path, monkeypatch, caplog):
+    """At the end and in the file; a detector of the built-in world says which words it cannot know."""
+    names = ["deep/0.jpg", "deep/1.jpg", "deep/2.jpg", "turned.jpg"]
+    inputs = [detector.model_input(folder / name) for name in names]
+    rows = [detector.model.detect_and_compare([x], detector._offered)[1] for x in inputs]
+    size = rows[0].shape[1]
+    away = [Familiarity((0.0,) * size, (1.0,) * size, 1.0).distance(row).item() for row in rows]
+    images = Familiarity((0.0,) * size, (1.0,) * size, sum(sorted(away)[1:3]) / 2)
+    unlike = [name for name, d in zip(names, away, strict=True) if d > images.limit]
+    calibration = Calibration((1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), 0.01, "x", 1, 1, images)
+    monkeypatch.setattr(detector.model.roi_heads, "calibration", calibration)
+    save_weights(tmp_path / "m.safetensors", detector.model)
+    arguments = ["--input", folder, "--vocabulary", "sun, flux capacitor", "--output", tmp_path / "labels.json"]
+    status, _, stderr = label(*arguments, opts=["MODEL.WEIGHTS", tmp_path / "m.safetensors"])
+    assert status == 1 and json.loads((tmp_path / "labels.json").read_text())["info"]["unlike"] == unlike
+    assert "2 of 5 images are unlike those the detector was calibrated on: do not rely on their scores" in stderr
+    assert ", ".join(unlike) in stderr
+    assert "drawings of the built-in world only. Not in training: flux capacitor\n" in caplog.text
+
+
 def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
     """A data set of these labels could not be read."""
     (tmp_path / "photos").mkdir()
@@ -141,7 +164,7 @@ def test_names_that_no_data_set_may_have_are_broken(label, world, tmp_path):
 def test_a_killed_run_ends_in_the_same_bytes(label, folder, tmp_path, monkeypatch, images):
     arguments = ["--input", folder, "--vocabulary", WORDS, "--threshold", 0.01]
     assert label(*arguments, "--output", tmp_path / "whole.json")[0] == 1  # one of them is broken
-    read, seen = OpenVocabularyDetector._input, []
+    read, seen = OpenVocabularyDetector.model_input, []
 
     def killed(self, image, *rest):
         if len(seen) == images:
@@ -151,23 +174,24 @@ def test_a_killed_run_ends_in_the_same_bytes(label, folder, tmp_path, monkeypatc
 
     output, aside = tmp_path / "killed.json", tmp_path / "killed.json.partial"
     with monkeypatch.context() as patch:
-        patch.setattr(OpenVocabularyDetector, "_input", killed)
+        patch.setattr(OpenVocabularyDetector, "model_input", killed)
         assert label(*arguments, "--output", output)[0] == 128 + signal.SIGINT
     assert not output.exists() and len(aside.read_text().splitlines()) == 1 + images
     with open(aside, "a") as file:
         file.write('{"file_name": "turned.jpg", "hei')  # a line that was being written
     monkeypatch.setattr(
-        OpenVocabularyDetector, "_input", lambda self, p, *rest: (seen.append(p), read(self, p, *rest))[1]
+        OpenVocabularyDetector, "model_input", lambda self, p, *rest: (seen.append(p), read(self, p, *rest))[1]
     )
     assert label(*arguments, "--output", output)[0] == 1
     assert len(seen) == len(set(seen)) == 5  # none was looked at twice
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes() and not aside.exists()
 
 
-def test_another_plan_is_refused(label, folder, tmp_path, monkeypatch):
+def test_another_plan_is_refused(label, folder, world, tmp_path, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
+    photo = next((world / "glyphs" / "val").glob("*.jpg"))
     given = {"--input": folder, "--vocabulary": WORDS, "--output": tmp_path / "labels.json"}
     flat = lambda flags: [x for pair in flags.items() for x in pair]  # noqa: E731
     with monkeypatch.context() as patch:
@@ -180,6 +204,7 @@ def test_another_plan_is_refused(label, folder, tmp_path, monkeypatch):
         ({"--vocabulary": "sun, umbrella"}, [], "vocabulary"),
         ({"--vocabulary": "chess knight, umbrella, sun"}, [], "synonyms"),
         ({"--negatives": "cow"}, [], "negatives"),
+        ({"--example": f"{photo}:0,0,9,9=sun"}, [], "example"),
         ({"--input": folder / "deep"}, [], "folder"),
         ({}, ["INPUT.MIN_SIZE_TEST", 64], "config"),
     ]:
@@ -230,7 +255,7 @@ def test_nothing_found_and_nothing_readable(detector, tmp_path):
     with PartialLabels(tmp_path / "labels.json", {"plan": 1}) as labels:
         labels.add("a.jpg", detector(image)[:0])
         labels.add_broken("b.jpg", "why")
-        assert labels.finish(["b.jpg", "a.jpg"], ["sun"], {}) == ["why"]
+        assert labels.finish(["b.jpg", "a.jpg"], ["sun"], {}) == (["why"], [])
     document = json.loads((tmp_path / "labels.json").read_text())
     assert document["images"] == [{"id": 1, "file_name": "a.jpg", "height": 20, "width": 30}]
     assert document["annotations"] == [] and document["categories"] == [{"id": 1, "name": "sun"}]

@@ -3,6 +3,8 @@
 import functools
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,10 +21,19 @@ def report(tool, folder, *words):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """One thread, which busy cores do not slow down; and of compiling what PyTorch does for every device."""
+    """One thread, which busy cores do not slow down; of compiling what PyTorch does for every device; and the rows of
+    training that are alike at tiny size are measured once."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    measure, rows = gpu.train_step.run, {}
+
+    def once(args):
+        if (key := str(args)) not in rows:
+            rows[key] = list(measure(args))
+        return rows[key]
+
+    monkeypatch.setattr(gpu.train_step, "run", once)
     yield
     torch.set_num_threads(threads)
 
@@ -71,12 +82,38 @@ def test_a_killed_report_continues_and_a_failing_row_is_one_line(tool, tmp_path,
     checks = [gpu.Check("a", "x", lambda s: (True, {"n": 1})), gpu.Check("b", "x", broken)]
     monkeypatch.setattr(gpu, "CHECKS", [*checks, gpu.Check("c", "x", killed)])
     assert report(tool, tmp_path) != 0
-    monkeypatch.setattr(gpu, "CHECKS", [*checks[:1], checks[1], gpu.Check("c", "x", lambda s: (True, {}))])
+    monkeypatch.setattr(gpu, "CHECKS", [*checks, gpu.Check("c", "x", lambda s: (True, {}))])
     assert report(tool, tmp_path) == 0
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert [(r["row"], r["holds"]) for r in rows] == [("a", True), ("b", False), ("c", True)]
     assert rows[1]["failed"] == "RuntimeError: CUDA error: an illegal memory access"
-    assert capsys.readouterr().out.count("row a;") == 1  # not measured again
+    told = capsys.readouterr()
+    assert told.out.count("row a;") == 1  # not measured again
+    assert "in broken" in told.err  # where it failed
+    # after such an error every row of the process fails: the next one measures them again
+    mended = [gpu.Check(name, "x", lambda s: (True, {})) for name in "bc"]
+    monkeypatch.setattr(gpu, "CHECKS", [checks[0], *mended])
+    assert report(tool, tmp_path) == 0
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [(r["row"], r["holds"], "failed" in r) for r in rows] == [(n, True, False) for n in "abc"]
+    assert (tmp_path / "gpu.md").read_text().count("| yes") == 3
     assert report(tool, tmp_path, "--rows", "d") == 2 and "--rows d" in capsys.readouterr().err
     assert tool("gpu_report.py", "--output-dir", tmp_path / "none", "--device", "cpu") == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_has_one_report_at_a_time(tool, tmp_path, capsys):
+    holder = """from sys import argv, stdin
+from vild.utils.lock import only_writer
+with only_writer(argv[1], folder=True):
+    print(flush=True)
+    stdin.read()"""
+    command, pipe = [sys.executable, "-c", holder, tmp_path], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
+        other.stdout.readline()
+        assert report(tool, tmp_path) == 2
+        other.stdin.close()
+    assert "is writing it" in capsys.readouterr().err and not (tmp_path / "gpu.json").exists()
+    (tmp_path / "gpu.json").write_text("[]")
+    assert report(tool, tmp_path) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'gpu.json'}: is not a report's")

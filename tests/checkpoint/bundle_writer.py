@@ -163,3 +163,7 @@ def index_of(entries: Mapping[bytes, bytes], compress: bool = False, block_size:
     if now:
         blocks.append((now[-1][0], block(now)))
     return table(blocks, compress=compress)
+
+
+def random_bytes(count: int) -> bytes:
+    return np.random.default_rng(count).integers(0, 256, count, np.uint8).tobytes()

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from tests.checkpoint import bundle_writer as writer
-from vild.checkpoint import crc32c as checksums
-from vild.checkpoint.crc32c import crc32c, masked_crc32c
-from vild.checkpoint.sorted_table import Cursor, read_table, unsnap
+from vild.checkpoint.sorted_table import read_table
 from vild.checkpoint.tensor_bundle import TensorBundle
 from vild.utils.errors import UserError
 
@@ -23,85 +21,6 @@ def same(found, expected) -> bool:
     found, expected = np.asarray(found), np.asarray(expected)
     kind = (found.dtype, found.shape) == (expected.dtype, expected.shape)
     return kind and found.tobytes() == expected.tobytes()
-
-
-def random_bytes(count: int) -> bytes:
-    return np.random.default_rng(count).integers(0, 256, count, np.uint8).tobytes()
-
-
-# the checksum
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [  # RFC 3720, B.4, and the check value of the catalogue of CRCs
-        (bytes(32), 0x8A9136AA),
-        (b"\xff" * 32, 0x62A8AB43),
-        (bytes(range(32)), 0x46DD794E),
-        (bytes(range(31, -1, -1)), 0x113FDB5C),
-        (b"123456789", 0xE3069283),
-        (b"", 0),
-    ],
-)
-def test_published_checksums(data, expected):
-    assert crc32c(data) == expected == writer.crc(data)
-
-
-@pytest.mark.parametrize("length", [*range(1, 10), 4 * checksums.FOLD[0] + 1, 60_000, 4 * checksums.PIECE + 7])
-def test_a_checksum_is_that_of_byte_after_byte(length):
-    data = random_bytes(length)
-    assert crc32c(data) == writer.crc(data)
-    assert masked_crc32c(np.frombuffer(data, np.uint8)) == writer.masked(data)
-    assert data == random_bytes(length)
-
-
-# Snappy
-
-
-@pytest.mark.parametrize(
-    ("stream", "expected"),
-    [
-        (b"\x00", b""),
-        (b"\x03\x08abc", b"abc"),
-        (b"\x0a\x04ab\x11\x02", b"ababababab"[:10]),  # one copy of 8 bytes, 2 back: it overlaps what it writes
-        (b"\x08\x0cabcd\x0e\x04\x00", b"abcdabcd"),
-        (b"\x08\x0cabcd\x0f\x04\x00\x00\x00", b"abcdabcd"),
-        (b"\x46\xf0\x41" + b"x" * 66 + b"\x01\x42", b"x" * 70),
-    ],
-)
-def test_snappy_by_hand(stream, expected):
-    assert unsnap(stream) == expected
-
-
-@pytest.mark.parametrize("data", [b"", random_bytes(70_000), b"abcdefg" * 9000, random_bytes(300) * 20 + b"z"])
-def test_snappy_of_another_writer(data):
-    assert unsnap(writer.snap(data)) == data
-    assert len(data) < 1000 or len(set(data)) > 99 or len(writer.snap(data)) < len(data) / 10
-
-
-@pytest.mark.parametrize(
-    ("stream", "reason"),
-    [
-        (b"", "1 bytes are expected where 0 are left"),
-        (b"\x04\x0cabc", "4 bytes are expected where 3"),
-        (b"\x04\x08abc", "does not have the 4 bytes"),
-        (b"\x02\x08abc", "does not have the 2 bytes"),
-        (b"\x08\x0cabcd\x01\x05", "copies from before its start"),
-        (b"\x08\x0cabcd\x01\x00", "copies from before its start"),
-        (b"\x08\x0cabcd\x0e\x04", "2 bytes are expected where 1"),
-        (b"\xff\xff\xff\xff\x7f\x08abc", "does not have the 34,359,738,367 bytes"),
-        (b"\xff" * 10 + b"\x01", "more than 64 bits"),
-    ],
-)
-def test_broken_snappy(stream, reason):
-    with pytest.raises(ValueError, match=reason):
-        unsnap(stream)
-
-
-def test_a_number_of_64_bits():
-    assert Cursor(b"\xff" * 9 + b"\x01").varint() == 2**64 - 1
-    with pytest.raises(ValueError, match="more than 64 bits"):
-        Cursor(b"\xff" * 9 + b"\x02").varint()
 
 
 # whole checkpoints

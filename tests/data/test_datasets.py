@@ -17,12 +17,6 @@ BASE, NOVEL, OFFERED = 1, 5, 13  # person, airplane, stop sign
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
 def lvis(root):
     rare, frequent = (next(i for i, f in official.LVIS_FREQUENCIES.items() if f == mark) for mark in "rf")
     images = {11: [frequent, rare], 12: [rare], 13: [frequent]}

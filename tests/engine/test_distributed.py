@@ -21,16 +21,15 @@ from detectron2.engine import defaults
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from tests.engine.test_train import command  # noqa: F401  (a fixture)
 from tests.modeling.test_lvis_models import SMALL, emptied, images, lvis_vocabulary  # noqa: F401
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import load_config
 from vild.data import datasets
 from vild.data.proposals import load_proposals, read_provenance
 from vild.engine.launch import ddp_on, launch
+from vild.engine.make_proposals import make_proposals
 from vild.engine.trainer import Trainer
 from vild.evaluation import evaluator
-from vild.inference.make_proposals import make_proposals
 from vild.modeling import build_model
 from vild.utils.errors import UserError, one_line_errors
 
@@ -236,7 +235,7 @@ def test_a_dead_process_takes_the_job_down_with_its_own_error(forked, capfd, how
         assert "process 1 of 2:" in lines
 
 
-def test_a_mistake_is_told_once_by_a_command_of_two_processes(command, tmp_path):  # noqa: F811
+def test_a_mistake_is_told_once_by_a_command_of_two_processes(command, tmp_path):
     done = subprocess.run(
         command(tmp_path / "o", "MODEL.VILD.STORE", "/nowhere", "MODEL.DEVICE", "cpu", flags=("--num-gpus", "2")),
         capture_output=True, text=True, timeout=1500, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -247,7 +246,7 @@ def test_a_mistake_is_told_once_by_a_command_of_two_processes(command, tmp_path)
     ]
 
 
-def test_two_processes_end_together_on_a_signal(command, tmp_path):  # noqa: F811
+def test_two_processes_end_together_on_a_signal(command, tmp_path):
     """It goes to their launcher; what they leave can be gone on with."""
     settings = ("SOLVER.MAX_ITER", "200", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu")
     arguments = command(tmp_path, *settings, flags=("--num-gpus", "2"))

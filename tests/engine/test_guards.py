@@ -47,7 +47,8 @@ def start(cfg, iteration, function):
     return trainer
 
 
-def test_a_loss_that_is_not_finite_is_told_and_can_be_computed_again(make_cfg, world, tmp_path):
+@pytest.mark.parametrize("distilled", [0, 2])
+def test_a_loss_that_is_not_finite_is_told_and_can_be_computed_again(make_cfg, world, tmp_path, distilled):
     """All of it: the step, the term, the images; the weights as they were; the same losses from the folder alone."""
     seen = {}
 
@@ -55,14 +56,15 @@ def test_a_loss_that_is_not_finite_is_told_and_can_be_computed_again(make_cfg, w
         trainer.model.roi_heads.bbox_pred.bias.data[0] = float("nan")
         seen.update({k: v.detach().clone() for k, v in trainer.model.named_parameters()})
 
-    trainer = start(make_cfg("vild", "SOLVER.MAX_ITER", 4, "DATASETS.TEST", "()"), 1, spoil)
+    settings = ("SOLVER.MAX_ITER", 4, "DATASETS.TEST", "()", "MODEL.VILD.DISTILL_IMAGES", distilled)
+    trainer = start(make_cfg("vild", *settings), 1, spoil)
     with pytest.raises(Failure) as failure:
         trainer.train()
     line, folder = str(failure.value), tmp_path / "output" / "nan_0000001"
     assert line.startswith("step 1: loss_box_reg is nan; images ") and "\n" not in line
     assert line.endswith(f"compute it again: python -m vild.engine.replay {folder}")
     step = json.loads((folder / "step.json").read_text())
-    assert len(step["pictures"]) == 2 and all(image in line for image in step["pictures"])
+    assert len(step["pictures"]) == 2 + distilled and all(image in line for image in step["pictures"])
     kept = torch.load(folder / "weights.pth", weights_only=True)["model"]
     for weights in (kept, trainer.model.state_dict()):
         assert all(v.equal(weights[k]) for k, v in seen.items() if not torch.isnan(v).any())
@@ -72,6 +74,7 @@ def test_a_loss_that_is_not_finite_is_told_and_can_be_computed_again(make_cfg, w
     again = replay(folder, "MODEL.VILD.VOCABULARY", str(folder / "weights.pth"), "MODEL.VILD.STORE", "")
     assert {k: str(v.item()) for k, v in again.items()} == step["losses"]
     assert list(not_finite_part([again])[1]) == ["loss_box_reg"] and len(again) >= 6
+    assert replay(folder, "MODEL.VILD.STORE", "", "MODEL.DEVICE", "cpu:0").keys() == again.keys()  # as "cuda:1"
 
 
 def test_boxes_that_are_not_finite_are_told_too(make_cfg, world, tmp_path):
@@ -174,6 +177,19 @@ def test_a_worker_that_dies_while_its_handler_is_replaced(monkeypatch):
     with pytest.raises(WorkerDied, match="DataLoader worker .pid 7. is killed"):
         next(stream)
     assert calls == ["a handler", signal.SIG_DFL, signal.SIG_DFL]
+
+
+def test_a_worker_that_dies_while_its_batch_goes_to_a_gpu():
+    """PyTorch's thread that pins batches ends with a worker that dies while sending, and says nothing of the worker."""
+
+    def batches():
+        yield 1
+        raise RuntimeError("Pin memory thread exited unexpectedly")
+
+    stream = Watched(batches())._watch(batches(), signal.SIG_DFL)
+    assert next(stream) == 1
+    with pytest.raises(WorkerDied, match="^DataLoader worker: Pin memory thread exited unexpectedly .*memory is short"):
+        next(stream)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def test_place_of_torchrun_and_srun():
 
 
 STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
+PLACE = {"MASTER_ADDR": "a", "SLURM_PROCID": "2"}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,9 @@ STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
     [
         (STEP, {}, "error: srun: MASTER_ADDR is not set"),
         (STEP | {"MASTER_ADDR": "a"}, {}, "error: torchrun or srun: the environment does not say which process"),
+        # three tasks on one machine and one on the other; tasks dealt to machines in turn
+        (STEP | PLACE | {"SLURM_LOCALID": "2"}, {}, "error: torchrun or srun: process 2 of 4 is number 2 of 2 on its"),
+        (STEP | PLACE | {"SLURM_LOCALID": "1"}, {}, "error: torchrun or srun: process 2 of 4 is number 1 of 2 on its"),
         ({}, {"num_machines": 2}, "error: --dist-url auto: is for one machine"),
         ({}, {"num_machines": 2, "machine_rank": 2, "dist_url": "tcp://a:1"}, "error: --machine-rank 2: counts from 0"),
         ({}, {"num_gpus": 3}, "error: --num-gpus 3: 2 GPUs can be seen here"),
@@ -81,7 +85,6 @@ def joined(monkeypatch):
         monkeypatch.setattr(cuda, "set_device", lambda index: seen.update(gpu=index))
         monkeypatch.setattr(cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="own"))
         monkeypatch.setattr(dist, "init_process_group", lambda backend, **k: seen.update(backend=backend, **k))
-        monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
         monkeypatch.setattr(comm, "create_local_process_group", lambda size: seen.update(local_world=size))
         monkeypatch.setattr(comm, "all_gather", lambda mine: [(mine[0], uuid) for uuid in uuids])
         launcher = lambda main, processes, *_: seen.update(  # noqa: E731
@@ -92,6 +95,7 @@ def joined(monkeypatch):
         launch(lambda args: seen.update(ran=True), args, device)
         return seen
 
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     return run
 
 
@@ -110,6 +114,35 @@ def test_processes_that_share_a_gpu_are_refused(joined, started_by):
         joined(started_by, 4)
     with pytest.raises(UserError, match=r"processes 2 and 3 see the same GPU .*--gpus-per-task=1"):
         joined(started_by, 1, uuids=[0, 1, 2, 2, 4, 5, 6, 7])
+
+
+def test_a_process_with_an_error_ends_at_once(joined, monkeypatch):
+    """Destroying NCCL's group waits for the other processes, which may be waiting for this one."""
+    ended = []
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(1))
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    joined(SRUN, 8)
+    assert ended == [1]
+
+    def broken():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(comm, "synchronize", broken)
+    with pytest.raises(ZeroDivisionError):
+        joined(SRUN, 8)
+    assert ended == [1]
+
+
+def test_two_steps_of_slurm_on_one_machine_meet_at_two_ports(joined):
+    ports = []
+    for job, step in (("71", "0"), ("71", "1"), ("72", "0")):
+        for rank in (13, 14):
+            place = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank - 8)}
+            joined(SRUN | place | {"SLURM_JOB_ID": job, "SLURM_STEP_ID": step}, 8)
+            ports.append(int(os.environ["MASTER_PORT"]))
+    assert ports[::2] == ports[1::2] and len({*ports}) == 3 and all(20000 <= port < 30000 for port in ports)
+    joined(SRUN | {"MASTER_PORT": "1234", "SLURM_JOB_ID": "71", "SLURM_STEP_ID": "0"}, 8)
+    assert os.environ["MASTER_PORT"] == "1234"
 
 
 def test_nccl_is_for_gpus(joined):
@@ -159,24 +192,37 @@ def files_of(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-@pytest.mark.parametrize("how", ["num-gpus", "torchrun", "srun"])
-def test_two_processes_write_the_same_store_as_one(world, proposals_file, teacher_folder, tmp_path, how):
-    def command(output):
-        return [str(REPOSITORY / "tools" / "build_teacher_store.py"), "--dataset", "glyphs_train", "--proposals",
-                str(proposals_file), "--teacher", f"local-dir:{teacher_folder}", "--shard-images", "8",
-                "--num-workers", "0", "--device", "cpu", "--output-dir", str(tmp_path / output)]  # fmt: skip
+@pytest.fixture(scope="module")
+def builder(world, proposals_file, teacher_folder):
+    """What builds a store, after the interpreter."""
+    return lambda output: [
+        str(REPOSITORY / "tools" / "build_teacher_store.py"), "--dataset", "glyphs_train", "--proposals",
+        str(proposals_file), "--teacher", f"local-dir:{teacher_folder}", "--shard-images", "8",
+        "--num-workers", "0", "--device", "cpu", "--output-dir", str(output)]  # fmt: skip
 
+
+@pytest.fixture(scope="module")
+def store_of_one_process(builder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "store"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *builder(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("how", ["num-gpus", "torchrun", "srun"])
+def test_two_processes_write_the_same_store_as_one(builder, store_of_one_process, tmp_path, how):
+    environment, two = os.environ | {"OMP_NUM_THREADS": "1"}, builder(tmp_path / "two")
     port = str(29600 + os.getpid() % 300)
     if how == "num-gpus":
-        starts = [([sys.executable, *command("two"), "--num-gpus", "2", "--device", "cpu"], {})]
+        starts = [([sys.executable, *two, "--num-gpus", "2", "--device", "cpu"], {})]
     elif how == "torchrun":
         starts = [([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port,
-                    *command("two")], {})]  # fmt: skip
+                    *two], {})]  # fmt: skip
     else:
         common = {"SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": port}
         ranks = [common | {"SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)} for r in range(2)]
-        starts = [([sys.executable, *command("two")], rank) for rank in ranks]
+        starts = [([sys.executable, *two], rank) for rank in ranks]
     running = [
         subprocess.Popen(c, env=environment | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for c, more in starts
@@ -184,6 +230,5 @@ def test_two_processes_write_the_same_store_as_one(world, proposals_file, teache
     for process in running:
         told, _ = process.communicate(timeout=1500)
         assert process.returncode == 0, told
-    done = subprocess.run([sys.executable, *command("one")], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert files_of(tmp_path / "two") == files_of(tmp_path / "one") and len(files_of(tmp_path / "one")) == 6
+    one = files_of(store_of_one_process)
+    assert files_of(tmp_path / "two") == one and len(one) == 6

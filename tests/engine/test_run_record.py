@@ -45,7 +45,8 @@ def test_another_model_is_refused(began, make_cfg, changed, told):
 
 def test_what_leaves_the_model_may_change(began, make_cfg):
     free = ("SOLVER.MAX_ITER", 9, "SOLVER.BASE_LR", 0.5, "MODEL.WEIGHTS", "w.pth", "DATALOADER.NUM_WORKERS", 3,
-            "MODEL.VILD.STORE", "elsewhere", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5, "TEST.PATIENCE", 5)  # fmt: skip
+            "MODEL.VILD.STORE", "elsewhere", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5, "TEST.PATIENCE", 5,
+            "MODEL.VILD.TEST_TEMPERATURE", 0.02, "MODEL.VILD.CALIBRATION", False)  # fmt: skip
     check_resumable(make_cfg("vild", *free))
 
 
@@ -118,3 +119,9 @@ def test_the_commit_and_whether_it_was_changed(tmp_path, monkeypatch):
     (package / "deeper").mkdir()
     monkeypatch.setattr(vild, "__file__", str(package / "deeper" / "__init__.py"))
     assert code_version() == vild.__version__
+
+
+def test_a_built_in_config_by_its_name(make_cfg, tmp_path):
+    """Detectron2's ``default_setup`` opens the file itself."""
+    setup(make_cfg("vild"), SimpleNamespace(resume=False, eval_only=False, config_file="Glyphs/vild.yaml"))
+    assert "both losses on one head" in (tmp_path / "output" / "log.txt").read_text()

@@ -13,6 +13,8 @@ from detectron2.utils import comm
 
 from tests.engine.test_distributed import forked, on_ranks  # noqa: F401  (a fixture)
 from vild.data import annotations, datasets
+from vild.engine.build_store import build_store
+from vild.engine.make_proposals import make_proposals
 from vild.engine.together import share_annotations
 from vild.engine.trainer import Trainer
 from vild.utils.errors import UserError, one_line_errors
@@ -65,6 +67,23 @@ def test_one_process_parses_annotation_files_for_all(world, parsed, tmp_path, ca
     one = (copy / "rank0.json").read_text()
     assert [(tmp_path / f"rank{rank}.json").read_text() for rank in (0, 1)] == [one, one]
     assert not list(copy.glob("vild-*"))
+
+
+def test_one_process_parses_for_proposals_and_for_a_store(
+    parsed, make_cfg, checkpoint_file, proposals_file, teacher_folder, tmp_path
+):
+    cfg = make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file))
+    assert on_ranks(lambda args: make_proposals(cfg, "glyphs_val", tmp_path / "p.safetensors")) == 0
+    assert parsed() == [["0", "coco_val.json"]]
+    store = {
+        "dataset": "glyphs_train", "proposals": proposals_file, "teacher": f"local-dir:{teacher_folder}",
+        "pretrained": "", "device": "cpu", "crop": "squash", "precision": "fp32", "compile": False, "dtype": "float16",
+        "max_per_image": 2, "nms": None, "min_size": None, "shard_images": 20, "batch_size": 128, "num_workers": 0,
+        "unreadable": "refuse", "output_dir": tmp_path / "store",
+    }  # fmt: skip
+    assert on_ranks(build_store, **store) == 0
+    assert parsed()[1:] == [["0", "coco_train.json"]]
+    assert (tmp_path / "store" / "manifest.json").is_file()
 
 
 def test_without_space_every_process_parses(world, parsed, tmp_path, monkeypatch):

@@ -80,7 +80,29 @@ def pycocotools_precision(document, results, iou_type):
 
 
 def lvis_precision(document, results, iou_type, folder, per_image=300):
-    """[T, R, K, A] of lvis-api 0.5.3, which needs the ``np.float`` that NumPy took away."""
+    """[T, R, K, A] of lvis-api 0.5.3."""
+    with _lvis_run(document, results, iou_type, folder, per_image) as run:
+        run.evaluate()
+        run.accumulate()
+    return run.eval["precision"]
+
+
+def lvis_matches(document, results, folder):
+    """Category, score and whether it has an object (boxes, IoU 0.5) of each detection that lvis-api does not ignore."""
+    with _lvis_run(document, results, "bbox", folder, -1) as run:
+        run.params.iou_thrs, run.params.area_rng = np.array([0.5]), run.params.area_rng[:1]
+        run.evaluate()
+    return sorted(
+        (e["category_id"], score, bool(match))
+        for e in run.eval_imgs if e
+        for score, match, ignored in zip(e["dt_scores"], e["dt_matches"][0], e["dt_ignore"][0], strict=True)
+        if not ignored
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _lvis_run(document, results, iou_type, folder, per_image):
+    """A run of lvis-api 0.5.3, which needs the ``np.float`` that NumPy took away."""
     np.float = float
     try:
         from lvis import LVIS, LVISEval, LVISResults
@@ -89,9 +111,6 @@ def lvis_precision(document, results, iou_type, folder, per_image=300):
         path.write_text(json.dumps(document))
         truth = LVIS(str(path))
         found = LVISResults(truth, as_detectron2_does(results, iou_type), max_dets=per_image)
-        run = LVISEval(truth, found, iou_type)
-        run.evaluate()
-        run.accumulate()
+        yield LVISEval(truth, found, iou_type)
     finally:
         del np.float
-    return run.eval["precision"]

@@ -86,10 +86,15 @@ def test_masks_must_fit_their_image(tmp_path):
             UserError, match=rf"record 0: segmentation is {re.escape(json.dumps(mask))}; it must be RLE"
         ):
             read_results(path, {3: (10, 10)}, {1}, masks=True)
-    for counts in ([50], [50, 51], [101, -1], [50.0, 50], 100, "o"):
-        path.write_text(json.dumps([record | {"segmentation": {"size": [10, 10], "counts": counts}}]))
-        with pytest.raises(UserError, match=r"record 0: (segmentation's counts|truncated run lengths)"):
-            read_results(path, {3: (10, 10)}, {1}, masks=True)
+    good = json.dumps(record | {"segmentation": {"size": [10, 10], "counts": "T3"}})  # a run of 100
+    for counts in ([50], [50, 51], [101, -1], [50.0, 50], 100, "o", "S3", "T31", "", "€", "\ud800"):
+        mask = {"segmentation": {"size": [10, 10], "counts": counts}}
+        for bad in (record | mask, {key: record[key] for key in ("image_id", "category_id", "score")} | mask):
+            path.write_text((good + "\n") * 300 + json.dumps(bad))
+            with pytest.raises(UserError, match="record 300: segmentation's counts .* do not decode to a mask of"):
+                read_results(path, {3: (10, 10)}, {1}, masks=True)
+    path.write_text((good + "\n") * 300)
+    assert len(read_results(path, {3: (10, 10)}, {1}, masks=True)) == 300
 
 
 def test_the_writer_gives_back_what_went_in(tmp_path):

@@ -58,7 +58,7 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {config: vild}, b: {clip_on_crops: true}}", "clip_on_crops: True is not a name"),
         ("rows: {a: {config: text, data: all}, b: {clip_on_crops: a}}", "'a': this row is not trained on data: train"),
         ("rows: {a: {config: vild}, b: {clip_on_crops: a}, c: {clip_on_crops: a}}", "'b', 'c'\\] have clip_on_crops"),
-        ("rows: {a b: {config: vild}, a-b: {config: text}}", "two rows"),
+        ("rows: {a b: {config: vild, data: all}, a-b: {config: text, data: all}}", "two rows"),
         ("rows: {a: {config: vild, teachers: 3}}", "teachers: 3 is not one of"),
         ("rows: {a: {config: vild, teachers: 2, data: all}}", "teachers needs data: train"),
         ("rows: {a: {config: vild, teachers: 2}, b: {evaluate: a}}", "more than one teacher"),
@@ -146,7 +146,7 @@ def test_each_stage_runs_once_and_rows_share_what_comes_before(stages_of):
     done = stages_of(GRID)
     names = [s.name for s in done]
     assert len(set(names)) == len(names)
-    assert names[-2:] == ["row-rotated", "row-crops"] and names.index("store") < names.index("row-vild")
+    assert names[-2:] == ["row-rotated", "diagnostics"] and names.index("store") < names.index("vild")
     cosine = " ".join(next(s for s in done if s.name == "row-cosine").command)
     assert "MODEL.VILD.OBJECTIVES [{'NAME': 'cosine'}] MODEL.VILD.DISTILL_WEIGHT 3.0" in cosine
     assert "glyphs_train_all" in " ".join(next(s for s in done if s.name == "row-oracle").command)
@@ -167,7 +167,7 @@ def test_the_diagnostics_are_of_the_named_row(stages_of):
     paper = (REPOSITORY / "configs/Glyphs/ablations/paper.yaml").read_text()
     (command,) = (s.command for s in stages_of(paper) if s.command[0] == "diagnostics.py")
     assert command[command.index("--config-file") + 1].endswith("Glyphs/vild.yaml")
-    assert command[command.index("MODEL.WEIGHTS") + 1].endswith("row-vild/model_final.pth")
+    assert command[command.index("MODEL.WEIGHTS") + 1].endswith("/vild/model_final.pth")
     command = stages_of(GRID)[-1].command
     opts = command[command.index("--opts") + 1 :]
     overrides = dict(zip(opts[::2], opts[1::2], strict=True))
@@ -197,6 +197,17 @@ def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_c
     assert row[-2:] == ("MODEL.VILD.DISTILL_WEIGHT", "1.0") and teacher[-2:] == ("--width", str(EXTRA_WIDTH))
 
 
+def test_the_diagnostics_of_a_run_are_numbers_by_group(tmp_path):
+    """As tools/diagnostics.py writes them, whose verdict is in words."""
+    values = {"base": 1.0, "novel": 2.0}
+    recall = {f"glyphs_val/recall50_{group}": value for group, value in values.items()}
+    written = {"teacher_top1": values, "verdict": "Distillation has converged", "proposals": recall,
+               "clip_on_crops": {"AP50_novel": 3.0}}  # fmt: skip
+    run = GlyphsRun(tmp_path)
+    (tmp_path / "diagnostics.json").write_text(json.dumps(written))
+    assert run.read_diagnostics() == ({"teacher_top1": values, "proposal_recall50": values}, {"AP50_novel": 3.0})
+
+
 def test_table_and_plot(tmp_path):
     metrics = [{m: 10.0 * n + seed for n, m in enumerate(ablation.METRICS)} for seed in (0, 1, 2)]
     results = {"ViLD": metrics, "crops": [{"bbox/AP50_novel": 7.0}], "not yet": []}
@@ -208,7 +219,7 @@ def test_table_and_plot(tmp_path):
 
 def test_a_line_for_each_row_in_both_images(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(ablation, "_write", lambda figure, path: drawn.append(figure.axes[0]))
+    monkeypatch.setattr(ablation, "write_figure", lambda figure, path: drawn.append(figure.axes[0]))
     costs = {"not yet": None, "crops": {}, "b": {ablation.GFLOP: 2.0}, "a": {ablation.GFLOP: 1.0}}
     novel = {"crops": 9.0, "b": 4.0, "a": 6.0}
     results = {name: [] if cost is None else [{"bbox/AP50_novel": novel[name], "bbox/AP50_base": 50.0, **cost}]
@@ -252,7 +263,7 @@ def test_two_grids_of_one_output(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "read_cost", lambda run, row: counted.append(run.seed) or {})
     for name, other in (("first", "cosine"), ("second", "other")):
         grid = tmp_path / f"{name}.yaml"
-        grid.write_text(f"seeds: [0, 1]\nrows: {{ViLD: {{config: vild}}, {other}: {{config: vild}}}}")
+        grid.write_text(f"seeds: [0, 1]\nrows: {{ViLD: {{config: vild}}, {other}: {{config: text}}}}")
         monkeypatch.setattr("sys.argv", ["ablate.py", "--grid", str(grid), "--output-dir", str(tmp_path / "output")])
         runpy.run_path(str(REPOSITORY / "tools" / "ablate.py"), run_name="__main__")
     assert counted == [0] * 4  # of the first seed only: it is the same of all

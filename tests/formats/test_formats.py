@@ -114,7 +114,7 @@ def test_unfinished_labels(tmp_path):
     shutil.copy(HERE / "labels.json.partial", tmp_path)
     with PartialLabels(tmp_path / "labels.json", {"vocabulary": "v", "threshold": 0.25}) as labels:
         assert labels.done == {"a.jpg", "b.jpg"}
-        assert labels.finish(["a.jpg", "b.jpg"], ("cat", "red fox"), {}) == ["image b.jpg cannot be read: x"]
+        assert labels.finish(["a.jpg", "b.jpg"], ("cat", "red fox"), {}) == (["image b.jpg cannot be read: x"], [])
     assert '"bbox": [1.0, 2.0, 10.0, 10.0]' in (tmp_path / "labels.json").read_text()
     shutil.copy(HERE / "labels.json.partial", tmp_path / "other.json.partial")
     with pytest.raises(UserError, match="another threshold"):

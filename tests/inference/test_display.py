@@ -4,19 +4,12 @@ import copy
 import logging
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from PIL import Image
 
 from vild.inference.display import NOTEBOOK, DisplayRules
 from vild.utils.errors import NotAvailable
-
-
-@pytest.fixture
-def image() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8))
 
 
 def test_the_rules_on_boxes_by_hand():

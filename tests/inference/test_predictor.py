@@ -8,23 +8,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Instances
 from PIL import Image
 
 from vild.inference.detections import warn_of
 from vild.inference.predictor import OpenVocabularyDetector
-from vild.inference.words import parse_thresholds, parse_words, read_words
+from vild.inference.thresholds import parse_thresholds
+from vild.inference.words import parse_words, read_words
 from vild.modeling.calibration import Calibration
 from vild.modeling.familiarity import Familiarity
 from vild.teacher.clip import hash_weights
-from vild.utils.command_line import THRESHOLD
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 from vild.vocabulary.words import Words
-
-
-@pytest.fixture
-def image() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8))
 
 
 def random_vocabulary(names: int, width: int, seed: int = 0) -> Vocabulary:
@@ -184,59 +180,6 @@ def test_threads_with_vocabularies_of_their_own(detector, image):
     assert not failures
 
 
-def test_thresholds(detector, image):
-    words = random_vocabulary(20, detector.trained.width)
-    everything = detector(image, words, threshold=0)
-    middle = everything.scores.median().item()
-    over = detector.with_vocabulary(words)(image, threshold=middle)
-    assert same(over, everything[everything.scores > middle])
-    counts = torch.bincount(everything.pred_classes, minlength=20)
-    often, name = int(counts.argmax()), words.names[int(counts.argmax())]
-    limit = everything.scores[everything.pred_classes == often].median().item()
-    own = detector.with_vocabulary(words, thresholds={name: limit})(image, threshold=0)
-    kept = own.scores[own.pred_classes == often]
-    assert 0 < len(kept) < counts[often] and (kept > limit).all()
-    assert (own.pred_classes != often).any() and own.scores.min() < limit
-    # of a word's threshold and the call's the higher one holds
-    for low, high in ((limit, 1e-4), (1e-4, limit)):
-        both = detector.with_vocabulary(words, thresholds={name: low})(image, threshold=high)
-        scores = both.scores[both.pred_classes == often]
-        assert len(scores) and (scores > limit).all()
-    # the places that were taken by the suppressed word are others' now
-    assert len(own) >= int((everything.pred_classes != often).sum())
-
-
-def test_numbers_of_any_kind_between_0_and_1(detector, image):
-    words = random_vocabulary(3, detector.trained.width)
-    name, asked = words.names[0], detector.with_vocabulary(words)
-    expected = asked(image, threshold=0.25, across_names=0.5)
-    for kind in (np.float32, np.float64, torch.tensor, np.array):
-        assert same(asked(image, threshold=kind(0.25), across_names=kind(0.5)), expected)
-        own = [detector.with_vocabulary(words, thresholds={name: x})(image) for x in (kind(0.25), 0.25)]
-        assert same(*own)
-    for wrong in ("0.5", -1, 2, float("nan"), np.float32("nan"), [0.5], torch.ones(2), 10**400, "x\ny"):
-        for call, what in (
-            (lambda x: asked(image, threshold=x), "threshold "),
-            (lambda x: asked(image, across_names=x), "across_names "),
-            (lambda x: detector.with_vocabulary(words, thresholds={name: x}), f"thresholds: '{name}' has "),
-        ):
-            with pytest.raises(UserError, match=r"must be a number between 0 and 1$") as caught:
-                call(wrong)
-            assert str(caught.value).startswith(what)
-    for wrong in ([(name, 0.3)], 0.3, "kite=0.3", np.zeros(3)):
-        with pytest.raises(UserError, match="^thresholds: .* is not a dict such as"):
-            detector.with_vocabulary(words, thresholds=wrong)
-
-
-def test_the_default_threshold_is_that_of_the_tools(detector, image):
-    words = random_vocabulary(3, detector.trained.width)
-    detector = detector.with_vocabulary(words)
-    scores = detector(image, threshold=0).scores
-    assert THRESHOLD == 0.4 and len(detector(image)) == (scores > 0.4).sum() < len(scores)
-    least = dict.fromkeys(words.names, 0.0)
-    assert len(detector.with_vocabulary(words, thresholds=least)(image)) == len(scores)  # a word's own comes first
-
-
 def test_negatives_take_the_score_and_are_not_reported(detector, image):
     words, negative = ["umbrella", "kite"], ["anchor stone"]
     with_negative = detector.with_vocabulary(words, negatives=negative, context=False, prompts="name")
@@ -307,10 +250,25 @@ def test_words_from_a_command_line(world, vocabulary_file, tmp_path):
 def test_an_image_unlike_the_known_ones_is_said_to_be(detector, image):
     """By the statistics of its features; one among several sizes keeps its own."""
     other = Image.new("RGB", (64, 64))
-    rows = detector.model.detect_and_compare([detector._input(image)], detector._offered)[1]
+    rows = detector.model.detect_and_compare([detector.model_input(image)], detector._offered)[1]
     images = Familiarity(tuple(rows[0].tolist()), (0.1,) * rows.shape[1], 1.0)
-    assert detector(image).distance is None and detector.world.startswith("This detector and its teacher know the 60")
+    before = detector(image)
+    assert before.distance is None and detector.world.startswith("This detector and its teacher know the 60")
     detector.model.roi_heads.calibration = Calibration((1, 0, 0), (1, 0, 0, 0), 0.01, "x", 1, 1, images)
     known, unlike = detector([image, other])
     assert known.distance < 0.1 and not warn_of(known)
     assert unlike.distance > 1 and "unlike" in warn_of(unlike) and unlike[:0].distance == unlike.distance
+    assert unlike.to_dict()["distance"] == unlike.distance and "distance" not in before.to_dict()
+
+
+def test_proposals_are_selected_only_where_an_objectness_is_asked_for(detector, image, monkeypatch):
+    """Selecting by a mask waits for the GPU."""
+    propose = detector.model.proposal_generator.forward
+
+    def without_objectness(*inputs):
+        found, losses = propose(*inputs)
+        return [Instances(p.image_size, proposal_boxes=p.proposal_boxes) for p in found], losses
+
+    expected = detector(image, threshold=0)
+    monkeypatch.setattr(detector.model.proposal_generator, "forward", without_objectness)
+    assert len(expected) and torch.equal(detector(image, threshold=0).scores, expected.scores)

@@ -1,5 +1,6 @@
 """Calibrated scores: exact log-odds, crowding, the fit, and what calibration may not change."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -7,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torchvision.ops import box_iou
 
@@ -120,30 +122,28 @@ def test_a_monotone_map_of_the_score_keeps_boxes_classes_and_order(calibrated, i
     )  # fmt: skip
 
 
-def test_permuting_the_words_permutes_the_result(calibrated, image):
-    detector = calibrated(FULL)
-    order = torch.randperm(len(detector.trained), generator=torch.Generator().manual_seed(0)).tolist()
-    one, other = detector(image, threshold=0), detector(image, detector.trained.take(order), threshold=0)
-    torch.testing.assert_close(other.scores, one.scores, rtol=1e-3, atol=1e-4)
-    assert sorted(other.labels) == sorted(one.labels)
-
-
-def test_batched_equals_one_by_one(calibrated, image):
-    detector, other = calibrated(FULL), ImageOps.flip(image)
-    detector = partial(detector, threshold=0)
-    for found, alone in zip(detector([image, other]), (detector(image), detector(other)), strict=True):
-        torch.testing.assert_close(found.scores, alone.scores, rtol=1e-4, atol=1e-5)
-
-
 def test_names_that_are_not_shown_compete(calibrated, image):
     """A word's boxes get less where a name of the context is surer: scores are those among all names."""
     detector = calibrated(FULL)
     names = detector.trained
     asked = detector.with_vocabulary(names.take([3]))
     asked._offered = detector.model.roi_heads.classifier.class_set([names.take([3]), names.take([0, 1, 2, 4, 5])])
-    whole = detector(image, names.take([3, 0, 1, 2, 4, 5]), across_names=1.0, threshold=0)
+    together = detector.with_vocabulary(names.take([3, 0, 1, 2, 4, 5]), context=False)
+    whole = together(image, across_names=1.0, threshold=0)
     mine = whole.scores[whole.pred_classes == 0]
     assert asked(image, across_names=1.0, threshold=0).scores.equal(mine) and len(mine)
+
+
+def test_calibrated_scores_are_those_beside_the_names_of_training(calibrated, image):
+    """Of a vocabulary, too: without them absent words were found ten times as often. Without calibration a vocabulary
+    is used as it is."""
+    for detector in (calibrated(FULL), calibrated(None)):
+        few = detector.trained.take(detector(image, threshold=0).pred_classes.unique()[:2].tolist())
+        asked = (detector.with_vocabulary(few, context=context) for context in (None, True, False))
+        default, beside, alone = (each(image, across_names=1.0, threshold=0).scores for each in asked)
+        is_calibrated = detector.model.roi_heads.calibration is not None
+        assert default.equal(beside if is_calibrated else alone)
+        assert len(default) and beside.max() < alone.max()
 
 
 def test_thresholds_are_of_calibrated_scores(calibrated, image):
@@ -192,6 +192,7 @@ def test_training_from_calibrated_weights_starts_without(calibrated, make_cfg, t
         {**FULL.state(), "alone": [1, 2]},
         {**FULL.state(), "final": [1, 2, 3, float("nan")]},
         {**FULL.state(), "novel": [[1, 2, 3], [1, 2, 3]]},
+        {**FULL.state(), "examples": {"image": [1.0] * 3, "word": [1.0] * 3, "slope": 1.0, "near": 0.5}},
         {**FULL.state(), "images": {"mean": [1.0], "spread": [], "limit": 1.0}},
         {**FULL.state(), "images": {"mean": [1.0] * 3, "spread": [1.0] * 3, "limit": 1.0}},
         {**FULL.state(), "images": {"mean": [1.0] * 384, "spread": [1.0] * 384, "limit": 0.0}},
@@ -214,6 +215,68 @@ def ensemble(make_cfg, vocabulary_file, tmp_path):
     return OpenVocabularyDetector(make_cfg("ensemble", "MODEL.WEIGHTS", str(tmp_path / "m.safetensors")))
 
 
+@pytest.fixture(params=["vild", "ensemble"])
+def either(request, calibrated):
+    """A calibrated detector; the ensemble's novel names have numbers of their own."""
+    if request.param == "vild":
+        return calibrated(FULL)
+    found = request.getfixturevalue("ensemble")
+    found.model.roi_heads.calibration = replace(FULL, novel=((0.6, 0.0, -2.0), (0.4, 0.0, -2.0, 0.5)))
+    return found
+
+
+def test_permuting_the_words_permutes_the_result(either, image):
+    order = torch.randperm(len(either.trained), generator=torch.Generator().manual_seed(0)).tolist()
+    one, other = either(image, threshold=0), either(image, either.trained.take(order), threshold=0)
+    torch.testing.assert_close(other.scores, one.scores, rtol=1e-3, atol=1e-4)
+    assert sorted(other.labels) == sorted(one.labels) and len(set(one.labels)) > 3
+
+
+def test_batched_equals_one_by_one(either, image):
+    images = [image, ImageOps.flip(image), image.resize((90, 60)), ImageOps.mirror(image)]
+    for found, alone in zip(either(images, threshold=0), (either(i, threshold=0) for i in images), strict=True):
+        assert found.labels == alone.labels and len(found) > 3
+        torch.testing.assert_close(found.scores, alone.scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.pred_boxes.tensor, alone.pred_boxes.tensor, rtol=0, atol=1e-3)
+
+
+def test_scores_do_not_depend_on_what_another_thread_asks(either, image):
+    """Each asks for its own words, half of them another one's too."""
+    words = [either.trained.take(range(n, n + 20)) for n in range(0, 40, 10)]
+    expected = [either(image, w, threshold=0) for w in words]
+
+    def ask(n: int) -> list:
+        return [either(image, words[n], threshold=0) for _ in range(2)]
+
+    with ThreadPoolExecutor(len(words)) as pool:
+        for alone, answers in zip(expected, pool.map(ask, range(len(words))), strict=True):
+            for found in answers:
+                assert found.labels == alone.labels and found.scores.equal(alone.scores) and len(found) > 3
+
+
+def check_papers_scores(detector, image, monkeypatch) -> None:
+    """Without calibration a score is eq. 2 or 5 of the region embeddings at CLIP's 0.01, to the last bit."""
+    heads, seen = detector.model.roi_heads, []
+    embed = heads._embed
+    monkeypatch.setattr(heads, "_embed", lambda pooled: seen.append(embed(pooled)) or seen[-1])
+    found = detector(image, threshold=0, across_names=1.0)
+    background = F.normalize(heads.classifier.background.detach(), dim=1)
+    logits = [(e @ torch.cat([detector.trained.embeddings, background]).T) / 0.01 for e in seen[0][0]]
+    expected = logits[0].softmax(1)[:, :-1]
+    if heads.variant == "ensemble":
+        weight = torch.where(detector.trained.mask("novel"), 1 - 2 / 3, 2 / 3)
+        expected = expected**weight * logits[1][:, :-1].softmax(1) ** (1 - weight)
+    assert heads.calibration is None and len(found) > 10
+    for score, number in zip(found.scores, found.pred_classes, strict=True):
+        assert (expected[:, number] == score).any()
+
+
+@pytest.mark.parametrize("variant", ["vild", "ensemble"])
+def test_without_calibration_scores_are_the_papers(variant, calibrated, request, image, monkeypatch):
+    detector = calibrated(None) if variant == "vild" else request.getfixturevalue("ensemble")
+    check_papers_scores(detector, image, monkeypatch)
+
+
 def test_the_ensemble_is_calibrated_too(ensemble, image):
     """The identity keeps base scores; those of novel classes become the image head's."""
     is_base = ensemble.trained.mask("base")
@@ -234,8 +297,8 @@ def test_novel_classes_of_an_ensemble_have_numbers_of_their_own(ensemble, image)
     novel = ensemble.trained.mask("novel")[found.pred_classes]
     torch.testing.assert_close(found.scores[novel], torch.full((int(novel.sum()),), -2.0).sigmoid())
     assert 0 < novel.sum() < len(found) and found.scores[~novel].unique().numel() > 5
-    others = torch.tensor([score for rows in found.alternatives for _, score in rows])
-    assert others.unique().numel() > 5
+    others = torch.tensor([[score for _, score in rows] for rows in found.alternatives])
+    assert others.unique().numel() > 5 and (others.diff(dim=1) <= 0).all()
     assert Calibration.from_state(heads.calibration.state()) == heads.calibration
     older = {k: v for k, v in heads.calibration.state().items() if k != "novel"}
     assert Calibration.from_state(older) == replace(heads.calibration, novel=None)

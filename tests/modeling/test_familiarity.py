@@ -1,5 +1,7 @@
 """Images unlike the known ones are told from the known ones."""
 
+from dataclasses import asdict
+
 import torch
 
 from vild.modeling.familiarity import KNOWN, Familiarity, image_statistics
@@ -21,6 +23,15 @@ def test_known_images_lie_within_the_limit_and_others_do_not():
     assert abs((found.distance(known) <= 1).float().mean() - KNOWN) < 0.002
     assert (found.distance(torch.randn(100, 20, generator=generator) * 3 + 5) <= 1).float().mean() > 0.9
     assert (found.distance(torch.randn(100, 20, generator=generator) * 30) > 1).float().mean() > 0.9
+
+
+def test_images_that_are_all_alike_and_maps_of_one_position_give_numbers_that_can_be_loaded():
+    maps = torch.randn(1, 4, 1, 1).expand(50, -1, -1, -1)
+    known = image_statistics([maps])
+    assert known[:, :4].equal(maps[:, :, 0, 0]) and (known[:, 4:] == 0).all()
+    found = Familiarity.fit(known)
+    assert Familiarity.from_state(asdict(found), 8) == found
+    assert (found.distance(known) <= 1).all() and (found.distance(known + 0.1) > 1).all()
 
 
 def test_a_constant_statistic_divides_by_nothing():

@@ -1,6 +1,7 @@
 """Losses and fusion against independent NumPy of the released TensorFlow formulas, and by property."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -148,3 +149,53 @@ def test_temperature_only_sharpens():
     cold = losses.cosine_logits(tensor(REGIONS), tensor(TEXT), 0.01)
     assert torch.equal(warm.argmax(1), cold.argmax(1))
     assert (F.softmax(cold, 1).max(1).values >= F.softmax(warm, 1).max(1).values).all()
+
+
+def test_base_accuracy_is_of_the_best_base_class_over_the_foreground():
+    logits = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    labels, base = torch.arange(20) % 5, torch.tensor([True, False, True, True])
+    known = [0, 2, 3]
+    pairs = [(row[known], label) for row, label in zip(logits.numpy(), labels.tolist(), strict=True) if label < 4]
+    expected = np.mean([known[row.argmax()] == label for row, label in pairs])
+    assert 0 < expected < 1 and abs(losses.base_accuracy(logits, labels, base) - expected) < 1e-9
+    assert losses.base_accuracy(logits, torch.full((20,), 4), base) is None
+    assert losses.base_accuracy(logits[:0], labels[:0], base) is None
+
+
+UNLABELLED = ~NOVEL & (np.arange(C) % 2 == 0)
+
+
+def test_what_has_no_annotation_may_be_of_a_class_without_annotations():
+    """Background regions: -log of the summed probability of the background and the unlabelled classes."""
+    keep, rest = np.append(~NOVEL, True), np.append(UNLABELLED, True)
+    e = np.exp(LOGITS - LOGITS.max(1, keepdims=True)) * keep
+    p = e / e.sum(1, keepdims=True)
+    expected = np.where(LABELS == C, -np.log((p * rest).sum(1)), -np.log(p[np.arange(R), LABELS])).mean()
+    arguments = tensor(LOGITS), torch.from_numpy(LABELS), torch.from_numpy(~NOVEL)
+    mine = losses.text_loss(*arguments, torch.from_numpy(UNLABELLED))
+    np.testing.assert_allclose(mine.item(), expected, rtol=1e-10)
+    assert (LABELS == C).any() and mine < losses.text_loss(*arguments)
+    none = losses.text_loss(*arguments, torch.zeros(C, dtype=torch.bool))
+    torch.testing.assert_close(none, losses.text_loss(*arguments), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("unlabelled", [(), (UNLABELLED,)])
+def test_text_loss_does_not_wait_for_the_device(unlabelled):
+    """On the meta device tensors have no values: to ask for one is an error."""
+    given = tensor(LOGITS), *map(torch.from_numpy, (LABELS, ~NOVEL, *unlabelled))
+    assert losses.text_loss(*(t.to("meta") for t in given)).shape == ()
+
+
+def test_a_background_region_does_not_move_unlabelled_classes_against_the_background():
+    """Their odds stay: the gradient is proportional to their probabilities. Without the mask it is not."""
+    background = torch.full((R,), C)
+    rest = torch.from_numpy(np.append(UNLABELLED, True))
+
+    def pull(*unlabelled) -> torch.Tensor:
+        logits = tensor(LOGITS).requires_grad_()
+        losses.text_loss(logits, background, torch.from_numpy(~NOVEL), *unlabelled).backward()
+        return (logits.grad / logits.detach().softmax(1))[:, rest]
+
+    ratio = pull(torch.from_numpy(UNLABELLED))
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-6, atol=1e-9)
+    assert (pull() - pull()[:, :1]).abs().max() > 0.01

@@ -1,5 +1,7 @@
 """Boxes keep their float32 coordinates when features are in half precision."""
 
+import logging
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -8,6 +10,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
 from vild.modeling import build_model
+from vild.utils.errors import silence_known_warnings
 
 
 @pytest.mark.parametrize("mixed", [True, False])
@@ -28,3 +31,17 @@ def test_boxes_are_not_rounded_to_the_type_of_the_features(make_cfg, dtype, mixe
         assert torch.equal(pooled, exact([m.float() for m in maps], [Boxes(boxes)]).to(dtype))
         rounded = exact([m.float() for m in maps], [Boxes(boxes.to(dtype).float())])
         assert (pooled.float() - rounded).abs().max() > 0.1  # what rounding the boxes would change
+
+
+def test_tools_do_not_show_what_torch_logs_about_detectron2_s_pooler(monkeypatch, capfd):
+    logger = logging.getLogger("torch.fx._symbolic_trace")
+    monkeypatch.setattr(logger, "level", logger.level)
+    monkeypatch.setenv("PYTHONWARNINGS", "")
+    pooler, seen = ROIPooler(1, [1.0], 1, "ROIAlignV2"), []
+    with warnings.catch_warnings():
+        for set_up in (lambda: logger.setLevel(logging.NOTSET), silence_known_warnings):
+            set_up()
+            torch.fx._symbolic_trace.is_fx_tracing_warning.cache_clear()  # it is logged once per process
+            pooler([torch.zeros(1, 1, 4, 4)], [Boxes(torch.tensor([[0.0, 0, 2, 2]]))])
+            seen.append(capfd.readouterr().err)
+    assert "is_fx_tracing" in seen[0] and not seen[1]

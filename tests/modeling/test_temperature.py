@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling.classifier import TextClassifier, softmax_settings
 from vild.teacher.clip import learned_logits
 from vild.utils.errors import UserError
@@ -34,6 +35,21 @@ def test_clips_own_scale_is_exactly_the_papers_temperature(words):
     learned = learned_logits(model(100))
     assert learned == {"logit_scale": 100.0, "logit_bias": 0.0}
     assert softmax_settings(0.0, replace(words, **learned)) == (0.01, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("TEMPERATURE", -0.04, "below 0"),
+        ("TEMPERATURE", math.inf, "below 0 or not finite"),
+        ("TEST_TEMPERATURE", math.nan, "below 0 or not finite"),
+        ("ENSEMBLE_WEIGHT", 3.0, "not within 0 and 1"),
+        ("PRE_NMS_TOPK", 0, "below 1"),
+    ],
+)
+def test_a_number_that_would_turn_the_scores_round_is_refused_at_test_too(make_cfg, checkpoint_file, key, value, why):
+    with pytest.raises(UserError, match=f"^MODEL.VILD.{key}: {value} is {why}"):
+        OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(checkpoint_file), f"MODEL.VILD.{key}", value))
 
 
 def test_siglips_bias_is_kept():

@@ -1,33 +1,17 @@
 """Any kind of teacher: found by its name, and what the base class makes of its two encoders."""
 
-import hashlib
-
 import pytest
 import torch
-import torch.nn.functional as F
 
+from tests.conftest import REPOSITORY
+from tests.copied import blocks_of
 from vild.teacher.prompt_learning import starting_prompts
 from vild.teacher.teacher import Teacher, build_teacher
 from vild.utils.errors import UserError
 from vild.utils.fingerprint import check_fingerprint, same_regions, same_teacher
 from vild.vocabulary.vocabulary import Vocabulary
 
-
-class HueTeacher(Teacher, kind="hue"):
-    """The mean colour of a region, as one of so many hues."""
-
-    def __init__(self, name, pretrained, device, crop, *_):
-        hues = int(name.partition(":")[2])
-        torch.manual_seed(0)
-        self.colours = torch.rand(3, hues, device=device)
-        super().__init__(name, pretrained, device, crop, weights=hashlib.sha256(name.encode()).hexdigest(), width=hues,
-                         size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
-
-    def encode_image(self, images):
-        return F.normalize(images.mean((2, 3)) @ self.colours, dim=1)
-
-    def encode_text(self, texts, *, prompts=None):
-        return torch.eye(self.width)[[len(text) % self.width for text in texts]]
+exec(blocks_of(REPOSITORY / "CONTRIBUTING.md", "python")[-1])  # the example: a kind of teacher, "hue:7"
 
 
 def test_a_kind_of_two_methods_serves_regions_and_vocabularies():
@@ -39,6 +23,8 @@ def test_a_kind_of_two_methods_serves_regions_and_vocabularies():
     check_fingerprint(hues.fingerprint, width=7)
     assert same_teacher(hues.fingerprint, padded.fingerprint) and not same_regions(hues.fingerprint, padded.fingerprint)
     assert not same_teacher(hues.fingerprint, build_teacher("hue:8").fingerprint)
+    with pytest.raises(UserError, match="teacher hue:x: 'hue:' is followed by the number of hues"):
+        build_teacher("hue:x")
     assert Vocabulary.from_names(hues, ["cat", "horse"]).embeddings.shape == (2, 7)
 
 

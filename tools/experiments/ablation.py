@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from vild.utils.files import written_whole
 from vild.vocabulary.vocabulary import Vocabulary
 
 METRICS = TABLES["ablation"]
-SECONDS, PARAMETERS, GFLOP = "seconds a step", "million parameters", "GFLOP"
+PARAMETERS, GFLOP = "million parameters", "GFLOP"
 
 
 def run_seed(run: GlyphsRun, rows: tuple[Row, ...]) -> None:
@@ -62,14 +61,10 @@ def rotate_novel(vocabulary: Vocabulary) -> Vocabulary:
 
 
 def read_row(run: GlyphsRun, row: Row) -> dict[str, float | None]:
-    """The metrics of a row; for a trained one also its median seconds per step."""
+    """The metrics of a row."""
     if row.clip_on_crops:
         return {f"bbox/{key}": value for key, value in run.read_diagnostics()[1].items()}
-    found, log = run.read_metrics(row.stage), run.folder / row.stage / "metrics.json"
-    if log.is_file():
-        times = [json.loads(line).get("time") for line in log.read_text().splitlines()]
-        found[SECONDS] = float(np.median([t for t in times if t is not None]))
-    return found
+    return run.read_metrics(row.stage)
 
 
 def read_cost(run: GlyphsRun, row: Row) -> dict[str, float]:
@@ -99,10 +94,9 @@ def table(results: Mapping[str, list[dict]], diagnostics: Mapping[str, list[dict
     for name, values in results.items():
         if values:
             cells = [mean_and_std([v.get(m) for v in values]) for m in METRICS]
-            cells.append(mean_and_std([v.get(SECONDS) for v in values], 2))
             cells += [mean_and_std([values[0].get(c)], 2) for c in (PARAMETERS, GFLOP)]
             body.append([name, str(len(values)), *cells])
-    tables = [markdown_table(["", "seeds", *map(title, METRICS), SECONDS, PARAMETERS, GFLOP], body)]
+    tables = [markdown_table(["", "seeds", *map(title, METRICS), PARAMETERS, GFLOP], body)]
     rows = [
         [name, *(mean_and_std([v[m] for v in values], DIAGNOSTICS.get(name, 1)) for m in ("base", "novel"))]
         for name, values in diagnostics.items()
@@ -115,7 +109,7 @@ def table(results: Mapping[str, list[dict]], diagnostics: Mapping[str, list[dict
 def plot(results: Mapping[str, list[dict]], path: Path) -> None:
     """Box AP50 of each row, the best on novel classes first."""
     rows = _measured(results)
-    _write(dots(dict(sorted(rows.items(), key=lambda row: -np.mean(row[1]["novel"])))), path)
+    write_figure(dots(dict(sorted(rows.items(), key=lambda row: -np.mean(row[1]["novel"])))), path)
 
 
 def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
@@ -124,7 +118,7 @@ def plot_cost(results: Mapping[str, list[dict]], path: Path) -> None:
     if len({round(gflop, 6) for gflop in costs.values()}) < 2:
         return
     rows = _measured({name: results[name] for name in sorted(costs, key=costs.get)})
-    _write(dots({f"{name}, {costs[name]:.3g} GFLOP": values for name, values in rows.items()}), path)
+    write_figure(dots({f"{name}, {costs[name]:.3g} GFLOP": values for name, values in rows.items()}), path)
 
 
 def _measured(results: Mapping[str, list[dict]]) -> dict[str, dict[str, list[float]]]:
@@ -156,7 +150,7 @@ def dots(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     return figure
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
     with written_whole(path) as aside:
         figure.savefig(aside, format=path.suffix[1:], dpi=110)
 

@@ -113,9 +113,10 @@ class GlyphsRun(Runner):
         overrides += ("MODEL.VILD.TEACHER.NAME", f"local-dir:{self.teacher().output}")
         return stage(name, output, "diagnostics.py", *options, "--opts", *overrides, needs=[student, proposals])
 
-    def trust(self, *students: Stage) -> None:
+    def trust(self, *students: Stage, by_example: str = "") -> None:
         """Calibrate trained detectors, named as their configs, on the base classes of "dev"; then evaluate them, as
-        NAME_calibrated, and ask them for absent words."""
+        NAME_calibrated, and ask them for absent words, and the one named ``by_example`` for examples in place of words.
+        """
         stages = []
         for each in students:
             output, config = each.output / "model_calibrated.pth", ("--config-file", self.config(each.name))
@@ -127,6 +128,11 @@ class GlyphsRun(Runner):
             answers = self._absent(each.name)
             options = ("--dataset", "glyphs_val", "--output", answers, "--weights", output)
             stages.append(stage(answers.stem, answers, "absent_words.py", *config, *options, needs=[fit]))
+            if each.name == by_example:
+                options = (*config, "--weights", output, "--dataset", "glyphs_val", "--examples-from", "glyphs_dev")
+                options += ("--seed", self.seed, "--output", self._by_example)
+                options += ("--opts", "MODEL.VILD.TEACHER.NAME", f"local-dir:{self.teacher().output}")
+                stages.append(stage(self._by_example.stem, self._by_example, "by_example.py", *options, needs=[fit]))
         self.run(*stages)
 
     def _absent(self, name: str) -> Path:
@@ -135,6 +141,14 @@ class GlyphsRun(Runner):
     def read_absent(self, name: str) -> dict[str, dict]:
         """What :meth:`trust` found of a detector and absent words, by their kind."""
         return json.loads(self._absent(name).read_text())
+
+    @property
+    def _by_example(self) -> Path:
+        return self.folder / "by_example.json"
+
+    def read_by_example(self) -> dict[str, dict]:
+        """What tools/by_example.py found, by what the novel names were made of."""
+        return json.loads(self._by_example.read_text())
 
     def config(self, name: str) -> Path:
         return CONFIGS / f"{name}.yaml"
@@ -148,6 +162,7 @@ class GlyphsRun(Runner):
         """The diagnostics as {name: {"base", "novel"}}, with the proposals' recall; the metrics of CLIP on crops."""
         found = json.loads((self.folder / "diagnostics.json").read_text())
         crops, recall = found.pop("clip_on_crops"), found.pop("proposals")
+        found.pop("verdict", None)  # in words
         found["proposal_recall50"] = {
             group: next(v for k, v in recall.items() if "recall50" in k and k.endswith(group))
             for group in ("base", "novel")

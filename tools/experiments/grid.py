@@ -51,7 +51,11 @@ class Row:
 
     @property
     def stage(self) -> str:
-        """The name of its stage and folder."""
+        """The name of its stage and folder: its config's if it changes nothing, which other grids and tools share."""
+        if self.clip_on_crops:
+            return "diagnostics"
+        if self.config.isidentifier() and self == Row(self.name, self.config):
+            return self.config
         return "row-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
@@ -81,6 +85,8 @@ def read_grid(path: Path) -> Grid:
     seeds = check_seeds(document.get("seeds", [0, 1, 2]), f"{where}: seeds")
     rows = tuple(_read_row(str(name), setting, f"{where}, row '{name}'") for name, setting in rows.items())
     trained, stages = {row.name: row for row in rows if row.config}, [row.stage for row in rows]
+    crops = [row.name for row in rows if row.clip_on_crops]
+    _check(len(crops) <= 1, where, f"rows {crops} have clip_on_crops, and would write the same file; keep one")
     for row in rows:
         _check(stages.count(row.stage) == 1, where, f"two rows would be written to {row.stage}; rename one")
         if row.config:
@@ -91,8 +97,6 @@ def read_grid(path: Path) -> Grid:
         other = trained[getattr(row, key)]
         _check(other.teachers == 1, source, "this row has more than one teacher")
         _check(row.evaluate or other.data == "train", source, "this row is not trained on data: train")
-    crops = [row.name for row in rows if row.clip_on_crops]
-    _check(len(crops) <= 1, where, f"rows {crops} have clip_on_crops, and would write the same file; keep one")
     return Grid(rows, seeds, iterations)
 
 

@@ -21,7 +21,7 @@ from pycocotools import mask as mask_api
 from vild.data.annotations import stays_below
 from vild.data.voc import write_voc
 from vild.data.yolo import write_yolo
-from vild.inference.detections import Detections
+from vild.inference.detections import Detections, warn_of
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.errors import UserError, printable
 from vild.utils.files import cannot_write, hash_file, written_whole, written_whole_folder
@@ -71,7 +71,8 @@ def check_stems(file_names: Iterable[str]) -> None:
 class PartialLabels:
     """The labels of a run in progress: a file to which a plan and a record per image are appended. A context manager.
 
-    A record is {"file_name", "height", "width", "annotations"} or {"file_name", "broken": reason}.
+    A record is {"file_name", "height", "width", "annotations"}, with "unlike": true for an image unlike those the
+    detector knows (``warn_of``), or {"file_name", "broken": reason}.
 
     Args:
         path: of the finished labels, a file or folder; the partial file is next to it.
@@ -140,7 +141,7 @@ class PartialLabels:
         """Add the detections of an image."""
         height, width = found.image_size
         record = {"file_name": file_name, "height": height, "width": width, "annotations": to_annotations(found)}
-        self._offsets[file_name] = self._append(record)
+        self._offsets[file_name] = self._append(record | ({"unlike": True} if warn_of(found) else {}))
 
     def add_broken(self, file_name: str, reason: str) -> None:
         """Add an unreadable image."""
@@ -157,37 +158,40 @@ class PartialLabels:
         info: dict,
         form: str = "coco",
         source: Path | None = None,
-    ) -> list[str]:
+    ) -> tuple[list[str], list[str]]:
         """Write the labels of these images, in this order, and remove the partial file. Holds the annotations of one
         image in memory.
 
         Args:
             names: of the categories.
-            info: the COCO file's "info", to which the unreadable images are added.
+            info: the COCO file's "info", to which the unreadable images are added, and unlike ones if there are any.
             form: "coco", or one of FORMATS, which copy the images from the folder ``source``.
 
         Returns:
-            an error message for each unreadable image.
+            an error message for each unreadable image, and the file names of the unlike ones.
         """
         if not self.partial.exists():
             raise UserError(f"{self.partial} disappeared while it was being written")
-        broken, images = [], []
+        broken, unlike, images = [], [], []
         for file_name in file_names:
             record = self._read(file_name)
             if "broken" in record:
                 broken.append({"file_name": printable(file_name), "why": record["broken"]})
             else:
                 del record["annotations"]
+                if record.pop("unlike", False):
+                    unlike.append(file_name)
                 images.append({"id": len(images) + 1, **record})
         labelled = ((image, self._read(image["file_name"])["annotations"]) for image in images)
         if form in FORMATS:
             with written_whole_folder(self.path) as folder:
                 FORMATS[form](folder, source, names, labelled)
         else:
-            _write_coco(self.path, images, labelled, names, {**info, "broken": broken})
+            info = {**info, "broken": broken, **({"unlike": unlike} if unlike else {})}
+            _write_coco(self.path, images, labelled, names, info)
         self._file.close()
         self.partial.unlink()
-        return [record["why"] for record in broken]
+        return [record["why"] for record in broken], unlike
 
 
 def _write_coco(

@@ -16,10 +16,13 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 from pycocotools import mask as mask_api
+from torch import Tensor
 
 from vild.inference.detections import UNMARKED, Detections, describe_alternatives, warn_of
 from vild.inference.drawing import COLOURS, draw
+from vild.inference.examples import Examples, read_examples
 from vild.inference.predictor import OpenVocabularyDetector
+from vild.teacher.crops import SCALES, enlarge, to_pixels
 from vild.utils.errors import UserError
 from vild.utils.images import TooManyPixels, open_image, to_array
 from vild.vocabulary.words import Words, parse_negatives, parse_words
@@ -30,6 +33,7 @@ MOST_PIXELS = 50_000_000
 LONGEST_SIDE = 1600  # pixels; a hundred masks of a larger image would fill the memory
 SHORTEST_SIDE = 8
 MOST_WORDS = 2_000  # spellings, including those under "Not these"
+MOST_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -92,30 +96,64 @@ def read_photo(path: str | Path) -> Photo:
     return Photo(np.asarray(image), 1 / shrink)
 
 
-def read_texts(words: str, negatives: str = "") -> tuple[Words, tuple[str, ...]]:
+def read_texts(words: str, negatives: str = "", alone: bool = True) -> tuple[Words | None, tuple[str, ...]]:
     """Parse the two text boxes of the page (``vild/vocabulary/words.py``; no file is read).
 
     Raises:
-        UserError: no words, a duplicate, or more than MOST_WORDS.
+        UserError: no words though they are ``alone`` (without examples), a duplicate, or more than MOST_WORDS.
     """
-    if not parse_negatives(words):
+    asked, unwanted = None, parse_negatives(negatives)
+    spellings = len(unwanted)
+    if parse_negatives(words):
+        asked = parse_words(words)
+        spellings += len(asked.names) + sum(map(len, asked.synonyms))
+    elif alone:
         raise UserError("Type what to look for: at least one word.")
-    asked, unwanted = parse_words(words), parse_negatives(negatives)
-    spellings = len(asked.names) + sum(map(len, asked.synonyms)) + len(unwanted)
     if spellings > MOST_WORDS:
         raise UserError(f"These are {spellings:,} words; at most {MOST_WORDS:,} can be looked for at once.")
     return asked, unwanted
 
 
-def search(detector: OpenVocabularyDetector, photo: Photo, words: str, negatives: str = "") -> Findings:
-    """Detect these words.
+def add_example(photo: Photo | None, box: str, name: str, examples: Examples) -> Examples:
+    """The examples and a region of the photo. Of the photo only what the teacher sees is kept.
+
+    Args:
+        box: "x0,y0,x1,y1", two opposite corners as fractions of the photo's width and height; "" if none is drawn.
+
+    Raises:
+        UserError: no box, no area, no name or not one, or more than MOST_EXAMPLES.
+    """
+    try:
+        x0, y0, x1, y1 = (float(corner) for corner in box.split(","))
+    except ValueError:
+        photo = None
+    if photo is None or not all(0 <= corner <= 1 for corner in (x0, y0, x1, y1)):
+        raise UserError("Draw a box on the image first: drag, or click two corners.")
+    if not (name := name.strip()):
+        raise UserError("Name what is in the box.")
+    if sum(map(len, examples.values())) >= MOST_EXAMPLES:
+        raise UserError(f"At most {MOST_EXAMPLES} examples can be given.")
+    height, width = photo.array.shape[:2]
+    xs, ys = sorted((round(x0 * width), round(x1 * width))), sorted((round(y0 * height), round(y1 * height)))
+    corners = [xs[0], ys[0], xs[1], ys[1]]
+    read_examples({name: [(Image.fromarray(photo.array), corners)]})
+    left, top, right, bottom = to_pixels(enlarge(Tensor([corners]), max(SCALES)), height, width)[0].tolist()
+    cut = Image.fromarray(photo.array[top:bottom, left:right])
+    region = cut, [x - low for x, low in zip(corners, (left, top) * 2, strict=True)]
+    return {**examples, name: [*examples.get(name, ()), region]}
+
+
+def search(
+    detector: OpenVocabularyDetector, photo: Photo, words: str, negatives: str = "", examples: Examples | None = None
+) -> Findings:
+    """Detect these words and what the examples show.
 
     Raises:
         UserError: invalid words.
     """
-    asked, unwanted = read_texts(words, negatives)
+    asked, unwanted = read_texts(words, negatives, alone=not examples)
     start = time.perf_counter()
-    chosen = detector.with_vocabulary(asked, negatives=unwanted)
+    chosen = detector.with_vocabulary(asked, examples=examples, negatives=unwanted)
     encoded = time.perf_counter()
     found = chosen(photo.array, threshold=0, channels="RGB")
     detected = time.perf_counter()
@@ -128,7 +166,7 @@ def search(detector: OpenVocabularyDetector, photo: Photo, words: str, negatives
 
 def sentence(error: UserError) -> str:
     """The message of a UserError as a sentence."""
-    text = str(error).removeprefix("vocabulary: ").removeprefix("negatives: ")
+    text = str(error).removeprefix("vocabulary: ").removeprefix("negatives: ").removeprefix("examples: ")
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 

@@ -12,6 +12,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from vild.apps import web
+from vild.apps.web_box import DRAW
 from vild.apps.web_guard import RequestFilter, is_upload
 from vild.glyphs import drawing
 from vild.inference.predictor import OpenVocabularyDetector
@@ -19,7 +20,7 @@ from vild.utils.command_line import THRESHOLD
 from vild.utils.errors import UserError
 
 WAITING = 16  # queued calls; more are rejected
-SESSIONS = 64  # with their images, up to 8 MB each
+SESSIONS = 64  # with their images and examples, up to 8 MB each
 STORED_SECONDS = 600
 
 INTRO = """<h1>Find anything</h1>
@@ -38,6 +39,8 @@ footer { display: none !important; }
   border: 1px solid var(--mark); background: color-mix(in srgb, var(--mark) 18%, transparent); }
 #image img, #result img { width: 100%; height: 100%; object-fit: contain; }
 @media (max-width: 640px) { #result { height: 92vw !important; } }
+#image img { cursor: crosshair; }
+#drawn { position: absolute; border: 2px solid #dc2626; box-shadow: 0 0 0 1px white; pointer-events: none; }
 #examples .gallery { gap: .4rem; }
 #examples .gallery-item, #examples .gallery-item .container { width: 3.6rem; height: 3.6rem; }
 #examples .gallery-item img { width: 100%; height: 100%; object-fit: cover; }
@@ -51,6 +54,9 @@ SHOW = """() => {{ setTimeout(() => {{
   if (box.top < 0 || box.top + Math.min(box.height, 0.7 * window.innerHeight) > window.innerHeight)
     shown.scrollIntoView({{block: wrong ? "center" : "start"}});
 }}, 150); return []; }}"""
+
+HOW = """Draw a box on the image around one thing: drag, or click two opposite corners. Name it and add it.
+<b>Find</b> then looks for its like, also in your next images: beside the words, or alone if there are none."""
 
 
 def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] | None = None) -> gr.Blocks:
@@ -68,16 +74,24 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] | None
             photo = web.read_photo(uploaded(payload))
         except UserError as error:
             return None, None, None, None, [], wrong(error)
-        return gr.skip(), photo, None, None, [], ""
+        return photo.array, photo, None, None, [], ""
 
     def pick(index):
         return photos[index].array, photos[index], None, None, [], ""
 
-    def find(photo, words, negatives, threshold):
+    def add(photo, name, given, box):
+        try:
+            given = web.add_example(photo, box or "", name or "", given)
+        except UserError as error:
+            return given, gr.skip(), wrong(error)
+        listed = ", ".join(f"{name} ({len(regions)})" for name, regions in given.items())
+        return given, f"Added: {html.escape(listed)}", ""
+
+    def find(photo, words, negatives, threshold, given):
         try:
             if photo is None:
-                raise UserError("Upload an image, or pick an example.")
-            findings = web.search(detector, photo, words, negatives)
+                raise UserError("Upload an image, or pick a sample.")
+            findings = web.search(detector, photo, words, negatives, given)
         except UserError as error:
             return None, None, [], wrong(error)
         return findings, *show(findings, threshold)
@@ -89,7 +103,7 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] | None
         return web.drawing(findings, threshold), web.table(findings, threshold), summary
 
     with gr.Blocks(title="vild", analytics_enabled=False, delete_cache=(60, STORED_SECONDS)) as page:
-        photo, findings = gr.State(None), gr.State(None)
+        photo, findings, given = gr.State(None), gr.State(None), gr.State({})
         gr.HTML(intro, elem_id="intro")
         with gr.Row():
             with gr.Column(scale=5):
@@ -98,13 +112,20 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] | None
                 samples = None
                 if photos:
                     samples = gr.Dataset(components=[gr.Image(visible=False, format="jpeg")], type="index",
-                                         samples=[[p.array] for p in photos], label="Examples",
+                                         samples=[[p.array] for p in photos], label="Samples",
                                          samples_per_page=24, elem_id="examples")  # fmt: skip
                 words = gr.Textbox(web.first_words(detector), label="Words", lines=1, max_lines=6, elem_id="words",
                                    info="Separated by commas, or a line each; synonyms with a bar: sofa | couch",
                                    placeholder="umbrella, chess knight")  # fmt: skip
                 negatives = gr.Textbox(label="Not these", lines=1, max_lines=4, elem_id="negatives",
                                        info="What could be taken for one of them, and is not to be shown")  # fmt: skip
+                with gr.Accordion("Search by example", open=False, elem_id="by-example"):
+                    gr.HTML(HOW, elem_id="how")
+                    name, box = gr.Textbox(label="Name", max_lines=1, elem_id="name"), gr.Textbox(visible=False)
+                    with gr.Row():
+                        more = gr.Button("Add example", elem_id="add", min_width=120)
+                        fewer = gr.Button("Remove all", elem_id="remove", min_width=120)
+                    listed = gr.HTML(elem_id="listed")
                 button = gr.Button("Find", variant="primary", elem_id="find")
             with gr.Column(scale=6):
                 result = gr.Image(label="Found", interactive=False, height=500, buttons=["download", "fullscreen"],
@@ -119,7 +140,7 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] | None
         private = {"api_visibility": "private"}
         light = {"concurrency_id": "light", "concurrency_limit": 2, "show_progress": "hidden", **private}
         search = {
-            "fn": find, "inputs": [photo, words, negatives, threshold], "outputs": [findings, *shown],
+            "fn": find, "inputs": [photo, words, negatives, threshold, given], "outputs": [findings, *shown],
             "concurrency_id": "search", "concurrency_limit": 1, "show_progress_on": [result], **private,
         }  # fmt: skip
         emptied = [image, photo, findings, *shown]
@@ -127,6 +148,11 @@ def build_page(detector: OpenVocabularyDetector, examples: Sequence[Path] | None
         error, result_or_error = SHOW.format(found="null"), SHOW.format(found='document.querySelector("#result")')
         image.upload(upload, image, emptied, preprocess=False, **light).then(js=error)
         image.clear(lambda: (None, None, None, [], ""), None, emptied[1:], **light)
+        boxed = "(photo, name, given) => [photo, name, given, (window.drawnBox || []).join()]"
+        added = {"fn": add, "inputs": [photo, name, given, box], "outputs": [given, listed, note], "js": boxed, **light}
+        gr.on([more.click, name.submit], **added).then(js=error)
+        fewer.click(lambda: ({}, ""), None, [given, listed], **light)
+        page.load(js=DRAW)
         gr.on([button.click, words.submit, negatives.submit], **search).then(js=result_or_error)
         threshold.change(show, [findings, threshold], shown, trigger_mode="always_last", **light)
         if samples is not None:

@@ -191,7 +191,7 @@ class VildCheckpointer(DetectionCheckpointer):
         with refused_as(f"{where}: its calibration"):
             levels = self.model.backbone.output_shape()
             count = 2 * sum(levels[name].channels for name in heads.box_in_features)
-            heads.calibration = Calibration.from_state(state, count)
+            heads.calibration = Calibration.from_state(state, count, heads.classifier.vocabulary.width)
         fitted, now = heads.calibration.temperature, heads.classifier.test_temperature
         if abs(fitted - now) > 1e-9:
             self.logger.warning("%s was calibrated at temperature %s, not %s: its scores are no probabilities; "

@@ -56,6 +56,7 @@ BUILTIN = {
     "glyphs_train": _glyphs("coco_train", "train", keep="base"),
     "glyphs_train_all": _everything("glyphs/annotations/coco_train_all.json", "glyphs/train"),
     "glyphs_nonovel_train": _glyphs("coco_nonovel_train", "nonovel_train", keep="base"),
+    "glyphs_new_train": Entry("glyphs/annotations/coco_new_train_all.json", "glyphs/new_train", "glyphs_new", "base"),
     "glyphs_dev": _glyphs("coco_dev", "dev"),
     "glyphs_val": _glyphs("coco_val", "val"),
     "glyphs_lvis_train": _glyphs("lvis_train", "train", keep="base", protocol="lvis"),
@@ -92,7 +93,7 @@ PARTIAL = {
 def origin(entry: Entry) -> str:
     """How to get a built-in data set's annotation file, for the error message when it is missing."""
     if entry.json.startswith("glyphs/"):
-        return "tools/make_glyphs.py makes the built-in world"
+        return "make quickstart leaves it in output/quickstart/datasets; tools/make_glyphs.py makes it"
     for part, tool in (("zero-shot/", "coco"), ("_norare", "lvis"), ("_minival", "lvis"), ("VOC2007/", "voc")):
         if part in entry.json:
             return f"datasets/prepare_{tool}.py makes it"

@@ -19,10 +19,12 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from vild.data import datasets
 from vild.data.mapper import InferenceMapper, ViLDMapper
 from vild.data.masks import has_mask
+from vild.data.new_names import load_dicts
 from vild.data.unreadable import REASON, UnreadableCounter, skips
 from vild.store.store import EmbeddingStore
 from vild.utils import signals
 from vild.utils.errors import KILLED, WORKER, BadImage, Failure, UserError
+from vild.vocabulary.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ class Watched:
                 died = str(error).strip().rstrip(".")
                 if not isinstance(error, RuntimeError) and not died.startswith("Caught"):  # not raised by a worker
                     died = f"{WORKER}: {died}"  # it died while sending a batch
+                if died.startswith("Pin memory thread"):  # for a GPU this thread receives; it ends with such a worker
+                    died = f"{WORKER}: {died}"
                 if not died.startswith(WORKER):
                     raise
                 break
@@ -87,13 +91,22 @@ class SeededStream(torch.utils.data.Dataset):
     Args:
         skip: replace an unreadable image by another record, drawn uniformly with a generator seeded by seed and
             position; the mapped record names the replaced images (``unreadable.REASON``).
+        batch: (images of a step, those that have labels); the mapped records of the others have ``distill_only``.
     """
 
-    def __init__(self, records: list[dict], mapper: Callable[[dict], dict], seed: int, skip: bool = False):
+    def __init__(
+        self,
+        records: list[dict],
+        mapper: Callable[[dict], dict],
+        seed: int,
+        skip: bool = False,
+        batch: tuple[int, int] = (1, 1),
+    ):
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.seed = seed
         self.skip = skip
+        self.batch = batch
 
     def __len__(self) -> int:
         return len(self.records)
@@ -114,7 +127,9 @@ class SeededStream(torch.utils.data.Dataset):
                 unreadable[record["file_name"]] = str(error)
                 index = int(np.random.default_rng([self.seed, position, others]).integers(len(self.records)))
             else:
-                return {**mapped, REASON: unreadable} if unreadable else mapped
+                mapped |= {REASON: unreadable} if unreadable else {}
+                size, labelled = self.batch
+                return mapped if position % size < labelled else mapped | {"distill_only": True}
         raise UserError(f"{MOST_SKIPPED} unusable images in a row; the last: {[*unreadable.values()][-1]}")
 
 
@@ -146,8 +161,8 @@ class ResumableSampler(RepeatFactorTrainingSampler):
             position, epoch = position + len(indices), epoch + 1
 
 
-def training_records(names: tuple[str, ...], filter_empty: bool) -> list[dict]:
-    """The records of the training sets.
+def training_records(names: tuple[str, ...], filter_empty: bool, vocabulary: Vocabulary | None = None) -> list[dict]:
+    """The records of the training sets. With a ``vocabulary`` their classes are those of it.
 
     Raises:
         UserError: an unknown or missing data set, or one that would leak novel annotations into training.
@@ -155,7 +170,7 @@ def training_records(names: tuple[str, ...], filter_empty: bool) -> list[dict]:
     for name in names:
         if datasets.get_entry(name).keep == "all" and "novel" in datasets.get_classes(name).splits:
             raise UserError(f"DATASETS.TRAIN: '{name}' keeps novel annotations; training needs keep = base")
-    records = [r for name in names for r in datasets.load_dicts(name)]
+    records = [r for name in names for r in load_dicts(name, vocabulary)]
     if filter_empty:
         records = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
     if not records:
@@ -205,8 +220,9 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
     """Build the training loader, starting with the batch of ``start_iteration``."""
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name a data set")
-    records = training_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    if cfg.MODEL.MASK_ON:
+    vocabulary = Vocabulary.load(cfg.MODEL.VILD.VOCABULARY) if cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS else None
+    records = training_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, vocabulary)
+    if cfg.MODEL.MASK_ON and not cfg.MODEL.VILD.OLD_STUDENT.EMBEDDING_ONLY:
         check_masks(records, cfg.INPUT.MASK_FORMAT)
     if store is not None:
         check_store(store, cfg.DATASETS.TRAIN, records, cfg.MODEL.VILD.DISTILL_FROM == "mixed")
@@ -216,12 +232,13 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         threshold = cfg.DATALOADER.REPEAT_THRESHOLD
         repeats = ResumableSampler.repeat_factors_from_category_frequency(records, threshold)
-    skip = skips(cfg)
+    skip, labelled = skips(cfg), cfg.SOLVER.IMS_PER_BATCH
+    size = labelled if store is None else labelled + cfg.MODEL.VILD.DISTILL_IMAGES
     loader = build_detection_train_loader(
-        dataset=SeededStream(records, ViLDMapper.from_config(cfg, store), seed, skip),
+        dataset=SeededStream(records, ViLDMapper.from_config(cfg, store), seed, skip, (size, labelled)),
         mapper=None,
-        sampler=ResumableSampler(repeats, seed, start_iteration * cfg.SOLVER.IMS_PER_BATCH),
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        sampler=ResumableSampler(repeats, seed, start_iteration * size),
+        total_batch_size=size,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),

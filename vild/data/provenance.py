@@ -63,6 +63,13 @@ def network_record(path: str, local_path: str, trained_on: dict | None) -> dict:
     return {"file": path if "://" in path else Path(path).name, "sha": hash_file(local_path), "trained_on": trained_on}
 
 
+def was_trained_on(record: dict, name: str) -> bool:
+    """Whether a training record, or that of the weights it started from, has a data set's annotation file."""
+    sha = hash_file(datasets.root() / datasets.get_entry(name).json)
+    earlier = (start["trained_on"] for start in record["starts"])
+    return any(d["sha"] == sha for d in record["data_sets"]) or any(was_trained_on(r, name) for r in earlier if r)
+
+
 def merge(earlier: dict, later: dict) -> dict:
     """The record of a resumed training: the union of both parts."""
     return {key: earlier[key] + [r for r in later[key] if r not in earlier[key]] for key in earlier}

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vild.data import datasets
 from vild.data.proposals import load_proposals, read_provenance, select_proposals
+from vild.engine.together import share_annotations
 from vild.store.estimate import describe_work
 from vild.store.manifest import MANIFEST, read_manifest
 from vild.store.store import StoreWriter
@@ -35,6 +36,7 @@ def build_store(args: argparse.Namespace) -> None:
     Raises:
         UserError: proposals of another data set, or a store of another plan at ``args.output_dir``.
     """
+    share_annotations([args.dataset])
     files = {r["image_id"]: r["file_name"] for r in datasets.load_dicts(args.dataset)}
     proposals = load_proposals(args.proposals)
     if unknown := sorted(set(proposals) - set(files)):

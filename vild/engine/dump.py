@@ -3,8 +3,8 @@
 ``weights.pth`` is a checkpoint with the weights before the step (the running statistics of BatchNorms in training
 already include it) and the vocabulary; ``config.yaml`` the config; ``step.pth`` one rank's inputs (of one part of the
 step, with ``SOLVER.ACCUMULATE``), iteration, rank and part; ``step.json`` a summary for people. Replaying needs no
-store, but a live teacher. With SyncBN, whose statistics are over all ranks, the losses are those of this rank's images
-alone.
+store (with DISTILL_FROM "mixed" its crop mode), but a live teacher. With SyncBN, whose statistics are over all ranks,
+the losses are those of this rank's images alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vild.checkpoint.checkpointer import VildCheckpointer, write_checkpoint
 from vild.utils.files import write_json, write_text
 
-FIELDS = ("file_name", "image_id", "height", "width", "image", "window", "instances", "distill")
+FIELDS = ("file_name", "image_id", "height", "width", "image", "window", "instances", "distill", "distill_only")
 
 
 def pack(value):

@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from vild.utils import signals
-from vild.utils.errors import UserError, first_to_report, report_once
+from vild.utils.errors import UserError, first_to_report, report_once, silence_known_warnings
 from vild.utils.untrusted import refused_as
 
 
@@ -79,18 +79,26 @@ def launch(main: Callable, args, device: str | None = None) -> None:
     if gpus:
         torch.cuda.set_device(0 if gpus == 1 else here.local_rank)  # srun --gpus-per-task=1 shows each its own alone
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("MASTER_PORT", str(_port(os.environ)))
     backend = "nccl" if gpus else "gloo"
     dist.init_process_group(backend, rank=here.rank, world_size=here.world, timeout=DEFAULT_TIMEOUT)
-    try:
-        comm.create_local_process_group(here.local_world)
-        if gpus == 1 and here.local_world > 1:
-            uuid = str(torch.cuda.get_device_properties(0).uuid)
-            check_different_gpus(comm.all_gather((socket.gethostname(), uuid)))
-        comm.synchronize()
-        main(args)
-    finally:
-        dist.destroy_process_group()
+    comm.create_local_process_group(here.local_world)
+    if gpus == 1 and here.local_world > 1:
+        uuid = str(torch.cuda.get_device_properties(0).uuid)
+        check_different_gpus(comm.all_gather((socket.gethostname(), uuid)))
+    comm.synchronize()
+    main(args)
+    # Not after an error: NCCL would wait here for the other processes, and whoever started them would not see this one
+    # end (pytorch/torchtitan#1342)
+    dist.destroy_process_group()
+
+
+def _port(environment: Mapping[str, str]) -> int:
+    """MASTER_PORT where none is given: of its own for each step of a SLURM job, as two may share a machine."""
+    job, step = environment.get("SLURM_JOB_ID", ""), environment.get("SLURM_STEP_ID", "")
+    if not (job.isdecimal() and step.isdecimal()):
+        return 29500
+    return 20000 + (31 * int(job) + int(step)) % 10000
 
 
 def check_different_gpus(gpus: Sequence[tuple[str, str]]) -> None:
@@ -111,6 +119,11 @@ def _checked_place(args, gpus: int, asks_for_cpu: bool) -> ProcessPlace | None:
     """This process's place; UserError if its GPU does not exist or the launch flags contradict each other."""
     with refused_as("torchrun or srun: the environment does not say which process this is"):
         here = find_process(os.environ)
+    if here and not (0 <= here.rank < here.world and here.rank % here.local_world == here.local_rank):
+        raise UserError(
+            f"torchrun or srun: process {here.rank} of {here.world} is number {here.local_rank} of {here.local_world} "
+            "on its machine; each needs as many, numbered in turn (srun --ntasks-per-node, --distribution=block)"
+        )
     if args.num_gpus < 0 or args.num_machines < 1:
         raise UserError(f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}: at least 0 and 1")
     if here is None and args.num_gpus * args.num_machines > 1:
@@ -143,6 +156,7 @@ def ddp_on(device: str) -> Iterator[None]:
 def _on_rank(main: Callable, args, marker: Path) -> None:
     """Run ``main`` as one process of several; only the first that fails reports its error."""
     report_once(marker)
+    silence_known_warnings()
     try:
         main(args)
     except Exception:

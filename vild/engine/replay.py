@@ -43,7 +43,8 @@ def replay(folder: str | Path, *overrides: object) -> dict[str, Tensor]:
         step = torch.load(folder / "step.pth", weights_only=True)
         inputs = [{key: unpack(value) for key, value in x.items()} for x in step["inputs"]]
         seed_step(cfg.SEED, step["iteration"] * cfg.SOLVER.ACCUMULATE + step.get("part", 0), step["rank"])
-    with EventStorage(step["iteration"]), torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
+    autocast = torch.autocast(model.device.type, enabled=cfg.SOLVER.AMP.ENABLED)
+    with EventStorage(step["iteration"]), autocast:
         return model.train()(inputs)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 
+from vild.config import find_config
 from vild.data import datasets
 from vild.engine.logs import quiet_console, set_up_logs
 from vild.engine.run_record import check_resumable
@@ -31,6 +33,8 @@ def setup(cfg, args) -> None:
             )
         comm.synchronize()  # every process checks before one writes
     set_up_logs(cfg.OUTPUT_DIR)
+    if name := getattr(args, "config_file", ""):
+        args = Namespace(**{**vars(args), "config_file": find_config(name)})  # Detectron2 copies the file to log.txt
     with quiet_console():
         default_setup(cfg, args)
     datasets.register_all()

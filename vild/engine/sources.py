@@ -12,14 +12,16 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import torch
+from detectron2.utils import comm
 
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data import datasets
+from vild.data.new_names import unlabelled_classes
 from vild.modeling import build_model
 from vild.modeling.extra_teachers import check_several, check_teachers
 from vild.modeling.objectives import Objective, names_with, parse_objectives
-from vild.modeling.region_heads import VARIANTS
-from vild.modeling.schedule import NOT_NEGATIVE, PROBABILITY, parse_loss_weights
+from vild.modeling.region_heads import RANGES_AT_TEST, VARIANTS
+from vild.modeling.schedule import NOT_NEGATIVE, check_ranges, parse_loss_weights
 from vild.store.multi import SeveralStores
 from vild.store.store import EmbeddingStore
 from vild.utils.errors import UserError
@@ -31,10 +33,7 @@ if TYPE_CHECKING:
     from vild.engine.live_targets import LiveTargets
 
 SOURCES = ("store", "teacher", "mixed")
-RANGES = {
-    **dict.fromkeys(("TEMPERATURE", "TEST_TEMPERATURE", "DISTILL_WEIGHT", "OLD_STUDENT.WEIGHT"), NOT_NEGATIVE),
-    "ENSEMBLE_WEIGHT": PROBABILITY,
-}
+RANGES = RANGES_AT_TEST | dict.fromkeys(("DISTILL_WEIGHT", "DISTILL_IMAGES", "OLD_STUDENT.WEIGHT"), NOT_NEGATIVE)
 
 
 def is_proposal_network(cfg) -> bool:
@@ -62,7 +61,7 @@ class DistillationConfig:
 
     Attributes:
         variant: VARIANT; "" for a proposal network.
-        source: DISTILL_FROM, one of SOURCES; "nothing" for a proposal network and the variant "text".
+        source: DISTILL_FROM, one of SOURCES; "nothing" for a proposal network, the variant "text" and EMBEDDING_ONLY.
         objectives: OBJECTIVES, parsed.
         extra_teachers: TEACHERS, each {STORE, VOCABULARY, WEIGHT}.
     """
@@ -97,18 +96,28 @@ def parse_distillation(cfg) -> DistillationConfig:
         raise UserError(f"MODEL.VILD.VARIANT: '{keys.VARIANT}' is not one of {', '.join(VARIANTS)}")
     found = DistillationConfig(
         variant=keys.VARIANT,
-        source="nothing" if keys.VARIANT == "text" else keys.DISTILL_FROM,
+        source="nothing" if keys.VARIANT == "text" or keys.OLD_STUDENT.EMBEDDING_ONLY else keys.DISTILL_FROM,
         objectives=parse_objectives(keys.OBJECTIVES),
         extra_teachers=check_teachers(keys.TEACHERS),
     )
     parse_loss_weights(keys.LOSS_WEIGHTS)
-    values = {**keys, "OLD_STUDENT.WEIGHT": keys.OLD_STUDENT.WEIGHT}
-    for name, (fits, wrong) in RANGES.items():
-        if not fits(values[name]):
-            raise UserError(f"MODEL.VILD.{name}: {values[name]} is {wrong}")
+    check_ranges({**keys, "OLD_STUDENT.WEIGHT": keys.OLD_STUDENT.WEIGHT}, RANGES)
+    if keys.DISTILL_IMAGES and found.source != "nothing":
+        _check_distilled_images(cfg, found.source)
     _check_extra_teachers(found, keys.SEVERAL_TEACHERS)
     _check_objectives(found, keys.OLD_STUDENT.WEIGHTS)
     return found
+
+
+def _check_distilled_images(cfg, source: str) -> None:
+    """UserError unless every part of a step has images with labels beside those of ``DISTILL_IMAGES``."""
+    images = f"MODEL.VILD.DISTILL_IMAGES: {cfg.MODEL.VILD.DISTILL_IMAGES} images that are only distilled from"
+    if source != "store":
+        raise UserError(f"{images} need a store, but DISTILL_FROM is '{source}'")
+    if cfg.SOLVER.ACCUMULATE != 1 or cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        raise UserError(f"{images} need SOLVER.ACCUMULATE 1 and DATALOADER.ASPECT_RATIO_GROUPING False")
+    if cfg.MODEL.VILD.DISTILL_IMAGES % (world := comm.get_world_size()) or cfg.SOLVER.IMS_PER_BATCH % world:
+        raise UserError(f"{images}, and SOLVER.IMS_PER_BATCH, are not whole numbers of images on {world} processes")
 
 
 def _check_extra_teachers(found: DistillationConfig, rules) -> None:
@@ -239,4 +248,7 @@ def attach_sources(model: torch.nn.Module, cfg, live_teacher: LiveTargets | None
         return []
     old, record = load_old_student(cfg)
     bare.set_old_student(old)
+    unlabelled = unlabelled_classes(bare.vocabulary, cfg.DATASETS.TRAIN)
+    if unlabelled.any():
+        bare.roi_heads.unlabelled = unlabelled.to(bare.device)
     return [record]

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
+from vild.data.new_names import unlabelled_classes
 from vild.data.provenance import training_record
 from vild.engine import accumulate
 from vild.engine.best import BEST, KeepBest, StopEarly, check_patience
@@ -50,8 +51,12 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg):
         share_annotations(cfg.DATASETS.TRAIN)
         if not is_proposal_network(cfg):
-            for name in cfg.DATASETS.TRAIN:
-                check_classes(Vocabulary.load(cfg.MODEL.VILD.VOCABULARY), name, marks=True)
+            vocabulary = Vocabulary.load(cfg.MODEL.VILD.VOCABULARY)
+            if cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS:  # then they may have some of the classes only
+                unlabelled_classes(vocabulary, cfg.DATASETS.TRAIN)
+            else:
+                for name in cfg.DATASETS.TRAIN:
+                    check_classes(vocabulary, name, marks=True)
             if cfg.MODEL.MASK_ON:
                 once_a_machine(lambda: check_test_masks(cfg.DATASETS.TEST))
         accumulate.check_parts(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
@@ -167,6 +172,8 @@ class Trainer(DefaultTrainer):
         register_parts(cfg)
         with quiet_console():  # a line for every layer
             model = super().build_model(cfg)
+        if cfg.MODEL.VILD.OLD_STUDENT.EMBEDDING_ONLY:
+            model.train_embedding_only()
         # convolutions on a CPU are faster with channels last
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
 

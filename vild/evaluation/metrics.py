@@ -71,6 +71,7 @@ TABLES = {
 # What tools/diagnostics.py writes by base and novel, to its decimals; all but cosines and progress in percent
 DIAGNOSTICS = {
     "teacher_top1": 1,
+    "student_top1": 1,
     "student_teacher_cosine": 3,
     "teacher_cosine_jittered": 3,
     "teacher_cosine_unrelated": 3,

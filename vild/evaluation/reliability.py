@@ -55,18 +55,21 @@ class Objects:
         classes: int64 [G], contiguous.
         crowd: bool [G].
         known: the classes of which the image says whether they are there; None: all.
+        partly: classes of which it may have more objects (LVIS's ``not_exhaustive_category_ids``).
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     crowd: np.ndarray
     known: frozenset[int] | None = None
+    partly: frozenset[int] = frozenset()
 
     def match(self, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Match the image's detections, boxes [N, 4] as xywh.
 
         Returns:
-            bool [N], right; bool [N], can be judged: not those within a crowd, nor of a class that is not known.
+            bool [N], right; bool [N], can be judged: not those within a crowd, nor of a class that is not known, nor
+            those without an object of a class that is partly annotated.
         """
         right, judged = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)
         if self.known is not None:
@@ -82,7 +85,7 @@ class Objects:
                     right[row], free[best] = True, False
                 elif (overlap[crowd] >= IOU).any():
                     judged[row] = False
-        return right, judged
+        return right, judged & (right | ~np.isin(classes, list(self.partly)))
 
 
 def objects_by_image(truth: GroundTruth) -> dict[int, Objects]:
@@ -94,13 +97,14 @@ def objects_by_image(truth: GroundTruth) -> dict[int, Objects]:
             annotations[a["image_id"]].append(a)
     result = {}
     for image in truth.document["images"]:
-        some, known = annotations[image["id"]], None
+        some, known, partly = annotations[image["id"]], None, frozenset()
         classes = np.array([index[a["category_id"]] for a in some], np.int64)
         if truth.protocol == "lvis":
             known = frozenset(index[c] for c in image.get("neg_category_ids", ()) if c in index) | {*classes.tolist()}
+            partly = frozenset(index[c] for c in image.get("not_exhaustive_category_ids", ()) if c in index)
         boxes = np.array([a["bbox"] for a in some], np.float64).reshape(-1, 4)
         crowd = np.array([truth.protocol != "lvis" and bool(a.get("iscrowd", 0)) for a in some], bool)
-        result[image["id"]] = Objects(boxes, classes, crowd, known)
+        result[image["id"]] = Objects(boxes, classes, crowd, known, partly)
     return result
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -23,7 +24,7 @@ from pycocotools import mask as mask_api
 
 from vild.data.annotations import NUMBERS, found, is_list_of, short, whole
 from vild.data.box_form import doubt, spread
-from vild.data.rle import check_end, fits
+from vild.data.rle import fit_many, fits
 from vild.utils.errors import UserError
 from vild.utils.files import cannot_write, written_whole
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 24  # characters per read
 _RECORD = 1 << 26  # characters; a longer record means a broken file
+_MASKS = 256  # checked at once: few enough for the processor's cache
 _SEPARATORS, _SPACE = re.compile(r"[\s,]*"), re.compile(r"\s*")
 
 
@@ -161,6 +163,12 @@ def read_results(
         except ValueError as error:
             raise UserError(f"results: {path}: record {n}: {error}") from error
     id_columns = np.frombuffer(ids, np.int64).reshape(-1, 2)
+    for start in range(0, len(counts), _MASKS):
+        part = slice(start, start + _MASKS)
+        pixels = np.array([math.prod(sizes[i]) for i in id_columns[part, 0].tolist()], np.int64)
+        if not (good := fit_many(counts[part], pixels)).all():
+            n = start + int(np.argmin(good))
+            raise UserError(f"results: {path}: record {n}: {_misfit(counts[n].decode(errors='surrogatepass'))}")
     number_columns = np.frombuffer(numbers, np.float64).reshape(-1, 5)
     bad = ~np.isfinite(number_columns).all(1) | (number_columns[:, 2:4] < 0).any(1)
     if bad.any():
@@ -184,17 +192,23 @@ def _counts(record: dict, size: tuple[int, int]) -> bytes:
         raise ValueError(f"segmentation's size {short(mask['size'])} is not the image's {list(size)}")
     counts = mask["counts"]
     if isinstance(counts, str):
-        check_end(counts)
-        return counts.encode()
+        return counts.encode(errors="surrogatepass")
     if not is_list_of(counts, int) or not fits(counts, *size):
-        raise ValueError(f"segmentation's counts {short(counts)} do not decode to a mask of the image's size")
+        raise ValueError(_misfit(counts))
     return mask_api.frPyObjects(mask, *size)["counts"]
+
+
+def _misfit(counts: object) -> str:
+    return f"segmentation's counts {short(counts)} do not decode to a mask of the image's size"
 
 
 def _box(record: dict, size: tuple[int, int]) -> list[float]:
     """The box of a record; without one, that of its mask."""
     if "bbox" not in record and "segmentation" in record:
-        return mask_api.toBbox({"size": list(size), "counts": _counts(record, size)}).tolist()
+        counts = _counts(record, size)
+        if not fit_many([counts], np.array([size[0] * size[1]])):  # pycocotools reads beyond the end of a truncated one
+            raise ValueError(_misfit(record["segmentation"]["counts"]))
+        return mask_api.toBbox({"size": list(size), "counts": counts}).tolist()
     box = record.get("bbox")
     if type(box) is not list or len(box) != 4 or not {*map(type, box)} <= NUMBERS:
         raise ValueError(f"{found(record, 'bbox')}; it must be four numbers (x, y, width, height)")

@@ -15,6 +15,7 @@ from torchvision.ops import clip_boxes_to_image
 from vild.export.boxes import nms_by_class, pool
 from vild.modeling import fusion
 from vild.modeling.calibration import evidence
+from vild.modeling.detection_heads import ALTERNATIVES
 from vild.modeling.rcnn import ViLDRCNN
 
 AXES = {"picture": {0: "height", 1: "width"}, "text": {0: "names"}, "shown": {}, "base": {0: "names"}}  # dynamic ones
@@ -32,7 +33,8 @@ class ExportedDetector(nn.Module):
         base: bool [C]; an input of the ensemble only.
 
     Outputs, N detections by descending score: boxes float32 [N, 4] (xyxy, pixels of ``image``), scores [N], classes
-    int64 [N], and mask probabilities [N, M, M] within the boxes if the detector has masks.
+    int64 [N], mask probabilities [N, M, M] within the boxes if the detector has masks, and the shown classes that are
+    next for each box: other_classes int64 [N, A], and their other_scores [N, A], -1 where there is no other class.
     """
 
     def __init__(self, model: ViLDRCNN):
@@ -45,7 +47,8 @@ class ExportedDetector(nn.Module):
 
     @property
     def output_names(self) -> list[str]:
-        return ["boxes", "scores", "classes"] + ["masks"] * self.model.roi_heads.mask_on
+        masks = ["masks"] * self.model.roi_heads.mask_on
+        return ["boxes", "scores", "classes", *masks, "other_classes", "other_scores"]
 
     @torch.no_grad()
     def program(self) -> ExportedProgram:
@@ -67,12 +70,12 @@ class ExportedDetector(nn.Module):
         size = self._size(image)
         features = self.model.backbone(self._normalise(image))
         proposals = self._proposals(features, *size)
-        boxes, scores, classes = self._detections(features, proposals, size, text, shown, base)
+        boxes, scores, classes, *others = self._detections(features, proposals, size, text, shown, base)
         heads, placed = self.model.roi_heads, self._placed(boxes, image)
         if not heads.mask_on:
-            return placed, scores, classes
+            return placed, scores, classes, *others
         pooled = self._pool(heads.mask_pooler, [features[f] for f in heads.mask_in_features], boxes)
-        return placed, scores, classes, heads.mask_head.layers(pooled)[:-1, 0].sigmoid()
+        return placed, scores, classes, heads.mask_head.layers(pooled)[:-1, 0].sigmoid(), *others
 
     def _size(self, image: Tensor) -> tuple[int, int]:
         """Height and width to clip boxes to."""
@@ -127,8 +130,8 @@ class ExportedDetector(nn.Module):
         sides = boxes[:, 2:] - boxes[:, :2]
         return (sides > self.model.proposal_generator.min_box_size).all(1) & score.isfinite()  # false for NaN
 
-    def _detections(self, features, proposals, size, text, shown, base) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and classes by descending score, as ``fusion.best_detections``."""
+    def _detections(self, features, proposals, size, text, shown, base) -> tuple[Tensor, ...]:
+        """Boxes, scores and classes by descending score, as ``fusion.best_detections``; other classes and scores."""
         heads = self.model.roi_heads
         pooled = self._pool(heads.box_pooler, [features[f] for f in heads.box_in_features], proposals)
         embeddings, deltas = heads._embed(pooled)
@@ -139,20 +142,26 @@ class ExportedDetector(nn.Module):
         novel = None if base is None else ~base
         scores = fusion.variant_scores(heads.variant, logits, novel, heads.ensemble_weight)
         is_shown = torch.arange(text.shape[0]) < shown
+        every = scores.masked_fill(~is_shown, -1)
         if heads.calibration is None:  # else all classes compete
-            scores = scores.masked_fill(~is_shown, -1)
+            scores = every
         least = F.pad(scores.flatten(), (0, heads.pre_nms_topk), value=-1.0).topk(heads.pre_nms_topk).values[-1]
         scores = scores.masked_fill(scores < least, -1).T
         found = nms_by_class(boxes, scores, heads.nms_threshold, heads.score_threshold, heads.per_image)
         score = scores[found[:, 0], found[:, 1]]
         order = score.argsort(descending=True)[: heads.per_image]
         classes, rows = found[order, 0], found[order, 1]
+        other, others = every[rows].scatter(1, classes[:, None], -1.0).topk(torch.sym_min(text.shape[0], ALTERNATIVES))
         if heads.calibration is None:
-            return boxes[rows], score[order], classes
-        both = evidence(heads.variant, logits, novel, heads.ensemble_weight)  # of all regions: their number is known
-        both = [values[rows, classes] for values in both]
+            return boxes[rows], score[order], classes, others, other
+        odds, margin = evidence(heads.variant, logits, novel, heads.ensemble_weight)  # of all: their number is known
+        of_others = [x[rows].gather(1, others) for x in (odds, margin)]
+        alone = heads.calibration.alone_scores(*of_others, None if novel is None else novel[others])
+        other, by_score = torch.where(other < 0, other, alone).topk(torch.sym_min(text.shape[0], ALTERNATIVES))
+        others = others.gather(1, by_score)
+        both = [values[rows, classes] for values in (odds, margin)]
         score = heads.calibration.scores(boxes[rows], *both, None if novel is None else novel[classes])
         score = torch.where(is_shown[classes] & (score > heads.score_threshold), score, -1.0)
         order = score.argsort(descending=True)
         order = order[(score[order] >= 0).nonzero()[:, 0]]
-        return boxes[rows[order]], score[order], classes[order]
+        return boxes[rows[order]], score[order], classes[order], others[order], other[order]

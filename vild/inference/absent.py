@@ -21,6 +21,7 @@ from vild.evaluation.evaluator import truth_of
 from vild.evaluation.reliability import Objects, objects_by_image
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.utils.command_line import THRESHOLD
+from vild.utils.errors import UserError
 from vild.utils.images import read_image
 
 ABSENT, PRESENT = 5, 2
@@ -58,10 +59,10 @@ def ask(
 
 @dataclass
 class Answers:
-    """Counts over the questions to all images; ``base``, bool [C], are the detector's base classes."""
+    """Counts over the questions to all images; ``splits``: of the detector's classes."""
 
-    base: np.ndarray
-    false_boxes: dict[str, list[int]] = field(default_factory=lambda: {"base": [], "novel": []})
+    splits: Sequence[str]
+    false_boxes: dict[str, list[int]] = field(default_factory=lambda: {"base": [], "novel": [], "": []})
     found: int = 0
     things: int = 0
     words: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("said", "right", "there"), 0))
@@ -69,7 +70,7 @@ class Answers:
     def add(self, question: Question, objects: Objects, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray):
         """Add an image's detections at or above the threshold: boxes [N, 4] as xywh."""
         for number in question.absent:
-            self.false_boxes["base" if self.base[number] else "novel"].append(int((classes == number).sum()))
+            self.false_boxes[self.splits[number]].append(int((classes == number).sum()))
         asked = np.isin(objects.classes, question.present) & ~objects.crowd
         right, _ = objects.match(boxes, classes, scores)
         self.found += int((right & np.isin(classes, question.present)).sum())
@@ -79,10 +80,12 @@ class Answers:
         self.words["said"] += sum(number in classes for number in (*question.present, *question.absent))
 
     def summary(self) -> dict[str, float | None]:
-        """``false_boxes_base`` and ``false_boxes_novel``: boxes an image for an absent word; ``recall`` of the asked
-        things that are there; precision and recall of the decision whether a word is in the image. None where nothing
-        was asked. All but the boxes in percent."""
-        result = {f"false_boxes_{split}": float(np.mean(n)) if n else None for split, n in self.false_boxes.items()}
+        """``false_boxes_base``, ``false_boxes_novel`` and ``false_boxes`` (all): boxes an image for an absent word;
+        ``recall`` of the asked things that are there; precision and recall of the decision whether a word is in the
+        image. None where nothing was asked. All but the boxes in percent."""
+        counts = {f"false_boxes_{split}": self.false_boxes[split] for split in ("base", "novel")}
+        counts["false_boxes"] = [n for values in self.false_boxes.values() for n in values]
+        result = {key: float(np.mean(n)) if n else None for key, n in counts.items()}
         said, right, there = (self.words[key] for key in ("said", "right", "there"))
         result["recall"] = 100 * self.found / self.things if self.things else None
         result["image_precision"] = 100 * right / said if said else None
@@ -93,14 +96,20 @@ class Answers:
 def absent_words(
     detector: OpenVocabularyDetector, name: str, threshold: float = THRESHOLD, seed: int = 0
 ) -> Mapping[str, dict[str, float | None]]:
-    """Ask every image of a data set with the detector's classes: {kind: summary}."""
-    truth, names = truth_of(name), detector.trained
-    by_image, base = objects_by_image(truth), names.mask("base").numpy()
+    """Ask every image of a data set with the detector's classes: {kind: summary}.
+
+    Raises:
+        UserError: there is no absent word to ask for.
+    """
+    names, by_image = detector.trained, objects_by_image(truth_of(name))
     similarity = (names.embeddings @ names.embeddings.T).numpy()
-    answers = {kind: Answers(base) for kind in KINDS}
+    answers = {kind: Answers(names.splits) for kind in KINDS}
+    known = {i: range(len(names)) if o.known is None else sorted(o.known) for i, o in by_image.items()}
+    if not any({*known[i]} - {*o.classes.tolist()} for i, o in by_image.items()):
+        raise UserError(f"data set '{name}': no image says of a class that it is not there (neg_category_ids): there "
+                        "is no absent word to ask for")  # fmt: skip
     for record in tqdm(datasets.load_dicts(name), desc="absent words", unit="image"):
-        objects = by_image[record["image_id"]]
-        negatives = range(len(names)) if objects.known is None else sorted(objects.known)
+        objects, negatives = by_image[record["image_id"]], known[record["image_id"]]
         image = read_image(record["file_name"], detector.cfg.INPUT.FORMAT)
         for kind in KINDS:
             question = ask(objects, similarity, negatives, kind, [seed, record["image_id"] & (2**63 - 1)])

@@ -158,7 +158,8 @@ class Detections(Instances):
         return pandas.DataFrame([(*row, *box) for *row, box in rows], columns=COLUMNS)
 
     def to_dict(self) -> dict:
-        """Plain values for JSON: boxes are xyxy in pixels, masks compressed COCO RLE."""
+        """Plain values for JSON: boxes are xyxy in pixels, masks compressed COCO RLE; :attr:`distance` if it is
+        known."""
         records, others = [], self.alternatives
         for i, (box, score, name) in enumerate(
             zip(self.pred_boxes.tensor.tolist(), self.scores.tolist(), self.labels, strict=True)
@@ -170,7 +171,8 @@ class Detections(Instances):
                 record["mask"] = {"size": list(code["size"]), "counts": code["counts"].decode()}
             records.append(record)
         height, width = self.image_size
-        return {"height": height, "width": width, "detections": records}
+        distance = {} if self.distance is None else {"distance": self.distance}
+        return {"height": height, "width": width, **distance, "detections": records}
 
     def to_supervision(self):
         """Convert to ``supervision.Detections``; names are in ``data["class_name"]``. UserError without the package."""

@@ -1,4 +1,5 @@
-"""Which detections of an image a person is shown. Evaluation follows none of these rules."""
+"""Which of the detections above the threshold (``thresholds.py``) a person is shown. Evaluation follows none of these
+rules."""
 
 from __future__ import annotations
 

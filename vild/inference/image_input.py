@@ -42,6 +42,11 @@ def as_array(image: ImageInput, image_format: str, channels: str | None = None) 
     return image if channels == image_format else image[:, :, ::-1]
 
 
+def rgb_tensor(image: ImageInput) -> Tensor:
+    """uint8 [3, H, W], RGB, as a teacher takes it."""
+    return torch.from_numpy(as_array(image, "RGB").copy()).permute(2, 0, 1)
+
+
 def stamp_of(image: ImageInput) -> tuple[int, int] | None:
     """Size and time of change of an image's file, which tell whether it was written again; None if it has none."""
     if isinstance(image, str | Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,14 +18,14 @@ from vild.checkpoint.released_archives import CONFIG, TEACHER, WEIGHTS
 from vild.data.mapper import resize_at_test
 from vild.inference.detections import Detections
 from vild.inference.display import NOTEBOOK, DisplayRules
+from vild.inference.examples import Examples
 from vild.inference.image_input import ImageInput, as_array, stamp_of, to_input
 from vild.inference.model_card import model_card
 from vild.inference.text_encoder import TextEncoder
+from vild.inference.thresholds import above, fraction, of_single_words
 from vild.inference.word_encoder import WordEncoder
 from vild.inference.words import read_words
 from vild.modeling import build_model
-from vild.modeling.classifier import ClassSet
-from vild.utils.command_line import THRESHOLD
 from vild.utils.errors import UserError
 from vild.utils.files import write_text
 from vild.vocabulary.prompts import LearnedPrompts
@@ -71,15 +70,12 @@ class OpenVocabularyDetector:
         self._offered = self.model.roi_heads.classifier.current_classes
         self._own: Tensor | None = None  # thresholds of single words, [C]; -1: none
         self._text = TextEncoder(cfg, self.trained)
-        self._words = WordEncoder(self._text, self.trained, disk_cache)
+        calibration = self.model.roi_heads.calibration
+        self._words = WordEncoder(self._text, self.trained, disk_cache, calibration and calibration.examples)
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str | Path,
-        config_file: str | Path | None = None,
-        device: str | None = None,
-        disk_cache: bool = True,
+        cls, name: str | Path, config_file: str | Path | None = None, device: str | None = None, disk_cache: bool = True
     ) -> OpenVocabularyDetector:
         """Load a detector by name, downloaded if it is not on this machine.
 
@@ -144,8 +140,9 @@ class OpenVocabularyDetector:
 
     def with_vocabulary(
         self,
-        words: GivenWords | Words | Vocabulary,
+        words: GivenWords | Words | Vocabulary | None = None,
         *,
+        examples: Examples | None = None,
         prompts: str | LearnedPrompts | None = None,
         negatives: GivenWords = (),
         thresholds: Mapping[str, float] | None = None,
@@ -156,35 +153,36 @@ class OpenVocabularyDetector:
         Args:
             words: a list of words, "umbrella | parasol" being one with a synonym (the embeddings are averaged); a
                 string, which is read as ``--vocabulary`` of the tools (``read_words``: words separated by commas, or a
-                file); or a vocabulary, which is used unchanged.
+                file); or a vocabulary, which is used unchanged. None: the examples alone.
+            examples: of each name regions that stand for it, with its word if ``words`` has it (their mean) or instead:
+                ``{"kite": [("photo.jpg", (x0, y0, x1, y1))]}``, with corners in pixels; the image may also be a PIL
+                image or an RGB tensor. Needs the teacher, also if the words are in the cache.
             prompts: name or file of a prompt set (default: the one used in training).
             negatives: words that compete in the softmax but are never reported ("not these").
             thresholds: score thresholds of single words, by name; they hold in calls with a lower ``threshold`` too.
             context: keep the base names of training in the softmax, so that an object which is none of the words can
-                be classified as something else. They are never reported. Default: with words, not with a vocabulary.
+                be classified as something else. They are never reported. Default: with words; with a
+                vocabulary if the detector is calibrated, because its scores are probabilities beside these names only.
 
         Raises:
-            UserError: no words, a duplicate, a wrong threshold or one of an unknown word, or another teacher than in
-                training.
+            UserError: no words, a duplicate, a wrong threshold or one of an unknown word, another teacher than in
+                training, or an example that cannot be read or whose box is not within its image.
         """
-        words = read_words(words)
-        if isinstance(words, Vocabulary):
-            shown, context = words, bool(context)
-        else:
-            shown, context = self._words.encode(words, prompts), context is not False
+        words = None if words is None else read_words(words)
+        if context is None:
+            context = not isinstance(words, Vocabulary) or self.model.roi_heads.calibration is not None
+        shown = self._words.shown(words, examples, prompts)
         unwanted = parse_negatives(negatives or (), files=True)
         beside = self._words.competitors(shown, unwanted, self.rules.beside, prompts, context)
-        if thresholds is not None and not isinstance(thresholds, Mapping):
-            raise UserError(f"thresholds: {thresholds!r} is not a dict such as {{'kite': 0.3}}")
-        own = {}
-        for name, score in (thresholds or {}).items():
-            if name not in shown.names:
-                raise UserError(f"thresholds: '{name}' is not in the vocabulary")
-            own[name] = _fraction(score, f"thresholds: '{name}' has")
         other = copy.copy(self)
         other.vocabulary = shown
-        other._own = torch.tensor([own.get(name, -1.0) for name in shown.names]) if own else None
         other._offered = self.model.roi_heads.classifier.class_set([shown, *beside])
+        return other.with_thresholds(thresholds)
+
+    def with_thresholds(self, thresholds: Mapping[str, float] | None) -> OpenVocabularyDetector:
+        """This detector with other score thresholds of single words, see :meth:`with_vocabulary`."""
+        other = copy.copy(self)
+        other._own = of_single_words(thresholds, self.names)
         return other
 
     def for_display(self) -> OpenVocabularyDetector:
@@ -231,10 +229,10 @@ class OpenVocabularyDetector:
             return self([images], None, threshold, across_names, channels=channels)[0]
         rules = self.rules
         if across_names is not None:
-            rules = replace(rules, across_names=_fraction(across_names, "across_names"))
-        classes = self._above(threshold)
+            rules = replace(rules, across_names=fraction(across_names, "across_names"))
+        classes = above(self._offered, threshold, self._own, self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
         stamps = [stamp_of(image) for image in images]  # first: a file that changes while it is read has another
-        inputs = [self._input(image, channels) for image in images]
+        inputs = [self.model_input(image, channels) for image in images]
         results: list[Detections | None] = [None] * len(inputs)
         # one batch per size: padding would change the features near an image's border
         alike = defaultdict(list)
@@ -258,27 +256,7 @@ class OpenVocabularyDetector:
                 )  # fmt: skip
         return results
 
-    def _above(self, threshold: float | None) -> ClassSet:
-        """The offered classes with the score thresholds of a call."""
-        threshold = None if threshold is None else _fraction(threshold, "threshold")
-        least = max(THRESHOLD if threshold is None else threshold, self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
-        if self._own is None:
-            return replace(self._offered, least=least)
-        thresholds = torch.where(self._own < 0, least, self._own.clamp(min=threshold or 0))
-        return replace(self._offered, thresholds=thresholds.to(self.model.device), least=thresholds.min().item())
-
-    def _input(self, image: ImageInput, channels: str | None = None) -> dict:
-        """The input of Detectron2's meta-architectures."""
+    def model_input(self, image: ImageInput, channels: str | None = None) -> dict:
+        """The input of Detectron2's meta-architectures: ``image``, uint8 [3, h, w] resized and in the channels of
+        ``INPUT.FORMAT``, and the image's own ``height`` and ``width``. Arguments and errors as of a call."""
         return to_input(as_array(image, self.cfg.INPUT.FORMAT, channels), self.resize)
-
-
-def _fraction(value: object, what: str) -> float:
-    """A number within 0 and 1, of Python, NumPy or PyTorch; UserError for anything else."""
-    try:
-        number = math.nan if isinstance(value, str | bytes) else float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        number = math.nan
-    if not 0 <= number <= 1:
-        shown = repr(value) if isinstance(value, str | bytes) else value
-        raise UserError(f"{what} {shown}: must be a number between 0 and 1")
-    return number

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from vild.inference.examples import Examples, read_examples
 from vild.inference.text_encoder import TextEncoder
 from vild.utils.errors import UserError
 from vild.utils.files import cache_folder
 from vild.vocabulary.cache import TextCache
+from vild.vocabulary.grow import with_examples
 from vild.vocabulary.prompts import LearnedPrompts, clean_name, find_prompts
+from vild.vocabulary.regions import Gap
 from vild.vocabulary.vocabulary import Vocabulary
 from vild.vocabulary.words import Words
 
@@ -23,10 +26,11 @@ class WordEncoder:
         text: the text encoder, which is asked for what is not in the cache.
         trained: the detector's vocabulary.
         disk_cache: cache embeddings of words on disk too.
+        gap: of the detector's calibration, if it has one.
     """
 
-    def __init__(self, text: TextEncoder, trained: Vocabulary, disk_cache: bool):
-        self.text, self.trained = text, trained
+    def __init__(self, text: TextEncoder, trained: Vocabulary, disk_cache: bool, gap: Gap | None = None):
+        self.text, self.trained, self.gap = text, trained, gap
         self.prompts = "vild" if trained.prompts == "import" else trained.prompts
         self.cache = TextCache(trained.fingerprint, cache_folder() if disk_cache else None)
         if trained.prompts == "import":  # embeddings that no encoder gives again
@@ -36,6 +40,22 @@ class WordEncoder:
         """A vocabulary, with the splits of the detector's names."""
         made = Vocabulary.from_names(self.text, words, prompts=prompts or self.prompts, cache=self.cache)
         return made.marked_by(self.trained)
+
+    def shown(
+        self, words: Words | Vocabulary | None, examples: Examples | None, prompts: str | LearnedPrompts | None
+    ) -> Vocabulary:
+        """The vocabulary of words, examples or both; a word that has examples is their mean."""
+        if words is None and not examples:
+            raise UserError("vocabulary: it is empty; give words or examples")
+        made = self.encode(words, prompts) if isinstance(words, Words) else words
+        if not examples:
+            return made
+        names, images, boxes = read_examples(examples)
+        if self.gap is None:
+            logger.warning("examples: the checkpoint was not calibrated with its teacher at hand: examples and words "
+                           "may score differently (tools/calibrate.py)")  # fmt: skip
+        regions = Vocabulary.from_regions(self.text.teacher, names, images, boxes, self.gap).marked_by(self.trained)
+        return regions if made is None else with_examples(made, regions)
 
     def competitors(
         self,
@@ -51,7 +71,7 @@ class WordEncoder:
         Args:
             negatives: words that are not meant; UserError if ``shown`` has one of them.
             rules: words of the display rules; left out with a warning if they cannot be encoded.
-            context: with the base names of training.
+            context: with the base names of training, but not those that a region under another name is an example of.
         """
         taken, result = _spellings(shown), []
         unwanted = (*negatives, *self._encodable(rules, {*taken, *map(clean_name, negatives)}, prompts))
@@ -64,10 +84,20 @@ class WordEncoder:
             result.append(made)
         if context:
             splits = self.trained.splits
-            keep = [i for i in range(len(splits)) if splits[i] == "base" and not self.trained.spellings(i) & taken]
+            same = self._same_things(shown)
+            keep = [i for i, split in enumerate(splits)
+                    if split == "base" and not (same[i] or self.trained.spellings(i) & taken)]  # fmt: skip
             if keep:
                 result.append(self.trained.take(keep))
         return result
+
+    def _same_things(self, shown: Vocabulary) -> list[bool]:
+        """Which of the detector's names a class by example is so near to that it would share its score with it. A name
+        that the detector knows says itself what it is."""
+        unknown = [i for i, made in enumerate(shown.made_of) if made and not shown.splits[i]]
+        if self.gap is None or not unknown:
+            return [False] * len(self.trained)
+        return (self.trained.embeddings @ shown.embeddings[unknown].T).amax(1).ge(self.gap.near).tolist()
 
     def _encodable(self, words: Sequence[str], taken: set[str], prompts) -> tuple[str, ...]:
         """The words that are not ``taken``; without a text encoder none, with a warning."""

@@ -4,10 +4,8 @@ set."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from vild.data import datasets
-from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 from vild.vocabulary.words import GivenWords, Words, parse_words
 
@@ -27,17 +25,3 @@ def read_words(given: GivenWords | Words | Vocabulary) -> Words | Vocabulary:
         classes = datasets.get_classes(given)
         return Words(classes.names, classes.synonyms, classes.splits)
     return parse_words(given, files=True)
-
-
-def parse_thresholds(pairs: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """Parse "kite=0.3" strings to scores by name; UserError for another form or a name not in ``names``."""
-    found = {}
-    for pair in pairs:
-        name, _, value = pair.rpartition("=")
-        try:
-            found[name.strip()] = float(value)
-        except ValueError:
-            raise UserError(f"threshold '{pair}': write NAME=SCORE, for example kite=0.3") from None
-        if name.strip() not in names:
-            raise UserError(f"threshold '{pair}': '{name.strip()}' is not in the vocabulary")
-    return found

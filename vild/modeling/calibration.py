@@ -26,6 +26,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from vild.modeling.familiarity import Familiarity
+from vild.vocabulary.regions import Gap
 
 ROUNDS = 3
 LARGEST = 30.0  # log-odds beyond this are not told apart
@@ -52,15 +53,17 @@ def evidence(
 
     Novel classes of an ensemble have the image head's log-odds. Where only an image head speaks the margin is 0."""
     images = [x[:, :-1] for x in (logits if variant == "image" else logits[1:])] + list(extra)
-    image = torch.stack([F.logsigmoid(log_odds(x)) for x in images]).mean(0) if images else None
+    # in ONNX logsigmoid is the logarithm of a sigmoid, which in single precision is 0 or 1 for most classes
+    image = torch.stack([F.logsigmoid(log_odds(x).double()) for x in images]).mean(0) if images else None
     if variant == "image":
-        return _to_odds(image), torch.zeros_like(image)
+        odds = _to_odds(image).float()
+        return odds, torch.zeros_like(odds)
     text = log_odds(logits[0])[:, :-1]
     margin = (logits[0][:, :-1] - logits[0][:, -1:]).clamp(-LARGEST, LARGEST)
     if image is None:
         return text, margin
-    fused = _to_odds(weight * F.logsigmoid(text) + (1 - weight) * image)
-    return torch.where(novel, _to_odds(image), fused), margin.masked_fill(novel, 0)
+    fused = _to_odds(weight * F.logsigmoid(text.double()) + (1 - weight) * image)
+    return torch.where(novel, _to_odds(image), fused).float(), margin.masked_fill(novel, 0)
 
 
 def crowding(boxes: Tensor, scores: Tensor) -> Tensor:
@@ -86,6 +89,7 @@ class Calibration:
         detections, right: how many there were, and how many of them were right.
         images: what is known of its images.
         novel: ``alone`` and ``final`` of an ensemble's novel classes.
+        examples: makes classes by example comparable with words; None if the teacher was not at hand.
     """
 
     alone: tuple[float, float, float]
@@ -96,6 +100,7 @@ class Calibration:
     right: int
     images: Familiarity | None = None
     novel: tuple[tuple[float, float, float], tuple[float, float, float, float]] | None = None
+    examples: Gap | None = None
 
     def scores(self, boxes: Tensor, log_odds: Tensor, margin: Tensor, novel: Tensor | None) -> Tensor:
         """Calibrated scores [K] of the boxes [K, 4] of one image, from :func:`evidence` [K] of their classes and which
@@ -113,15 +118,16 @@ class Calibration:
         """Plain values, for a checkpoint."""
         state = {**asdict(self), "alone": list(self.alone), "final": list(self.final)}
         state["novel"] = None if self.novel is None else [list(numbers) for numbers in self.novel]
+        state["examples"] = None if self.examples is None else self.examples.state()
         if self.images is not None:
             state["images"] |= {key: list(state["images"][key]) for key in ("mean", "spread")}
         return state
 
     @classmethod
-    def from_state(cls, state: object, statistics: int | None = None) -> Calibration:
+    def from_state(cls, state: object, statistics: int | None = None, width: int | None = None) -> Calibration:
         """Inverse of :meth:`state`. ValueError, TypeError or KeyError for something else, or another number of image
-        statistics than ``statistics``."""
-        images, novel = state.get("images"), state.get("novel")  # older files lack them
+        statistics than ``statistics``, or width of embeddings than ``width``."""
+        images, novel, examples = (state.get(key) for key in ("images", "novel", "examples"))  # older files lack them
         return cls(
             _numbers(state["alone"], 3),
             _numbers(state["final"], 4),
@@ -131,6 +137,7 @@ class Calibration:
             int(state["right"]),
             None if images is None else Familiarity.from_state(images, statistics),
             None if novel is None else (_numbers(novel[0], 3), _numbers(novel[1], 4)),
+            None if examples is None else Gap.from_state(examples, width),
         )
 
 

@@ -66,6 +66,7 @@ class TextClassifier(nn.Module):
 
     text: Tensor
     base: Tensor
+    base_rows: Tensor
 
     def __init__(self, vocabulary: Vocabulary, temperature: float, bias: float = 0.0, test_temperature: float = 0.0):
         """
@@ -78,12 +79,15 @@ class TextClassifier(nn.Module):
         self.background = nn.Parameter(torch.empty(1, vocabulary.width).normal_(std=0.01))
         self.register_buffer("text", vocabulary.embeddings, persistent=False)
         self.register_buffer("base", vocabulary.mask("base"), persistent=False)
+        # selecting by the mask would wait for the GPU
+        self.register_buffer("base_rows", self.base.nonzero()[:, 0], persistent=False)
         self.vocabulary = vocabulary
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Replace the classes. UserError if the embedding width differs."""
         classes = self.class_set([vocabulary])
         self.text, self.base, self.vocabulary = classes.text, classes.base, vocabulary
+        self.base_rows = self.base.nonzero()[:, 0]
 
     def class_set(self, vocabularies: Sequence[Vocabulary]) -> ClassSet:
         """The classes of one call, the first vocabulary's being detected. UserError if the embedding width differs."""

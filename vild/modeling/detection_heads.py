@@ -33,23 +33,37 @@ class OpenVocabularyROIHeads(RegionHeads):
     ) -> list[Instances]:
         """Detections without masks. :meth:`StandardROIHeads.forward` calls it at test."""
         classes = classes or self.classifier.current_classes
-        results = []
-        for size, boxes, heads in self._by_image(features, proposals):
-            if self.calibration is None:
-                kept, score, found, rows = self._best(boxes, heads, classes, self._threshold(classes))
-                result = Instances(size, pred_boxes=Boxes(kept), scores=score, pred_classes=found)
-            else:
-                result, rows = self._evidence(size, boxes, heads, classes)
-                result, keep = self._calibrated(result, classes)
-                rows = rows[keep]
-            if others:
-                self._add_others(result, [head[rows] for head in heads], classes)
-            results.append(result)
-        return results
+        return [self.classify(*image, classes, others) for image in self.embed_proposals(features, proposals)]
+
+    def embed_proposals(
+        self, features, proposals: list[Instances]
+    ) -> Iterator[tuple[tuple[int, int], Tensor, list[Tensor]]]:
+        """For each image its size, the boxes [R, 4] and the unit embeddings [R, D] of each head."""
+        heads, deltas = self._embed(self._pool(features, [p.proposal_boxes for p in proposals]))
+        rois = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        counts = [len(p) for p in proposals]
+        boxes = self.box2box_transform.apply_deltas(deltas.float(), rois).split(counts)
+        for p, b, e in zip(proposals, boxes, zip(*(head.split(counts) for head in heads), strict=True), strict=True):
+            yield p.image_size, self._clip(b, p.image_size), list(e)
+
+    def classify(
+        self, size: tuple[int, int], boxes: Tensor, heads: list[Tensor], classes: ClassSet, others: bool = False
+    ) -> Instances:
+        """One image's detections from its boxes and their embeddings, see :meth:`embed_proposals`."""
+        if self.calibration is None:
+            kept, score, found, rows = self._best(boxes, heads, classes, self._threshold(classes))
+            result = Instances(size, pred_boxes=Boxes(kept), scores=score, pred_classes=found)
+        else:
+            result, rows = self._evidence(size, boxes, heads, classes)
+            result, keep = self._calibrated(result, classes)
+            rows = rows[keep]
+        if others:
+            self._add_others(result, [head[rows] for head in heads], classes)
+        return result
 
     def detect_evidence(self, features, proposals: list[Instances], classes: ClassSet) -> list[Instances]:
         """Detections before calibration, with what a calibrated score is made of: ``log_odds`` and ``margin``."""
-        return [self._evidence(*image, classes)[0] for image in self._by_image(features, proposals)]
+        return [self._evidence(*image, classes)[0] for image in self.embed_proposals(features, proposals)]
 
     def _evidence(
         self, size: tuple[int, int], boxes: Tensor, heads: list[Tensor], classes: ClassSet
@@ -92,19 +106,13 @@ class OpenVocabularyROIHeads(RegionHeads):
         if self.calibration is not None:
             others = found.other_classes
             both = self._odds_and_margin(heads, classes, others)
-            found.other_scores = self.calibration.alone_scores(*both, ~classes.base[others])
+            alone = self.calibration.alone_scores(*both, ~classes.base[others])
+            # again by descending score: an ensemble's novel names have numbers of their own
+            found.other_scores, order = alone.sort(dim=1, descending=True, stable=True)
+            found.other_classes = others.gather(1, order)
 
     def _threshold(self, classes: ClassSet) -> float:
         return self.score_threshold if classes.least is None else classes.least
-
-    def _by_image(self, features, proposals: list[Instances]) -> Iterator[tuple[tuple[int, int], Tensor, list[Tensor]]]:
-        """For each image its size, the boxes [R, 4] and the embeddings of each head."""
-        heads, deltas = self._embed(self._pool(features, [p.proposal_boxes for p in proposals]))
-        rois = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        counts = [len(p) for p in proposals]
-        boxes = self.box2box_transform.apply_deltas(deltas.float(), rois).split(counts)
-        for p, b, e in zip(proposals, boxes, zip(*(head.split(counts) for head in heads), strict=True), strict=True):
-            yield p.image_size, self._clip(b, p.image_size), list(e)
 
     def _best(self, boxes: Tensor, heads: list[Tensor], classes: ClassSet, threshold: float) -> tuple[Tensor, ...]:
         scores = self._score_blocks(heads, classes)

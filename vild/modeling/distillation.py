@@ -67,9 +67,27 @@ class Distillation(nn.Module):
             progress: of the training, 0 to 1.
             maps: of :func:`region_maps` and :func:`image_maps`.
         """
-        text = classifier.text[classifier.base]
+        regions = self.regions(embeddings, distill, classifier, maps)
+        if extra_teachers is None:
+            losses = {f"loss_{o.name}": o(regions, progress) for o in self.objectives}
+        else:
+            numbers = range(1, len(extra_teachers) + 1)
+            targets = [torch.cat([d.get(f"embeddings_{n}") for d in distill]) for n in numbers]
+            base = classifier.base_rows
+            losses = extra_teachers.losses(regions, features, targets, base, self.objectives, progress)
+        return {name: self.weight * value for name, value in losses.items()}
+
+    def regions(
+        self,
+        embeddings: Tensor,
+        distill: Sequence[Instances],
+        classifier: TextClassifier,
+        maps: dict[str, Tensor | None],
+    ) -> RegionBatch:
+        """What the objectives look at; arguments as of :meth:`losses`."""
+        text = classifier.text[classifier.base_rows]
         word_lists = {file: self.get_buffer(f"words{number}") for number, file in enumerate(self.files)}
-        regions = RegionBatch(
+        return RegionBatch(
             embeddings,
             torch.cat([d.embeddings for d in distill]),
             tuple(map(len, distill)),
@@ -77,14 +95,6 @@ class Distillation(nn.Module):
             classifier.temperature,
             **maps,
         )
-        if extra_teachers is None:
-            losses = {f"loss_{o.name}": o(regions, progress) for o in self.objectives}
-        else:
-            numbers = range(1, len(extra_teachers) + 1)
-            targets = [torch.cat([d.get(f"embeddings_{n}") for d in distill]) for n in numbers]
-            base = classifier.base
-            losses = extra_teachers.losses(regions, features, targets, base, self.objectives, progress)
-        return {name: self.weight * value for name, value in losses.items()}
 
 
 def region_maps(

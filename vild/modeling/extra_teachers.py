@@ -177,7 +177,7 @@ class ExtraTeachers(nn.Module):
             first: the regions with the first teacher's embeddings.
             features: [M, F], of the distilled head.
             targets: unit [M, D_k] of each extra teacher.
-            base: bool [C].
+            base: indices of the base classes, int64 [B].
         """
         words, shares = [text[base] for text in self.texts], None
         if self.averaged or self.by_confidence:

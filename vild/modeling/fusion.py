@@ -17,7 +17,8 @@ def ensemble_scores(text: Tensor, image: Tensor, novel: Tensor, weight: float = 
 
     text^weight * image^(1 - weight) on base classes, the exponents swapped where ``novel``, bool [C].
     """
-    exponent = torch.where(novel, text.new_tensor(1 - weight), text.new_tensor(weight))
+    # new_full, unlike new_tensor, does not wait for the GPU
+    exponent = torch.where(novel, text.new_full((), 1 - weight), text.new_full((), weight))
     return text**exponent * image ** (1 - exponent)
 
 
@@ -53,7 +54,7 @@ def best_pairs(blocks: Iterable[Tensor], score_threshold: float, limit: int) -> 
     best, first, least = [], 0, None
     for block in blocks:
         if least is None:  # the smallest score that is still accepted
-            least = torch.nextafter(block.new_tensor(score_threshold), block.new_tensor(float("inf")))
+            least = torch.nextafter(block.new_full((), score_threshold), block.new_full((), float("inf")))
         least = torch.fmax(least, _kth_at_least(block, limit))  # fmax ignores NaN
         rows, classes = (block >= least).nonzero(as_tuple=True)
         best.append((block[rows, classes], rows + first, classes))
@@ -74,7 +75,7 @@ def _kth_at_least(scores: Tensor, k: int, share: int = 16) -> Tensor:
     groups contain one score each that is at least as high. -inf if there are fewer than k groups."""
     groups = scores.shape[1] // share
     if len(scores) * groups < k:
-        return scores.new_tensor(float("-inf"))
+        return scores.new_full((), float("-inf"))
     maxima = scores[:, : groups * share].unflatten(1, (share, groups)).amax(1)
     return maxima.flatten().topk(k, sorted=False).values.min()
 

@@ -18,19 +18,29 @@ def cosine_logits(embeddings: Tensor, text: Tensor, temperature: float) -> Tenso
         return (embeddings @ text.T).div_(temperature)
 
 
-def text_loss(logits: Tensor, labels: Tensor, trained: Tensor) -> Tensor:
+def text_loss(logits: Tensor, labels: Tensor, trained: Tensor, unlabelled: Tensor | None = None) -> Tensor:
     """Softmax cross-entropy over base classes and background (eq. 2). Scalar, mean over RoIs.
+
+    What lies under no annotation may be one of the ``unlabelled`` classes: its loss is -log of the sum of the
+    probabilities of these and of the background ("unbiased" cross-entropy; Cermelli et al. 2020, eq. 3).
 
     Args:
         logits: [R, C + 1], background last.
         labels: int64 [R]; C is background.
         trained: bool [C]; the other (novel) classes are left out of the denominator, as in the paper. The
             released code multiplies their logits by 0 instead, which leaves e^0 of each in it.
+        unlabelled: bool [C], the trained classes whose objects the training set does not annotate (None: none).
     """
     if len(labels) == 0:
         return logits.sum() * 0
     keep = torch.cat([trained, trained.new_ones(1)])
-    return F.cross_entropy(logits.masked_fill(~keep, float("-inf")), labels)
+    logits = logits.masked_fill(~keep, float("-inf"))
+    if unlabelled is None:
+        return F.cross_entropy(logits, labels)
+    rest = torch.cat([unlabelled, unlabelled.new_ones(1)])
+    nothing = logits.masked_fill(~rest, float("-inf")).logsumexp(1)
+    own = logits.gather(1, labels[:, None])[:, 0]
+    return (logits.logsumexp(1) - torch.where(labels == len(unlabelled), nothing, own)).mean()
 
 
 def image_loss(embeddings: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -64,7 +74,6 @@ def box_loss(
 def base_accuracy(logits: Tensor, labels: Tensor, base: Tensor) -> float | None:
     """Accuracy of the best base class over foreground RoIs; None without any. Arguments as :func:`text_loss`."""
     foreground = labels < len(base)
-    if not foreground.any():
-        return None
-    best = logits[foreground, :-1].masked_fill(~base, float("-inf")).argmax(1)
-    return (best == labels[foreground]).float().mean().item()
+    best = logits[:, :-1].masked_fill(~base, float("-inf")).argmax(1)
+    count, right = torch.stack([foreground.sum(), (foreground & (best == labels)).sum()]).tolist()  # one wait
+    return right / count if count else None

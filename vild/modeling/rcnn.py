@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from vild.modeling.classifier import ClassSet
@@ -20,11 +20,12 @@ from vild.vocabulary.vocabulary import Vocabulary
 @META_ARCH_REGISTRY.register()
 class ViLDRCNN(GeneralizedRCNN):
     """In training every input may contain ``distill``: Instances with ``proposal_boxes`` and ``embeddings``. For other
-    inputs the live teacher provides it."""
+    inputs the live teacher provides it. Inputs with ``distill_only`` have no part in the detection losses."""
 
     # not parts of the module: neither saved, nor moved, nor trained with it (nn.Module does not look into lists)
     live_teacher: Callable[[list[Tensor], list[tuple[int, ...]], list[Instances]], list[Instances]] | None = None
     old_student: list[GeneralizedRCNN] = []  # noqa: RUF012  (empty, or the only one)
+    embedding_only = False
 
     def set_live_teacher(
         self, targets: Callable[[list[Tensor], list[tuple[int, ...]], list[Instances]], list[Instances]]
@@ -38,6 +39,24 @@ class ViLDRCNN(GeneralizedRCNN):
         """Imitate a trained detector of the same teacher on the sampled regions (learning without forgetting; Li &
         Hoiem 2016): ``loss_old_student``. Its weights stay as they are."""
         self.old_student = [detector.eval().requires_grad_(False)]
+
+    def train_embedding_only(self) -> None:
+        """Train the projection into the teacher's space (an ensemble's text head's) and the background only, on labels
+        and the old student. Boxes, masks and all features stay as they are, with the statistics of BatchNorms; nothing
+        is distilled from the teacher."""
+        heads = self.roi_heads
+        self.embedding_only = heads.embedding_only = True
+        self.requires_grad_(False)
+        for part in (heads.embedding.projection, heads.classifier.background):
+            part.requires_grad_()
+
+    def train(self, mode: bool = True) -> ViLDRCNN:
+        super().train(mode)
+        if self.embedding_only:
+            self.backbone.eval()
+            self.proposal_generator.eval()
+            self.roi_heads.embedding.head.eval()
+        return self
 
     @torch.no_grad()
     def _old_embeddings(self, images: Tensor, boxes: list[Boxes]) -> Tensor:
@@ -54,22 +73,20 @@ class ViLDRCNN(GeneralizedRCNN):
         """Replace the classes; no weight changes."""
         self.roi_heads.set_vocabulary(vocabulary)
 
-    def detect(
-        self, batched_inputs: list[dict], classes: ClassSet, evidence: bool = False, objectness: float = 0.0
-    ) -> list[Instances]:
+    def detect(self, batched_inputs: list[dict], classes: ClassSet, objectness: float = 0.0) -> list[Instances]:
         """As :meth:`inference`, for these classes. The detector's own stay as they are, so that threads can detect
         different classes at the same time.
 
         Args:
-            evidence: see ``OpenVocabularyROIHeads.detect_evidence``.
             objectness: classify only proposals that are an object with at least this probability, by the RPN.
         """
-        return self._detect(batched_inputs, classes, evidence, objectness)[0]
+        return self._detect(batched_inputs, classes, False, objectness)[0]
 
     def detect_and_compare(
         self, batched_inputs: list[dict], classes: ClassSet, evidence: bool = False, objectness: float = 0.0
     ) -> tuple[list[Instances], Tensor]:
-        """:meth:`detect`, and the statistics of each image's features [N, S] (``familiarity.py``)."""
+        """:meth:`detect`, and the statistics of each image's features [N, S] (``familiarity.py``). ``evidence``: see
+        ``OpenVocabularyROIHeads.detect_evidence``."""
         found, features = self._detect(batched_inputs, classes, evidence, objectness)
         return found, image_statistics([features[level] for level in self.roi_heads.box_in_features])
 
@@ -80,30 +97,42 @@ class ViLDRCNN(GeneralizedRCNN):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        proposals = [p[p.objectness_logits.sigmoid() >= objectness] for p in proposals]
+        if objectness:
+            proposals = [p[p.objectness_logits.sigmoid() >= objectness] for p in proposals]
         detect = self.roi_heads.detect_evidence if evidence else self.roi_heads.detect
         results = detect(features, proposals, classes)
-        return [r["instances"] for r in self._postprocess(results, batched_inputs, images.image_sizes)], features
+        return self.onto_images(results, batched_inputs, images), features
+
+    def scaled_size(self, x: dict) -> tuple[int, int]:
+        """Height and width that an input's image has inside the network, at test."""
+        return x["image"].shape[1:]
+
+    def onto_images(self, found: list[Instances], batched_inputs: list[dict], images: ImageList) -> list[Instances]:
+        """Detections inside the network as those in the images, of their ``height`` and ``width``."""
+        return [r["instances"] for r in self._postprocess(found, batched_inputs, images.image_sizes)]
 
     def forward(self, batched_inputs: list[dict]):
         """As :meth:`GeneralizedRCNN.forward`."""
         if not self.training:
             return self.inference(batched_inputs)
+        batched_inputs = sorted(batched_inputs, key=lambda x: "distill_only" in x)  # stable: those come last
         images, heads = self.preprocess_image(batched_inputs), self.roi_heads
-        targets = [x["instances"].to(self.device) for x in batched_inputs]
-        features = self.backbone(images.tensor)
-        proposals, proposal_losses = self.proposal_generator(images, features, targets)
+        targets = [x["instances"].to(self.device) for x in batched_inputs if "distill_only" not in x]
+        all_features, number = self.backbone(images.tensor), len(targets)
+        features = {name: level[:number] for name, level in all_features.items()}
+        labelled = ImageList(images.tensor[:number], images.image_sizes[:number])
+        proposals, proposal_losses = self.proposal_generator(labelled, features, targets)
         distill = old_student = windows_and_maps = None
-        if heads.variant != "text":
+        if heads.distils:
             distill = self._distilled(batched_inputs, proposals)
         if self.old_student:
-            old_student = partial(self._old_embeddings, images.tensor)
+            old_student = partial(self._old_embeddings, labelled.tensor)
         if heads.picture_adapter is not None:
             windows_and_maps = [
                 (x["window"], self.live_teacher.image_map(x["image"].to(self.device), x["window"]))
                 for x in batched_inputs
             ]
-        _, head_losses = heads(images, features, proposals, targets, distill, old_student, windows_and_maps)
+        _, head_losses = heads(labelled, all_features, proposals, targets, distill, old_student, windows_and_maps)
         losses = {**head_losses, **proposal_losses}
         return weigh(losses, heads.loss_weights, heads.progress) if heads.loss_weights else losses
 

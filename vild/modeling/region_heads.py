@@ -22,10 +22,17 @@ from vild.modeling.classifier import ClassSet, RegionEmbedding, TextClassifier, 
 from vild.modeling.extra_teachers import ExtraTeachers
 from vild.modeling.objectives import parse_objectives
 from vild.modeling.pooler import make_precise
+from vild.modeling.schedule import NOT_NEGATIVE, PROBABILITY, check_ranges
 from vild.utils.errors import UserError
 from vild.vocabulary.vocabulary import Vocabulary
 
 VARIANTS = ("text", "image", "vild", "ensemble")
+RANGES_AT_TEST = {  # of keys below MODEL.VILD
+    "TEMPERATURE": NOT_NEGATIVE,
+    "TEST_TEMPERATURE": NOT_NEGATIVE,
+    "ENSEMBLE_WEIGHT": PROBABILITY,
+    "PRE_NMS_TOPK": (lambda x: x >= 1, "below 1"),
+}
 
 
 class RegionHeads(StandardROIHeads):
@@ -77,6 +84,7 @@ class RegionHeads(StandardROIHeads):
         if not (cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG and cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK):
             raise UserError("ViLD's boxes and masks are class-agnostic: set both CLS_AGNOSTIC_* keys to True")
         keys = cfg.MODEL.VILD
+        check_ranges(keys, RANGES_AT_TEST)
         vocabulary, objectives = Vocabulary.load(keys.VOCABULARY), parse_objectives(keys.OBJECTIVES)
         temperature, bias = softmax_settings(keys.TEMPERATURE, vocabulary)
         settings = super().from_config(cfg, input_shape)

@@ -35,6 +35,8 @@ from vild.modeling.schedule import Schedule, parse_loss_weights
 class ViLDROIHeads(OpenVocabularyROIHeads):
     """The heads of test time and what only training needs."""
 
+    embedding_only = False  # no losses of boxes and masks, no distillation
+
     @configurable
     def __init__(
         self,
@@ -62,6 +64,8 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         self.adapter, self.picture_adapter, self.stride = adapter, image_adapter, stride  # their names in checkpoints
         self.iterations, self.loss_weights = iterations, loss_weights
         self.old_student_weight, self.box_loss_beta = old_student_weight, box_loss_beta
+        # bool [C], trained classes that the training set does not annotate, if there are any; attach_sources sets it
+        self.register_buffer("unlabelled", None, persistent=False)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -86,6 +90,11 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         }
 
     @property
+    def distils(self) -> bool:
+        """Whether training has distilled regions."""
+        return self.variant != "text" and not self.embedding_only
+
+    @property
     def progress(self) -> float:
         """Of the training, 0 to 1. Needs its EventStorage."""
         return min(get_event_storage().iter / self.iterations, 1.0)
@@ -100,26 +109,28 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         old_student: Callable[[list[Boxes]], Tensor] | None = None,
         windows_and_maps: Sequence[tuple[tuple[int, ...], Tensor]] | None = None,
     ):
-        """As :meth:`StandardROIHeads.forward`.
+        """As :meth:`StandardROIHeads.forward`. The features may be of more images than the proposals: the last ones, of
+        which only ``distill`` is used.
 
         Args:
             distill: in training, the distilled regions of each image: ``proposal_boxes``, unit ``embeddings`` [M, D]
-                and, if an objective needs them, ``maps`` [M, T, h, w]. None for the text variant.
+                and, if an objective needs them, ``maps`` [M, T, h, w]. None unless the heads distil.
             old_student: boxes of each image to the old student's unit embeddings.
             windows_and_maps: of :func:`image_maps`, if there is an image adapter.
         """
         if not self.training:
             return super().forward(images, features, proposals)
         proposals = self.label_and_sample_proposals(proposals, targets)
-        if self.variant == "text":
-            embeddings, box_features = self.embedding(self._pool(features, [p.proposal_boxes for p in proposals]))
+        labelled = {name: level[: len(proposals)] for name, level in features.items()}
+        if not self.distils:
+            embeddings, box_features = self.embedding(self._pool(labelled, [p.proposal_boxes for p in proposals]))
         else:
             (embeddings, box_features), distilled, roi_features = self._embed_both(features, proposals, distill)
         loss_dict = self._detection_losses(embeddings, box_features, proposals)
         if old_student is not None:
             old = old_student([p.proposal_boxes for p in proposals])
             loss_dict["loss_old_student"] = self.old_student_weight * losses.image_loss(embeddings, old)
-        if self.variant != "text":
+        if self.distils:
             get_event_storage().put_scalar("vild/num_distilled", len(distilled[0]))
             maps = {} if roi_features is None else region_maps(roi_features, distill, self.adapter)
             if windows_and_maps is not None:
@@ -128,13 +139,15 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
             loss_dict |= self.distillation.losses(
                 *distilled, distill, self.classifier, self.others, self.progress, maps
             )
-        return proposals, loss_dict | self._forward_mask(features, proposals)
+        return proposals, loss_dict if self.embedding_only else loss_dict | self._forward_mask(labelled, proposals)
 
     def _embed_both(self, features: dict[str, Tensor], proposals: list[Instances], distill: list[Instances]):
         """Embeddings [., D] and head features [., F] of the sampled RoIs, then of the distilled regions, and the RoI
         features of the latter if they are compared with the teacher's maps."""
         # pooled together: in the backward pass each pooling writes gradients as large as the feature maps
-        pairs = [(p.proposal_boxes, d.proposal_boxes) for p, d in zip(proposals, distill, strict=True)]
+        none = Boxes(distill[0].proposal_boxes.tensor[:0])  # sampled of images that are only distilled from
+        rois = [p.proposal_boxes for p in proposals] + [none] * (len(distill) - len(proposals))
+        pairs = [(boxes, d.proposal_boxes) for boxes, d in zip(rois, distill, strict=True)]
         pooled = self._pool(features, [Boxes.cat([*pair]) for pair in pairs])
         lengths = [len(boxes) for pair in pairs for boxes in pair]  # selecting by a mask would wait for the GPU
 
@@ -154,10 +167,12 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
     ) -> dict[str, Tensor]:
         """Box and text loss of the sampled RoIs."""
         labels = torch.cat([p.gt_classes for p in proposals])
-        result = {"loss_box_reg": self._box_loss(self.bbox_pred(box_features), labels, proposals)}
+        result = {}
+        if not self.embedding_only:
+            result["loss_box_reg"] = self._box_loss(self.bbox_pred(box_features), labels, proposals)
         if self.variant != "image":
             logits = self.classifier(embeddings)
-            result["loss_text"] = losses.text_loss(logits, labels, self.classifier.base)
+            result["loss_text"] = losses.text_loss(logits, labels, self.classifier.base, self.unlabelled)
             if (accuracy := losses.base_accuracy(logits, labels, self.classifier.base)) is not None:
                 get_event_storage().put_scalar("vild/fg_accuracy", accuracy)
         return result

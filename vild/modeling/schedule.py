@@ -26,8 +26,15 @@ SHAPES = {
 # Ranges of values: the check, and how a message continues after a value that fails it
 Range = tuple[Callable[[float], bool], str]
 POSITIVE: Range = (lambda x: x > 0, "not above 0")
-NOT_NEGATIVE: Range = (lambda x: x >= 0, "below 0")
+NOT_NEGATIVE: Range = (lambda x: 0 <= x < math.inf, "below 0 or not finite")
 PROBABILITY: Range = (lambda x: 0 <= x <= 1, "not within 0 and 1")
+
+
+def check_ranges(values: Mapping[str, float], ranges: Mapping[str, Range]) -> None:
+    """UserError for a value of the keys below MODEL.VILD that is not within its range."""
+    for name, (fits, wrong) in ranges.items():
+        if not fits(values[name]):
+            raise UserError(f"MODEL.VILD.{name}: {values[name]} is {wrong}")
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,8 @@ def diagnostics_blocks(document: dict) -> list[Block]:
     groups = list(next(iter(by_group.values()), {}))
     rows = [[key, *(decimal(v[g], DIAGNOSTICS[key]) for g in groups)] for key, v in by_group.items()]
     blocks: list[Block] = [Heading("Diagnostics"), Table(["", *groups], rows)]
+    if verdict := document.get("verdict"):
+        blocks.append(Paragraph(verdict))
     if recall := document.get("proposals"):
         keys = list(dict.fromkeys(key.rsplit("_", 1)[0] for key in recall))
         rows = [[key, *(decimal(recall[f"{key}_{split}"]) for split in ("base", "novel"))] for key in keys]

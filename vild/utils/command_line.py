@@ -59,7 +59,10 @@ SHARED = {
         "type": between_0_and_1, "default": THRESHOLD, "metavar": "SCORE", "help": "minimum score of a detection",
     },
     "--dataset": {"metavar": "NAME", "help": "a registered data set"},
-    "--teacher": {"metavar": "NAME", "help": "the teacher: an open_clip model name, or local-dir:FOLDER"},
+    "--teacher": {
+        "metavar": "NAME",
+        "help": "the teacher: an open_clip model name, local-dir:FOLDER, or KIND:... (vild/teacher/KIND.py)",
+    },
     "--pretrained": {
         "default": "", "metavar": "TAG",
         "help": 'its weights: an open_clip tag, a file, or "random" (not for local-dir:)',
@@ -117,7 +120,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_detector_flags(parser: argparse.ArgumentParser) -> None:
     """Which detector, and which words: ``vild.apps.detector.make_detector`` reads them, with ``--threshold``."""
-    add_shared(parser, "--vocabulary", note="default: the classes it was trained on")
+    add_shared(parser, "--vocabulary", note="default: the --example names, or else the classes it was trained on")
+    parser.add_argument(
+        "--example",
+        action="append",
+        default=[],
+        metavar="IMAGE:X0,Y0,X1,Y1=NAME",
+        help="a region of an image, in pixels, that stands for NAME, with its word if --vocabulary has it or instead; "
+        "repeat the flag for more regions or names",
+    )
     parser.add_argument("--negatives", metavar="WORDS", help="words that compete for each region but are not reported")
     parser.add_argument(
         "--threshold-of",
@@ -141,7 +152,7 @@ def add_launch_flags(parser: argparse.ArgumentParser, dist_url: str = "auto") ->
 def training_parser(description: str) -> argparse.ArgumentParser:
     """``detectron2.engine.default_argument_parser``, without importing Detectron2: the same flags and defaults."""
     parser = make_parser(description)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
+    parser.add_argument("--config-file", default="", metavar="FILE", help=SHARED["--config-file"]["help"])
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="perform evaluation only")
     # Detectron2's own port per user

@@ -83,6 +83,7 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int | None
             sys.stdout.reconfigure(errors="backslashreplace")
         logging.raiseExceptions = False  # no traceback for every log line that a full disk refuses
         silence_known_warnings()
+        logging.basicConfig(format="%(message)s")  # else open_clip does, and warnings begin with "WARNING:vild..."
         try:
             with ended_by_sigterm():
                 try:
@@ -117,7 +118,8 @@ def is_detectron2_missing(error: ImportError) -> bool:
 
 
 def silence_known_warnings() -> None:
-    """Ignore the warnings of :data:`_KNOWN_WARNINGS`, in this process and in those it starts."""
+    """Ignore the warnings of :data:`_KNOWN_WARNINGS`, in this process and in those it starts, and what PyTorch logs in
+    this one about Detectron2's use of it."""
     for start in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", start)
     filters = ",".join(f"ignore:{start}" for start in _KNOWN_WARNINGS)
@@ -125,6 +127,7 @@ def silence_known_warnings() -> None:
     if filters not in given:
         os.environ["PYTHONWARNINGS"] = f"{given},{filters}" if given else filters
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # "is_fx_tracing ...": Detectron2's pooler
 
 
 _marker: Path | None = None

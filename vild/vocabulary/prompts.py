@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -118,6 +119,7 @@ def find_prompts(prompts: str | Path | LearnedPrompts) -> list[str] | LearnedPro
     raise UserError(f"vocabulary: prompt set '{prompts}' is not one of {known}, nor a .safetensors file")
 
 
+@lru_cache(maxsize=1 << 16)  # of the same names many times over
 def clean_name(name: str) -> str:
     """Normalise a name: "_" to space, "/" to " or ", lower case, no trailing dot."""
     return name.replace("_", " ").replace("/", " or ").lower().strip().removesuffix(".")

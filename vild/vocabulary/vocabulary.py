@@ -24,6 +24,7 @@ from vild.utils.weight_files import load_weights
 from vild.vocabulary.cache import TextCache
 from vild.vocabulary.encode import encode_names
 from vild.vocabulary.prompts import LearnedPrompts, clean_name, find_prompts
+from vild.vocabulary.regions import Gap, encode_examples
 from vild.vocabulary.words import GivenWords, Words, check_length, check_names, parse_words
 
 SPLITS = ("base", "novel", "")
@@ -41,6 +42,8 @@ class Vocabulary:
         prompts: name of a prompt set, learned prompts, or "import".
         fingerprint: of the teacher (``vild.teacher.teacher``); {} if unknown (imported).
         logit_scale, logit_bias: of the teacher; the scale is None if unknown (imported, or of an older file).
+        made_of: per class "" for a word, "2 example regions", "word and 2 example regions" or "linear probe of 9
+            regions"; () if all are words.
     """
 
     names: tuple[str, ...]
@@ -51,6 +54,7 @@ class Vocabulary:
     fingerprint: dict = field(default_factory=dict)
     logit_scale: float | None = None
     logit_bias: float = 0.0
+    made_of: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.names:
@@ -95,16 +99,37 @@ class Vocabulary:
             UserError: no name, a duplicate or too long name, an unknown prompt set or one for another teacher.
         """
         words = names if isinstance(names, Words) else parse_words(names, synonyms, files=True)
+        if words is names:  # parse_words has checked the others
+            check_names(words.names)
+            for synonym in (s for group in words.synonyms for s in group):
+                check_length(synonym)
         names, synonyms = words.names, words.synonyms
-        check_names(names)
-        for synonym in (s for group in synonyms for s in group):
-            check_length(synonym)
         found = find_prompts(prompts)
         embeddings = encode_names(teacher.encode_text, names, synonyms, found, cache)
         splits = tuple(splits or words.splits or ("",) * len(names))
         prompts = found if isinstance(found, LearnedPrompts) else prompts
         learned = teacher.logit_scale, teacher.logit_bias
         return cls(names, embeddings.cpu(), splits, synonyms, prompts, teacher.fingerprint, *learned)
+
+    @classmethod
+    def from_regions(
+        cls, teacher, names: Sequence[str], images: Sequence[Tensor], boxes: Tensor, gap: Gap | None = None
+    ) -> Vocabulary:
+        """Classes by example, each the normalised mean of its regions' embeddings, as a store has them (1x and 1.5x
+        crops).
+
+        Args:
+            names: of N regions; those with the same name stand for one class.
+            images: N, the one that each region is in: uint8 RGB [3, H, W].
+            boxes: float [N, 4], xyxy in pixels of their images.
+            gap: makes the rows comparable with words (``Calibration.examples``); None: they are image embeddings.
+
+        Raises:
+            UserError: no region, or a name that is too long.
+        """
+        found, rows, made_of = encode_examples(teacher, names, images, boxes, gap)
+        learned = {"logit_scale": teacher.logit_scale, "logit_bias": teacher.logit_bias}
+        return cls(found, rows, ("",) * len(found), fingerprint=teacher.fingerprint, made_of=made_of, **learned)
 
     @classmethod
     def from_npy(
@@ -149,6 +174,7 @@ class Vocabulary:
             "fingerprint": self.fingerprint,
             "logit_scale": self.logit_scale,
             "logit_bias": self.logit_bias,
+            **({"made_of": list(self.made_of)} if self.made_of else {}),
         }
 
     @classmethod
@@ -167,6 +193,7 @@ class Vocabulary:
             state["fingerprint"],
             state.get("logit_scale"),
             state.get("logit_bias", 0.0),
+            tuple(state.get("made_of", ())),
         )
 
     def save(self, path: str | Path) -> None:
@@ -205,8 +232,9 @@ class Vocabulary:
         """The classes with indices ``order``, in that order."""
         pick = lambda values: tuple(values[i] for i in order)  # noqa: E731
         texts = {"names": pick(self.names), "splits": pick(self.splits)}
-        synonyms = pick(self.synonyms) if self.synonyms else ()
-        return replace(self, **texts, synonyms=synonyms, embeddings=self.embeddings[list(order)])
+        for key in ("synonyms", "made_of"):
+            texts[key] = pick(getattr(self, key)) if getattr(self, key) else ()
+        return replace(self, **texts, embeddings=self.embeddings[list(order)])
 
 
 def _check_state(state: dict) -> None:
@@ -222,6 +250,8 @@ def _check_state(state: dict) -> None:
         raise ValueError(f"splits are not one of {SPLITS} per name")
     if len(state["synonyms"]) not in (0, len(names)) or not all(map(texts, state["synonyms"])):
         raise ValueError("synonyms are not a list of strings per name")
+    if not texts(made_of := state.get("made_of", ())) or len(made_of) not in (0, len(names)):
+        raise ValueError("made_of is not a string per name")
     if not isinstance(state["prompts"], str | dict):
         raise ValueError("prompts have the wrong type")
     if not isinstance(embeddings, Tensor) or embeddings.dtype != torch.float32 or embeddings.ndim != 2:

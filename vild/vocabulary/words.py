@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from vild.utils.errors import UserError
@@ -57,7 +58,7 @@ def parse_words(given: GivenWords, synonyms: Sequence[Sequence[str]] | None = No
     if synonyms:
         more = _read_synonyms(synonyms, len(groups))
         groups = [group and group + others for group, others in zip(groups, more, strict=True)]
-    groups = [_distinct(group) for group in groups if group]
+    groups = [_distinct(group) if len(group) > 1 else group for group in groups if group]
     check_names([group[0] for group in groups], where)
     owners = {clean_name(group[0]): group[0] for group in groups}
     for name, *others in groups:
@@ -81,10 +82,11 @@ def check_names(names: Sequence[str], where: str = "vocabulary") -> None:
     seen: dict[str, str] = {}
     for name in names:
         check_length(name, where)
-        if (other := seen.get(clean_name(name))) is not None:
+        clean = clean_name(name)
+        if (other := seen.get(clean)) is not None:
             why = "" if other == name else f": case and '_' do not tell it from '{other}'"
             raise UserError(f"{where}: duplicate class name '{name}'{why}")
-        seen[clean_name(name)] = name
+        seen[clean] = name
 
 
 def check_length(name: str, where: str = "vocabulary") -> None:
@@ -197,10 +199,17 @@ def _read_synonyms(given: object, count: int) -> list[list[str]]:
 
 def _spellings(text: str) -> list[str]:
     """The parts between "|", without what is not printable (a byte order mark, a lone surrogate) and extra spaces."""
+    return [*_parts(text)]
+
+
+@lru_cache(maxsize=1 << 16)  # a page or a server asks for the same thousands of words again and again
+def _parts(text: str) -> tuple[str, ...]:
     text = unicodedata.normalize("NFC", text)  # an accent may be a character of its own
-    parts = (" ".join("".join(c if c.isprintable() else " " for c in part).split()) for part in text.split("|"))
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    parts = (" ".join(part.split()) for part in text.split("|"))
     parts = (part[1:-1].strip() if part[:1] in "\"'" and part[-1:] == part[:1] else part for part in parts)
-    return [part for part in parts if part]
+    return tuple(part for part in parts if part)
 
 
 def _distinct(spellings: Sequence[str]) -> list[str]:

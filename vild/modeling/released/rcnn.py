@@ -46,6 +46,9 @@ class ReleasedRCNN(ViLDRCNN):
         canvas = torch.stack([onto_canvas(image, self.side) for image in images])
         return ImageList(canvas, [(self.side, self.side)] * len(canvas))
 
+    def scaled_size(self, x: dict) -> tuple[int, int]:
+        return scaled_size(*x["image"].shape[1:], self.side)
+
     def inference(self, batched_inputs: list[dict], detected_instances=None, do_postprocess: bool = True):
         """As :meth:`GeneralizedRCNN.inference`."""
         assert detected_instances is None and do_postprocess, "not supported by the released detector"
