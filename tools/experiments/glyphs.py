@@ -117,11 +117,11 @@ class GlyphsRun(Runner):
         """Calibrate trained detectors, named as their configs, on the base classes of "dev"; then evaluate them, as
         NAME_calibrated, and ask them for absent words, and the one named ``by_example`` for examples in place of words.
         """
-        stages = []
+        stages, own = [], ("--opts", "MODEL.VILD.TEACHER.NAME", f"local-dir:{self.teacher().output}")
         for each in students:
             output, config = each.output / "model_calibrated.pth", ("--config-file", self.config(each.name))
             options = ("--dataset", "glyphs_dev", "--output", output, "--weights", each.output / "model_final.pth")
-            fit = stage(f"{each.name}_calibration", output, "calibrate.py", *config, *options, needs=[each])
+            fit = stage(f"{each.name}_calibration", output, "calibrate.py", *config, *options, *own, needs=[each])
             settings = ("MODEL.WEIGHTS", output, "MODEL.VILD.VOCABULARY", output)
             calibrated = f"{each.name}_calibrated"
             stages.append(self.train(calibrated, each.name, *settings, flags=("--eval-only",), needs=[fit]))
@@ -130,8 +130,7 @@ class GlyphsRun(Runner):
             stages.append(stage(answers.stem, answers, "absent_words.py", *config, *options, needs=[fit]))
             if each.name == by_example:
                 options = (*config, "--weights", output, "--dataset", "glyphs_val", "--examples-from", "glyphs_dev")
-                options += ("--seed", self.seed, "--output", self._by_example)
-                options += ("--opts", "MODEL.VILD.TEACHER.NAME", f"local-dir:{self.teacher().output}")
+                options += ("--seed", self.seed, "--output", self._by_example, *own)
                 stages.append(stage(self._by_example.stem, self._by_example, "by_example.py", *options, needs=[fit]))
         self.run(*stages)
 
