@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="as small as possible; the numbers mean nothing")
     args = parser.parse_args()
 
-    from experiments.ablation import plot, plot_cost, read_cost, read_row, run_seed, table, write_figure
+    from experiments.ablation import plot, plot_cost, read_cost, read_row, read_shares, run_seed, table, write_figure
     from experiments.curves import plot_curves, run_curve
     from experiments.glyphs import GlyphsRun
     from experiments.grid import check_seeds, read_grid
@@ -45,12 +45,14 @@ def main():
     if iterations < 0:
         raise UserError(f"--iterations: {iterations} is below 0")
     seeds = grid.seeds if args.seeds is None else check_seeds(args.seeds, "--seeds")
-    results, diagnostics, code = {row.name: [] for row in grid.rows}, {}, code_version()
+    results, diagnostics, shares, code = {row.name: [] for row in grid.rows}, {}, {}, code_version()
     curves = {row.name: [] for row in grid.rows if row.config and args.curves}
     for number, seed in enumerate(seeds):
         print(f"seed {seed}", flush=True)
         run = GlyphsRun(folder / f"seed{seed}", seed, iterations, args.smoke)
         run_seed(run, grid.rows)
+        if grid.shares and number == 0:
+            shares = read_shares(run, grid, args.grid)
         for row in grid.rows:
             results[row.name].append(read_row(run, row) | (read_cost(run, row) if number == 0 else {}))
             if row.name in curves:
@@ -58,10 +60,10 @@ def main():
         if any(row.clip_on_crops for row in grid.rows):
             for key, values in run.read_diagnostics()[0].items():
                 diagnostics.setdefault(key, []).append(values)
-        page = table(results, diagnostics)
+        page = table(results, diagnostics, shares)
         write_text(folder / f"{name}.md", page)
         setup = {"seeds": seeds[: number + 1], "iterations": run.iterations, "smoke": run.smoke, "code": code}
-        write_json(folder / f"{name}.json", {**setup, "rows": results, "gauges": diagnostics})
+        write_json(folder / f"{name}.json", {**setup, "rows": results, "gauges": diagnostics, "shares": shares})
         plot(results, folder / f"{name}.png")
         plot_cost(results, folder / f"{name}_cost.png")
         if curves:

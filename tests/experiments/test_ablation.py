@@ -13,6 +13,7 @@ from experiments.runner import Runner, Stage
 from PIL import Image
 
 from tests.conftest import REPOSITORY
+from vild.data import datasets
 from vild.engine.run_record import code_version
 from vild.evaluation import cost
 from vild.modeling.extra_teachers import check_teachers
@@ -48,6 +49,10 @@ def test_a_grid_is_read(tmp_path):
     [
         ("rows: {}", "rows is empty"),
         ("row: {}", "the allowed keys are"),
+        (
+            "rows: {a: {config: vild}, b: {evaluate: a}}\nshares: b",
+            "shares: 'b' is not the name of a row with a config",
+        ),
         ("rows: {a: vild}", "row 'a': vild is not a setting"),
         ("rows: {a: {config: vild, dta: all}}", "'dta' is not one of"),
         ("rows: {a: {config: vild, data: some}}", "data: some is not one of"),
@@ -174,6 +179,39 @@ def test_the_diagnostics_are_of_the_named_row(stages_of):
     assert overrides["MODEL.VILD.DISTILL_WEIGHT"] == "3.0"
     command = stages_of('rows: {a: {config: vild, MODEL.WEIGHTS: ""}, b: {clip_on_crops: a}}')[-1].command
     assert command[command.index("--opts") + 1 :][:3] == ("MODEL.WEIGHTS", "", "MODEL.WEIGHTS")
+
+
+def test_settings_are_chosen_without_a_novel_label(stages_of, world):
+    """Names are held out of the base ones; neither the training nor the dev set has a novel one."""
+    done = {s.name: s.command for s in stages_of("rows: {a: {config: vild, data: heldout}, b: {config: vild}}")}
+    row = " ".join(done["row-a"])
+    assert "DATASETS.TRAIN ('glyphs_heldout_train',) DATASETS.TEST ('glyphs_heldout_dev',)" in row
+    assert "vocabulary_heldout" in row and "glyphs_heldout_train" in done["vocabulary_heldout"]
+    assert "heldout" not in " ".join(done["vild"])
+    everything = datasets.get_classes("glyphs_dev")
+    base = {n for n, mark in zip(everything.names, everything.splits, strict=True) if mark == "base"}
+    for name in ("glyphs_heldout_train", "glyphs_heldout_dev"):
+        classes = datasets.get_classes(name)
+        assert {*classes.names} == base and classes.splits.count("novel") == 10
+
+
+def test_weights_and_shares_of_objectives_in_the_table(stages_of, tmp_path, monkeypatch):
+    text = "rows: {a: {config: vild}, b: {config: text}}\nshares: a"
+    stages_of(text)
+    found = (("l1", 4.0, 1.0), ("tokens", 0.25, float("nan")), ("contrast", 0.5, 0.312))
+    rows = [{"row": "a", "objective": name, "weight": weight, "share": share} for name, weight, share in found]
+    (tmp_path / "seed0" / "grid_shares.json").write_text(json.dumps({"l1": 1, "rows": rows}))
+    run = GlyphsRun(tmp_path / "seed0", iterations=10)
+    shares = ablation.read_shares(run, read(tmp_path, text), tmp_path / "grid.yaml")
+    assert shares == {"a": ("4 l1 + 0.25 tokens + 0.5 contrast", "1 + - + 0.31")}
+    metrics = dict.fromkeys(ablation.METRICS, 1.0)
+    head, _, a, b = ablation.table({"a": [metrics], "b": [metrics]}, {}, shares).strip().splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (head, a, b)]
+    assert [row[1:4] for row in cells] == [
+        [ablation.WEIGHT, ablation.SHARE, "seeds"],
+        [*shares["a"], "1"],
+        ["-", "-", "1"],
+    ]
 
 
 def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_cfg):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.glyphs import GlyphsRun
-from experiments.grid import Row
+from experiments.grid import Grid, Row
 from experiments.runner import Stage
 from vild.evaluation import cost
 from vild.evaluation.metrics import DIAGNOSTICS, TABLES, title
@@ -21,6 +22,7 @@ from vild.vocabulary.vocabulary import Vocabulary
 
 METRICS = TABLES["ablation"]
 PARAMETERS, GFLOP = "million parameters", "GFLOP"
+WEIGHT, SHARE = "weight", "share of L1's gradient"
 
 
 def run_seed(run: GlyphsRun, rows: tuple[Row, ...]) -> None:
@@ -75,6 +77,19 @@ def read_cost(run: GlyphsRun, row: Row) -> dict[str, float]:
     return {PARAMETERS: cost.parameters(built[0])["all"] / 1e6, GFLOP: cost.flops(*built)["all"] / 1e9}
 
 
+def read_shares(run: GlyphsRun, grid: Grid, path: Path) -> dict[str, tuple[str, str]]:
+    """The weights of each row's objectives ("4 l1 + 0.5 contrast"), and their gradients' shares of L1's ("1 + 0.3") on
+    what the detector of the row ``grid.shares`` embeds. ``path``: of the grid."""
+    row = next(row for row in grid.rows if row.name == grid.shares)
+    detector = run.detector(row.stage, row.config, *row.arguments, data=row.data, teachers=row.teachers)
+    run.run(measured := run.shares(detector, path))
+    found: dict[str, list[tuple[str, str]]] = {}
+    for each in json.loads(measured.output.read_text())["rows"]:
+        share = "-" if np.isnan(each["share"]) else f"{each['share']:.2g}"
+        found.setdefault(each["row"], []).append((f"{each['weight']:.3g} {each['objective']}", share))
+    return {name: tuple(" + ".join(column) for column in zip(*parts, strict=True)) for name, parts in found.items()}
+
+
 def mean_and_std(values: list[float | None], digits: int = 1) -> str:
     """ "70.8 ± 2.9": mean and sample standard deviation over the seeds; "-" if a value is missing."""
     if not values or None in values:
@@ -83,20 +98,26 @@ def mean_and_std(values: list[float | None], digits: int = 1) -> str:
     return f"{mean} ± {_spread(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def table(results: Mapping[str, list[dict]], diagnostics: Mapping[str, list[dict]]) -> str:
+def table(
+    results: Mapping[str, list[dict]],
+    diagnostics: Mapping[str, list[dict]],
+    shares: Mapping[str, tuple[str, str]] | None = None,
+) -> str:
     """Markdown tables.
 
     Args:
         results: of each row, the metrics of each seed; those of the first seed include the row's cost.
         diagnostics: of each diagnostic, {"base", "novel"} of each seed.
+        shares: of :func:`read_shares`.
     """
-    body = []
+    body, extra = [], [WEIGHT, SHARE] if shares else []
     for name, values in results.items():
         if values:
             cells = [mean_and_std([v.get(m) for v in values]) for m in METRICS]
             cells += [mean_and_std([values[0].get(c)], 2) for c in (PARAMETERS, GFLOP)]
-            body.append([name, str(len(values)), *cells])
-    tables = [markdown_table(["", "seeds", *map(title, METRICS), PARAMETERS, GFLOP], body)]
+            weighted = shares.get(name, ("-", "-")) if shares else ()
+            body.append([name, *weighted, str(len(values)), *cells])
+    tables = [markdown_table(["", *extra, "seeds", *map(title, METRICS), PARAMETERS, GFLOP], body)]
     rows = [
         [name, *(mean_and_std([v[m] for v in values], DIAGNOSTICS.get(name, 1)) for m in ("base", "novel"))]
         for name, values in diagnostics.items()

@@ -16,9 +16,10 @@ EXTRA_WIDTH = 96  # of the extra teacher's embeddings; the first teacher's are 6
 class GlyphsRun(Runner):
     """The stages under one folder; each method is a stage, and needs the stages whose outputs it reads.
 
-    Their argument ``data`` names the training scenes: "train", "nonovel" (no novel object is drawn) or "all" (those of
-    "train" with the novel objects annotated). With ``extra`` they are of the extra teacher, which has another width
-    and is trained on other images.
+    Their argument ``data`` names the training scenes: "train", "nonovel" (no novel object is drawn) or, of the scenes
+    of "train", "all" (the novel objects are annotated, too) or "heldout" (every fourth base name is held out in place
+    of the novel ones, and detectors are evaluated so on the dev scenes: for choosing settings). With ``extra`` they are
+    of the extra teacher, which has another width and is trained on other images.
 
     Args:
         folder: everything the stages write lies below it.
@@ -79,14 +80,17 @@ class GlyphsRun(Runner):
 
         ``teachers``: 1; 2, with the extra teacher; or "twice", with the first teacher as its own extra teacher.
         """
-        scenes = "train" if data == "all" else data
+        same = data in ("all", "heldout")  # scenes as of "train", other names
+        scenes = "train" if same else data
         network, store = self.network(scenes), self.store(scenes)
-        vocabulary = self.vocabulary("all" if data == "all" else "train")
+        vocabulary = self.vocabulary(data if same else "train")
         needs, settings = [network, store, vocabulary], []
         if self.iterations:
             settings += ["SOLVER.MAX_ITER", self.iterations]
         if data != "train":
             settings += ["DATASETS.TRAIN", f"('{_dataset(data)}',)"]
+        if data == "heldout":
+            settings += ["DATASETS.TEST", "('glyphs_heldout_dev',)"]
         if teachers != 1:
             entry = {"STORE": self.store(extra=teachers == 2), "VOCABULARY": self.vocabulary(extra=teachers == 2)}
             needs += entry.values()
@@ -103,6 +107,13 @@ class GlyphsRun(Runner):
         options = ("--config-file", self.config(config), *(flags or ("--resume",)), "--num-gpus", gpus)
         settings = ("OUTPUT_DIR", output, "SEED", self.seed, *overrides)
         return stage(name, output, "train_net.py", *options, *settings, needs=needs)
+
+    def shares(self, student: Stage, grid: Path) -> Stage:
+        """The gradients of a grid's objectives, beside L1's, on what a trained detector embeds."""
+        output, kept = self.folder / f"{grid.stem}_shares.json", student.output
+        options = ("--config-file", kept / "config.yaml", "--weights", kept / "model_final.pth")
+        return stage(output.stem, output, "gradient_shares.py", *options, "--grid", grid, "--output", output,
+                     needs=[student])  # fmt: skip
 
     def diagnostics(self, name: str, student: Stage, config: str, *overrides: object) -> Stage:
         """Diagnostics of a trained detector, whose config and overrides are given, and of its teacher."""
@@ -174,4 +185,5 @@ def _name(name: str, data: str) -> str:
 
 
 def _dataset(data: str) -> str:
-    return {"nonovel": "glyphs_nonovel_train", "all": "glyphs_train_all"}.get(data, f"glyphs_{data}")
+    others = {"nonovel": "glyphs_nonovel_train", "all": "glyphs_train_all", "heldout": "glyphs_heldout_train"}
+    return others.get(data, f"glyphs_{data}")

@@ -1,11 +1,13 @@
 """A grid of settings and seeds on the built-in world, read from a YAML file and checked before anything runs.
 
-The file has ``seeds``, ``iterations`` (of each detector; 0: as its config says) and ``rows``, which maps names to
-settings. A setting is one of
+The file has ``seeds``, ``iterations`` (of each detector; 0: as its config says), ``shares`` (the name of a row: the
+table also has the weight of each row's objectives and their gradients' share of L1's, on what that row's detector of
+the first seed embeds) and ``rows``, which maps names to settings. A setting is one of
 
 * ``config``: a config of configs/Glyphs/. Keys in capitals override its keys (``MODEL.VILD.OBJECTIVES: [...]``).
-  ``data``: "nonovel" (no novel object is drawn in the training scenes) or "all" (novel classes are annotated: an
-  oracle). ``teachers``: 2, an extra teacher of another width (MODEL.VILD.TEACHERS), or "twice", the first teacher as
+  ``data``: "nonovel" (no novel object is drawn in the training scenes), "all" (novel classes are annotated: an
+  oracle) or "heldout" (base names are held out in place of novel ones, and dev is evaluated: for choosing settings).
+  ``teachers``: 2, an extra teacher of another width (MODEL.VILD.TEACHERS), or "twice", the first teacher as
   its own extra teacher (a control: a second projection and loss, without new information);
 * ``evaluate``: another row's detector, with ``novel_texts: rotated`` (a control that must destroy novel AP);
 * ``clip_on_crops``: the teacher classifies every proposal, without a detector; the value names another row, for whose
@@ -29,7 +31,7 @@ from vild.modeling import build_backbone
 from vild.utils.errors import UserError
 from vild.utils.untrusted import read_yaml
 
-CHOICES = {"data": ("train", "nonovel", "all"), "novel_texts": ("", "rotated"), "teachers": (1, 2, "twice")}
+CHOICES = {"data": ("train", "nonovel", "all", "heldout"), "novel_texts": ("", "rotated"), "teachers": (1, 2, "twice")}
 KINDS = {"config": ("data", "teachers"), "evaluate": ("novel_texts",), "clip_on_crops": ()}  # with the keys they allow
 # Config keys that the stages set, and the key of a grid that determines them
 OWNED = {"OUTPUT_DIR": "", "SEED": "seeds", "DATASETS.TRAIN": "data", "DATASETS.TEST": "", "MODEL.VILD.VOCABULARY": "",
@@ -69,6 +71,7 @@ class Grid:
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
     iterations: int = 0
+    shares: str = ""
 
 
 def read_grid(path: Path) -> Grid:
@@ -78,7 +81,8 @@ def read_grid(path: Path) -> Grid:
         UserError: the file is missing, or a key or value is not valid.
     """
     document, where = read_yaml(path, "grid"), f"grid {path}"
-    _check(document.keys() <= {"rows", "seeds", "iterations"}, where, "the allowed keys are rows, seeds, iterations")
+    keys = ("rows", "seeds", "iterations", "shares")
+    _check(document.keys() <= {*keys}, where, f"the allowed keys are {', '.join(keys)}")
     rows, iterations = document.get("rows"), document.get("iterations", 0)
     _check(isinstance(rows, dict) and rows, where, "rows is empty; it maps names to settings")
     _check(type(iterations) is int and iterations >= 0, where, f"iterations: {iterations} is not a whole number >= 0")
@@ -97,7 +101,9 @@ def read_grid(path: Path) -> Grid:
         other = trained[getattr(row, key)]
         _check(other.teachers == 1, source, "this row has more than one teacher")
         _check(row.evaluate or other.data == "train", source, "this row is not trained on data: train")
-    return Grid(rows, seeds, iterations)
+    shares = document.get("shares", "")
+    _check(not shares or shares in trained, where, f"shares: '{shares}' is not the name of a row with a config")
+    return Grid(rows, seeds, iterations, shares)
 
 
 def check_seeds(seeds: object, where: str) -> tuple[int, ...]:

@@ -36,8 +36,8 @@ class Entry:
                 raise UserError(f"data set {self.json}: {key} is '{getattr(self, key)}', not {' or '.join(values)}")
 
 
-def _glyphs(json_name: str, images: str, **kwargs) -> Entry:
-    return Entry(f"glyphs/annotations/{json_name}.json", f"glyphs/{images}", "lvis", **kwargs)
+def _glyphs(json_name: str, images: str, split: str = "lvis", **kwargs) -> Entry:
+    return Entry(f"glyphs/annotations/{json_name}.json", f"glyphs/{images}", split, **kwargs)
 
 
 def _lvis(json_name: str, split: str = "lvis_v1", **kwargs) -> Entry:
@@ -56,7 +56,9 @@ BUILTIN = {
     "glyphs_train": _glyphs("coco_train", "train", keep="base"),
     "glyphs_train_all": _everything("glyphs/annotations/coco_train_all.json", "glyphs/train"),
     "glyphs_nonovel_train": _glyphs("coco_nonovel_train", "nonovel_train", keep="base"),
-    "glyphs_new_train": Entry("glyphs/annotations/coco_new_train_all.json", "glyphs/new_train", "glyphs_new", "base"),
+    "glyphs_new_train": _glyphs("coco_new_train_all", "new_train", "glyphs_new", keep="base"),
+    "glyphs_heldout_train": _glyphs("coco_train", "train", "glyphs_heldout", keep="base"),
+    "glyphs_heldout_dev": _glyphs("coco_dev", "dev", "glyphs_heldout"),
     "glyphs_dev": _glyphs("coco_dev", "dev"),
     "glyphs_val": _glyphs("coco_val", "val"),
     "glyphs_lvis_train": _glyphs("lvis_train", "train", keep="base", protocol="lvis"),
