@@ -24,8 +24,9 @@ LONGEST = 2000  # characters of a message
 WORKER = "DataLoader worker"  # how PyTorch's message about a dead worker process begins
 KILLED = "the system kills processes when memory is short; see DATALOADER.NUM_WORKERS or --num-workers"
 NO_DETECTRON2 = "Detectron2 is not installed: run python -m vild.install_detectron2"
-# How the warnings begin that our dependencies raise about one another
-_KNOWN_WARNINGS = ("`torch.jit.script", "pkg_resources is deprecated", "Importing from timm", "torch.meshgrid")
+# How the warnings begin that our dependencies raise about one another and, "not writable", Detectron2 of what it copies
+_KNOWN_WARNINGS = ("`torch.jit.script", "pkg_resources is deprecated", "Importing from timm", "torch.meshgrid",
+                   "The given NumPy array is not writable")  # fmt: skip
 
 
 class UserError(ValueError):
