@@ -46,12 +46,13 @@ def add_vild_config(cfg: CfgNode) -> None:
     # WEIGHT (the first has 1). WEIGHTS "confidence": per-region weights that sum to 1 and favour the teacher that is
     # more confident on the base classes
     node.SEVERAL_TEACHERS = CfgNode({"BY": "projections", "WEIGHTS": "fixed"})
-    # Train on new data without forgetting: the weights of a trained detector of the same architecture and teacher,
-    # whose region embeddings of the sampled proposals are imitated by L1 ("": off). Often MODEL.WEIGHTS, too. The
-    # vocabulary may then have more base classes than the training set, whose objects are not taught as background.
-    # EMBEDDING_ONLY: train the projection into the teacher's space and the background only, on labels and the old
-    # student; boxes, masks and features stay those of MODEL.WEIGHTS, and nothing is distilled from the teacher
-    node.OLD_STUDENT = CfgNode({"WEIGHTS": "", "WEIGHT": 0.5, "EMBEDDING_ONLY": False})
+    # Train on new data without forgetting: the weights of a trained detector of the same architecture and teacher ("":
+    # off), often MODEL.WEIGHTS, too. Its embeddings of the sampled proposals that lie on no annotation are imitated, by
+    # L1. The vocabulary may have more base classes than the training set, whose objects are not taught as background.
+    # HEAD_ONLY: train the box head with its projection into the teacher's space and the background only, on labels and
+    # the old student; proposals, masks and feature maps stay those of MODEL.WEIGHTS, and nothing is distilled from the
+    # teacher
+    node.OLD_STUDENT = CfgNode({"WEIGHTS": "", "WEIGHT": 0.5, "HEAD_ONLY": False})
     # Softmax temperature in training and test. 0: 1 / the teacher's learned logit scale (with SigLIP's bias), which is
     # the 0.01 of the paper for CLIP [released code] and another number for every other teacher
     node.TEMPERATURE = 0.0

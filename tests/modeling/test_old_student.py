@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
+from torchvision.ops import box_iou
 
 from vild.checkpoint.checkpointer import read_network_record
 from vild.data.provenance import LEAK, judge_network
@@ -34,6 +36,28 @@ def test_the_old_student_is_imitated_and_does_not_change(make_cfg, checkpoint_fi
     loss.backward()  # they differ in batch norm's statistics only
     assert loss > 0 and student.backbone.bottom_up.stem.conv1.weight.grad.abs().sum() > 0
     assert hash_weights(old) == before
+
+
+def test_what_is_annotated_may_leave_the_old_student(make_cfg, checkpoint_file, monkeypatch):
+    """The loss does not see the old embeddings of regions on an annotation, and does those of the others."""
+    trainer = Trainer(make_cfg("vild", "MODEL.VILD.OLD_STUDENT.WEIGHTS", str(checkpoint_file)))
+    inputs, student = next(iter(trainer.data_loader)), trainer.model.train()
+    truth = [x["instances"].gt_boxes.tensor for x in inputs]
+
+    def loss(turned: bool | None) -> float:
+        def old(images, boxes):
+            found = zip(boxes, truth, strict=True)
+            labelled = torch.cat([box_iou(b.tensor, t).amax(1) >= 0.5 for b, t in found])
+            assert labelled.any() and not labelled.all()
+            rows = F.normalize(torch.ones(len(labelled), student.vocabulary.width), dim=1)
+            return torch.where((labelled == turned)[:, None], -rows, rows) if turned is not None else rows
+
+        monkeypatch.setattr(student, "_old_embeddings", old)
+        torch.manual_seed(0)  # of the sampling
+        with EventStorage():
+            return student(inputs)["loss_old_student"].item()
+
+    assert loss(True) == loss(None) != loss(False)
 
 
 def test_an_old_student_of_another_teacher_is_refused(make_cfg, checkpoint_file, vocabulary, tmp_path):

@@ -62,7 +62,7 @@ class ForgettingRun(GlyphsRun):
         words = stage(file.stem, file, "build_vocabulary.py", "--vocabulary", NEW, "--teacher",
                       f"local-dir:{self.teacher().output}", "--output", file, needs=[finetune])  # fmt: skip
         weights = load_config(self.config(self.variant)).MODEL.VILD.LOSS_WEIGHTS
-        settings = ("MODEL.VILD.OLD_STUDENT.WEIGHTS", "", "MODEL.VILD.OLD_STUDENT.EMBEDDING_ONLY", False,
+        settings = ("MODEL.VILD.OLD_STUDENT.WEIGHTS", "", "MODEL.VILD.OLD_STUDENT.HEAD_ONLY", False,
                     "MODEL.VILD.DISTILL_FROM", "teacher",
                     "MODEL.VILD.VOCABULARY", file, "MODEL.VILD.LOSS_WEIGHTS", weights,
                     "OUTPUT_DIR", output)  # fmt: skip

@@ -222,7 +222,7 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
         raise UserError("DATASETS.TRAIN is empty: name a data set")
     vocabulary = Vocabulary.load(cfg.MODEL.VILD.VOCABULARY) if cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS else None
     records = training_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, vocabulary)
-    if cfg.MODEL.MASK_ON and not cfg.MODEL.VILD.OLD_STUDENT.EMBEDDING_ONLY:
+    if cfg.MODEL.MASK_ON and not cfg.MODEL.VILD.OLD_STUDENT.HEAD_ONLY:
         check_masks(records, cfg.INPUT.MASK_FORMAT)
     if store is not None:
         check_store(store, cfg.DATASETS.TRAIN, records, cfg.MODEL.VILD.DISTILL_FROM == "mixed")

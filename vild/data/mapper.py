@@ -90,7 +90,7 @@ class ViLDMapper(DatasetMapper):
         return cls(
             augmentations=training_augmentations(cfg),
             image_format=cfg.INPUT.FORMAT,
-            use_instance_mask=cfg.MODEL.MASK_ON and not cfg.MODEL.VILD.OLD_STUDENT.EMBEDDING_ONLY,
+            use_instance_mask=cfg.MODEL.MASK_ON and not cfg.MODEL.VILD.OLD_STUDENT.HEAD_ONLY,
             instance_mask_format=cfg.INPUT.MASK_FORMAT,
             store=store,
             distill_per_image=cfg.MODEL.VILD.DISTILL_PER_IMAGE,

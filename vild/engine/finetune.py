@@ -1,9 +1,9 @@
 """The config that teaches a trained detector new names from a few images, without forgetting the others.
 
-What could be forgotten, and what keeps it: proposals, features and boxes of everything (only the projection into the
-teacher's space is trained), region embeddings (the old student is imitated), old names (they stay in the softmax, and
-an object of one of them, which the new images do not annotate, is not taught as background: ``text_loss``). The teacher
-is not asked: in the one trial of it (glyphs_dev, one seed) its pull on so few images cost base names. What all this is
+What could be forgotten, and what keeps it: proposals and features of everything (only the box head is trained), region
+embeddings of all that is not annotated (the old student is imitated), old names (they stay in the softmax, and an
+object of one of them, which the new images do not annotate, is not taught as background: ``text_loss``). The teacher is
+not asked: in the one trial of it (glyphs_dev, one seed) its pull on so few images cost base names. What all this is
 worth: docs/training.md.
 """
 
@@ -69,7 +69,7 @@ def finetuning_config(cfg, vocabulary: Path, name: str, output_dir: Path, overri
         "MODEL.VILD.VOCABULARY": str(vocabulary),
         "MODEL.VILD.TEST_VOCABULARY": "",
         "MODEL.VILD.OLD_STUDENT.WEIGHTS": old,
-        "MODEL.VILD.OLD_STUDENT.EMBEDDING_ONLY": True,
+        "MODEL.VILD.OLD_STUDENT.HEAD_ONLY": True,
         "MODEL.VILD.TEACHERS": [],
         "MODEL.VILD.SEVERAL_TEACHERS.BY": "projections",
         "MODEL.VILD.SEVERAL_TEACHERS.WEIGHTS": "fixed",

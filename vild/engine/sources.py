@@ -61,7 +61,7 @@ class DistillationConfig:
 
     Attributes:
         variant: VARIANT; "" for a proposal network.
-        source: DISTILL_FROM, one of SOURCES; "nothing" for a proposal network, the variant "text" and EMBEDDING_ONLY.
+        source: DISTILL_FROM, one of SOURCES; "nothing" for a proposal network, the variant "text" and HEAD_ONLY.
         objectives: OBJECTIVES, parsed.
         extra_teachers: TEACHERS, each {STORE, VOCABULARY, WEIGHT}.
     """
@@ -96,7 +96,7 @@ def parse_distillation(cfg) -> DistillationConfig:
         raise UserError(f"MODEL.VILD.VARIANT: '{keys.VARIANT}' is not one of {', '.join(VARIANTS)}")
     found = DistillationConfig(
         variant=keys.VARIANT,
-        source="nothing" if keys.VARIANT == "text" or keys.OLD_STUDENT.EMBEDDING_ONLY else keys.DISTILL_FROM,
+        source="nothing" if keys.VARIANT == "text" or keys.OLD_STUDENT.HEAD_ONLY else keys.DISTILL_FROM,
         objectives=parse_objectives(keys.OBJECTIVES),
         extra_teachers=check_teachers(keys.TEACHERS),
     )

@@ -172,8 +172,8 @@ class Trainer(DefaultTrainer):
         register_parts(cfg)
         with quiet_console():  # a line for every layer
             model = super().build_model(cfg)
-        if cfg.MODEL.VILD.OLD_STUDENT.EMBEDDING_ONLY:
-            model.train_embedding_only()
+        if cfg.MODEL.VILD.OLD_STUDENT.HEAD_ONLY:
+            model.train_head_only()
         # convolutions on a CPU are faster with channels last
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
 

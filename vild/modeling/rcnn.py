@@ -25,7 +25,7 @@ class ViLDRCNN(GeneralizedRCNN):
     # not parts of the module: neither saved, nor moved, nor trained with it (nn.Module does not look into lists)
     live_teacher: Callable[[list[Tensor], list[tuple[int, ...]], list[Instances]], list[Instances]] | None = None
     old_student: list[GeneralizedRCNN] = []  # noqa: RUF012  (empty, or the only one)
-    embedding_only = False
+    head_only = False
 
     def set_live_teacher(
         self, targets: Callable[[list[Tensor], list[tuple[int, ...]], list[Instances]], list[Instances]]
@@ -40,19 +40,19 @@ class ViLDRCNN(GeneralizedRCNN):
         Hoiem 2016): ``loss_old_student``. Its weights stay as they are."""
         self.old_student = [detector.eval().requires_grad_(False)]
 
-    def train_embedding_only(self) -> None:
-        """Train the projection into the teacher's space (an ensemble's text head's) and the background only, on labels
-        and the old student. Boxes, masks and all features stay as they are, with the statistics of BatchNorms; nothing
-        is distilled from the teacher."""
+    def train_head_only(self) -> None:
+        """Train the box head with its projection into the teacher's space (an ensemble's text head) and the background
+        only, on labels and the old student. Proposals, masks and feature maps stay as they are, with the statistics of
+        BatchNorms and the layer that the boxes come from; nothing is distilled from the teacher."""
         heads = self.roi_heads
-        self.embedding_only = heads.embedding_only = True
+        self.head_only = heads.head_only = True
         self.requires_grad_(False)
-        for part in (heads.embedding.projection, heads.classifier.background):
+        for part in (heads.embedding, heads.classifier.background):
             part.requires_grad_()
 
     def train(self, mode: bool = True) -> ViLDRCNN:
         super().train(mode)
-        if self.embedding_only:
+        if self.head_only:
             self.backbone.eval()
             self.proposal_generator.eval()
             self.roi_heads.embedding.head.eval()

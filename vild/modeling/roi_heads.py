@@ -35,7 +35,7 @@ from vild.modeling.schedule import Schedule, parse_loss_weights
 class ViLDROIHeads(OpenVocabularyROIHeads):
     """The heads of test time and what only training needs."""
 
-    embedding_only = False  # no losses of boxes and masks, no distillation
+    head_only = False  # no losses of boxes and masks, no distillation
 
     @configurable
     def __init__(
@@ -92,7 +92,7 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
     @property
     def distils(self) -> bool:
         """Whether training has distilled regions."""
-        return self.variant != "text" and not self.embedding_only
+        return self.variant != "text" and not self.head_only
 
     @property
     def progress(self) -> float:
@@ -129,7 +129,8 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         loss_dict = self._detection_losses(embeddings, box_features, proposals)
         if old_student is not None:
             old = old_student([p.proposal_boxes for p in proposals])
-            loss_dict["loss_old_student"] = self.old_student_weight * losses.image_loss(embeddings, old)
+            unlabelled = (torch.cat([p.gt_classes for p in proposals]) == self.num_classes).float()
+            loss_dict["loss_old_student"] = self.old_student_weight * losses.image_loss(embeddings, old, unlabelled)
         if self.distils:
             get_event_storage().put_scalar("vild/num_distilled", len(distilled[0]))
             maps = {} if roi_features is None else region_maps(roi_features, distill, self.adapter)
@@ -139,7 +140,7 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
             loss_dict |= self.distillation.losses(
                 *distilled, distill, self.classifier, self.others, self.progress, maps
             )
-        return proposals, loss_dict if self.embedding_only else loss_dict | self._forward_mask(labelled, proposals)
+        return proposals, loss_dict if self.head_only else loss_dict | self._forward_mask(labelled, proposals)
 
     def _embed_both(self, features: dict[str, Tensor], proposals: list[Instances], distill: list[Instances]):
         """Embeddings [., D] and head features [., F] of the sampled RoIs, then of the distilled regions, and the RoI
@@ -168,7 +169,7 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         """Box and text loss of the sampled RoIs."""
         labels = torch.cat([p.gt_classes for p in proposals])
         result = {}
-        if not self.embedding_only:
+        if not self.head_only:
             result["loss_box_reg"] = self._box_loss(self.bbox_pred(box_features), labels, proposals)
         if self.variant != "image":
             logits = self.classifier(embeddings)
