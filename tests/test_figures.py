@@ -79,6 +79,19 @@ def test_a_missing_block(root):
     assert check(root) == ["docs/a.md: block kills of tools/figures.yaml is missing"]
 
 
+def test_what_a_block_measures(root, git):
+    """Its code, whose patterns stay in their folder, and the tool and the configs of its command."""
+    entry = {**figures["read_table"](root)["speed"], "code": ["code/*"], "command": "tools/x.py --grid configs/g.yaml"}
+    for path, counts in (("code/deeper/b", False), ("code/c", True), ("tools/x.py", True), ("configs/g.yaml", True)):
+        before = git("rev-parse", "--short", "HEAD").stdout.strip()
+        (root / "README.md").write_text(block("speed", entry["command"], before))
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text("")
+        git("add", "-A")
+        git("commit", "-qm", path)
+        assert bool(figures["newer_code"](root, entry)) == counts, path
+
+
 def test_only_what_its_code_has_left_behind_is_old_and_measured(root, git):
     table = figures["read_table"](root)
     assert not figures["newer_code"](root, table["speed"])

@@ -93,18 +93,27 @@ def check(root: Path, table: dict[str, dict]) -> list[str]:
     for name, entry in table.items():
         if found.get(name) != entry["page"]:
             faults.append(f"{entry['page']}: block {name} of {TABLE} is missing")
-        paths = [*entry["code"], *re.findall(r"(?:tools|configs)/\S+", entry["command"])]
-        faults += [f"{TABLE}: {name}: {path} does not exist" for path in paths if not any(root.glob(path))]
+        faults += [f"{TABLE}: {name}: {path} does not exist" for path in measured(entry) if not any(root.glob(path))]
     return faults
+
+
+def measured(entry: dict) -> list[str]:
+    """What a block measures: its code, and the tool and the configs of its command; globs."""
+    return [*entry["code"], *re.findall(r"(?:tools|configs)/\S+", entry["command"])]
 
 
 def newer_code(root: Path, entry: dict) -> str:
     """The last commit that changed what a block measures, if it is younger than the block; else ""."""
     commit = CAPTION.search(find_block(root, entry)[2])[2]
     try:
-        return git(root, "log", "-1", "--format=%h %cs", f"{commit}..HEAD", "--", *entry["code"])
+        return git(root, "log", "-1", "--format=%h %cs", f"{commit}..HEAD", *pathspecs(entry))
     except subprocess.CalledProcessError:
         return f"its commit {commit} is not in this clone"
+
+
+def pathspecs(entry: dict) -> list[str]:
+    """:func:`measured` for git, whose "*" would else reach into folders."""
+    return ["--", *(f":(glob){path}" for path in measured(entry))]
 
 
 def find_block(root: Path, entry: dict) -> re.Match:
@@ -118,10 +127,10 @@ def git(root: Path, *arguments: str) -> str:
 
 def measure(root: Path, name: str, entry: dict, machine: str) -> None:
     """Run the command, in a folder of the code's version, and write the block."""
-    changed = git(root, "status", "--porcelain", "--", *entry["code"])
+    changed = git(root, "status", "--porcelain", *pathspecs(entry))
     if changed:
         raise UserError(f"{name}: commit what it measures first: {changed.splitlines()[0].strip()}")
-    version = git(root, "log", "-1", "--format=%h", "--", *entry["code"])
+    version = git(root, "log", "-1", "--format=%h", *pathspecs(entry))
     folder = f"output/figures/{version}/"
     (root / folder).mkdir(parents=True, exist_ok=True)
     print(f"{name}: {entry['command']}", flush=True)
