@@ -178,3 +178,16 @@ def test_a_signal_in_an_evaluation_ends_it_and_keeps_the_step(make_cfg, world, t
         assert (tmp_path / "last_checkpoint").read_text() == last
         assert trainer.start_iter == (2 if resume else 0)
     assert len(asked) == 2  # of the second training only the last: a signal is no failure to be evaluated again
+
+
+def test_sigterm_waits_where_a_worker_is_forked():
+    def blocked() -> bool:
+        return signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    with signals.held():
+        child = os.fork()
+        if child == 0:
+            os._exit(7 if blocked() else 1)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert not blocked()

@@ -48,7 +48,8 @@ class Watched:
         self.loader = loader
 
     def __iter__(self) -> Iterator:
-        batches = iter(self.loader)
+        with signals.held():  # PyTorch's handler in a worker that is not initialised yet would end it
+            batches = iter(self.loader)
         return self._watch(batches, silence())  # PyTorch's handler by now, if there are workers
 
     def _watch(self, batches: Iterator, handler) -> Iterator:
@@ -250,8 +251,8 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
 
 def start_worker(number: int) -> None:
     """Initialise a worker process of the training loader."""
-    worker_init_reset_seed(number)
     signals.end_by_parent_only()
+    worker_init_reset_seed(number)
 
 
 def build_test_loader(cfg, name: str):

@@ -122,6 +122,16 @@ def forwarded_to_children() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """SIGTERM waits in the block, and in processes that are forked in it until :func:`end_by_parent_only`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_by_parent_only() -> None:
     """For a data loader's worker: only its trainer's SIGTERM ends it. A scheduler signals every process of a job, but
     the trainer needs the worker to finish its step."""
