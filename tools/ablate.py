@@ -44,6 +44,8 @@ def main():
     iterations = grid.iterations if args.iterations is None else args.iterations
     if iterations < 0:
         raise UserError(f"--iterations: {iterations} is below 0")
+    if args.curves and (held := [row.name for row in grid.rows if row.data == "heldout"]):
+        raise UserError(f"--curves: they would be of glyphs_val, and row '{held[0]}' has data: heldout")
     seeds = grid.seeds if args.seeds is None else check_seeds(args.seeds, "--seeds")
     results, diagnostics, shares, code = {row.name: [] for row in grid.rows}, {}, {}, code_version()
     curves = {row.name: [] for row in grid.rows if row.config and args.curves}

@@ -1,11 +1,12 @@
 import itertools
 import json
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
-from vild.data import datasets
+from vild.data import datasets, loader
 from vild.data.loader import ResumableSampler, build_train_loader, check_masks, check_store
 from vild.store.store import EmbeddingStore
 from vild.utils.errors import UserError
@@ -16,7 +17,22 @@ def test_images_for_a_gpu_are_pinned(make_cfg, world):
         cfg = make_cfg("text", "MODEL.VILD.STORE", "").clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = device
-        assert build_train_loader(cfg, None).loader.pin_memory == pinned
+        assert build_train_loader(cfg, None).loader.loader.pin_memory == pinned
+
+
+@pytest.mark.parametrize("grouping", [False, True])
+def test_no_sigterm_ends_a_worker_that_is_starting(make_cfg, world, tmp_path, monkeypatch, grouping):
+    """With and without aspect ratio grouping it waits until the worker knows what to do with it."""
+
+    def start(number):
+        held = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        (tmp_path / f"worker{number}").write_text(str(held))
+
+    monkeypatch.setattr(loader, "start_worker", start)
+    keys = ("DATALOADER.ASPECT_RATIO_GROUPING", grouping, "DATALOADER.NUM_WORKERS", 1)
+    next(iter(build_train_loader(make_cfg("text", "MODEL.VILD.STORE", "", *keys), None)))
+    assert (tmp_path / "worker0").read_text() == "True"
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def take(sampler, count):

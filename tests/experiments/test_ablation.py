@@ -62,6 +62,7 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {clip_on_crops: b}}", "'b': not the name of a row with a config"),
         ("rows: {a: {config: vild}, b: {clip_on_crops: true}}", "clip_on_crops: True is not a name"),
         ("rows: {a: {config: text, data: all}, b: {clip_on_crops: a}}", "'a': this row is not trained on data: train"),
+        ("rows: {a: {config: text, data: heldout}, b: {evaluate: a}}", "'a': this row is not trained on"),
         ("rows: {a: {config: vild}, b: {clip_on_crops: a}, c: {clip_on_crops: a}}", "'b', 'c'\\] have clip_on_crops"),
         ("rows: {a b: {config: vild, data: all}, a-b: {config: text, data: all}}", "two rows"),
         ("rows: {a: {config: vild, teachers: 3}}", "teachers: 3 is not one of"),
@@ -193,6 +194,16 @@ def test_settings_are_chosen_without_a_novel_label(stages_of, world):
     for name in ("glyphs_heldout_train", "glyphs_heldout_dev"):
         classes = datasets.get_classes(name)
         assert {*classes.names} == base and classes.splits.count("novel") == 10
+
+
+def test_no_curve_reads_what_settings_are_not_chosen_by(tmp_path, monkeypatch, capsys):
+    (tmp_path / "grid.yaml").write_text("rows: {a: {config: vild, data: heldout}}")
+    flags = ["--grid", str(tmp_path / "grid.yaml"), "--output-dir", str(tmp_path / "output"), "--curves"]
+    monkeypatch.setattr("sys.argv", ["ablate.py", *flags])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(REPOSITORY / "tools" / "ablate.py"), run_name="__main__")
+    assert caught.value.code == 2 and "row 'a' has data: heldout" in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
 
 
 def test_weights_and_shares_of_objectives_in_the_table(stages_of, tmp_path, monkeypatch):

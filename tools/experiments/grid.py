@@ -100,7 +100,8 @@ def read_grid(path: Path) -> Grid:
         _check(getattr(row, key) in trained, source, "not the name of a row with a config")
         other = trained[getattr(row, key)]
         _check(other.teachers == 1, source, "this row has more than one teacher")
-        _check(row.evaluate or other.data == "train", source, "this row is not trained on data: train")
+        allowed = ("train", "nonovel", "all") if row.evaluate else ("train",)  # else val's novel names would be read
+        _check(other.data in allowed, source, f"this row is not trained on data: {' or '.join(allowed)}")
     shares = document.get("shares", "")
     _check(not shares or shares in trained, where, f"shares: '{shares}' is not the name of a row with a config")
     return Grid(rows, seeds, iterations, shares)

@@ -48,8 +48,7 @@ class Watched:
         self.loader = loader
 
     def __iter__(self) -> Iterator:
-        with signals.held():  # PyTorch's handler in a worker that is not initialised yet would end it
-            batches = iter(self.loader)
+        batches = iter(self.loader)
         return self._watch(batches, silence())  # PyTorch's handler by now, if there are workers
 
     def _watch(self, batches: Iterator, handler) -> Iterator:
@@ -244,9 +243,24 @@ def build_train_loader(cfg, store: EmbeddingStore | None, start_iteration: int =
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )
-    inner = loader.dataset if cfg.DATALOADER.ASPECT_RATIO_GROUPING else loader
-    inner.worker_init_fn = start_worker  # Detectron2 has no argument for it
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        loader.dataset = SafelyStarted(loader.dataset)
+    else:
+        loader = SafelyStarted(loader)
     return Watched(UnreadableCounter(loader, cfg.OUTPUT_DIR, resumed=start_iteration > 0) if skip else loader)
+
+
+class SafelyStarted:
+    """Wrap a PyTorch loader so that no scheduler's SIGTERM ends a worker that has not run :func:`start_worker` yet, as
+    PyTorch's own handler would."""
+
+    def __init__(self, loader: torch.utils.data.DataLoader):
+        self.loader = loader
+        loader.worker_init_fn = start_worker  # Detectron2 has no argument for it
+
+    def __iter__(self) -> Iterator:
+        with signals.held():
+            return iter(self.loader)
 
 
 def start_worker(number: int) -> None:

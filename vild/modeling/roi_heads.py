@@ -129,8 +129,8 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         loss_dict = self._detection_losses(embeddings, box_features, proposals)
         if old_student is not None:
             old = old_student([p.proposal_boxes for p in proposals])
-            unlabelled = (torch.cat([p.gt_classes for p in proposals]) == self.num_classes).float()
-            loss_dict["loss_old_student"] = self.old_student_weight * losses.image_loss(embeddings, old, unlabelled)
+            background = (torch.cat([p.gt_classes for p in proposals]) == self.num_classes).float()
+            loss_dict["loss_old_student"] = self.old_student_weight * losses.image_loss(embeddings, old, background)
         if self.distils:
             get_event_storage().put_scalar("vild/num_distilled", len(distilled[0]))
             maps = {} if roi_features is None else region_maps(roi_features, distill, self.adapter)
