@@ -64,7 +64,6 @@ SMALL = {  # replacements, in this order
     r" --runtime openvino": "",  # not installed
     r"output/lvis/ensemble/diagnostics.json": "out/diagnostics.json",
     r"--run output/lvis/ensemble": "--run out/eval",
-    r"quickstart/vild_contrast_calibrated": "quickstart/vild_contrast",  # an evaluation; of the same weights here
 }
 TRAINING = ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0",
             "SOLVER.WARMUP_ITERS", "0")  # fmt: skip
@@ -154,6 +153,8 @@ def home(world, teacher_folder, vocabulary_file, proposals_file, store_folder, o
     config, trained, calibrated = (f"{Q}/vild_contrast/{name}" for name in ("config.yaml", *WEIGHTS))
     calibrate = f"--weights {trained} --dataset glyphs_train --output {calibrated}"
     assert run(shlex.split(f"tools/calibrate.py --config-file {config} {calibrate}")) == 0
+    evaluate = f"--config-file {config} --eval-only MODEL.WEIGHTS {calibrated} OUTPUT_DIR {Q}/vild_contrast_calibrated"
+    assert run(fitting(shlex.split(f"tools/train_net.py --num-gpus 0 {evaluate}"))) == 0
     export = f"--weights {calibrated} --output-dir {Q}/detector"
     assert run(shlex.split(f"tools/export.py --config-file {config} {export}")) == 0
     for name in ("model_final.pth", "output/model_final.pth", "output/ensemble/model_final.pth"):

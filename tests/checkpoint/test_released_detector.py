@@ -12,7 +12,7 @@ from PIL import Image
 from tests.data.official import lvis_document
 from tests.modeling.test_calibration import check_papers_scores
 from tests.modeling.test_lvis_models import images
-from vild.checkpoint.checkpointer import VildCheckpointer
+from vild.checkpoint.checkpointer import VildCheckpointer, detector_hash
 from vild.data import datasets
 from vild.engine.trainer import Trainer
 from vild.export.write import write_model
@@ -95,6 +95,8 @@ def test_it_can_be_evaluated_on_lvis(thin_cfg, image, tmp_path, monkeypatch):
     Trainer.test(cfg, model)
     metrics = json.loads((tmp_path / "output/inference/vild_metrics.json").read_text())
     assert "lvis_v1_val/segm/AP" in metrics
+    run = json.loads((tmp_path / "output/inference/run.json").read_text())
+    assert run["detector"] == detector_hash(OpenVocabularyDetector(thin_cfg).model)
 
 
 def test_it_can_be_trained_on(thin_cfg):

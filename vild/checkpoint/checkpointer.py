@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from urllib.parse import urlparse
@@ -19,7 +20,8 @@ from vild.utils.untrusted import refused_as
 from vild.utils.weight_files import load_weights
 from vild.vocabulary.vocabulary import Vocabulary
 
-ONLY_TRAINING = ("roi_heads.adapter.", "roi_heads.picture_adapter.", "roi_heads.others.")  # parameters
+ADAPTERS = ("roi_heads.adapter.", "roi_heads.picture_adapter.")  # no detection depends on them
+ONLY_TRAINING = (*ADAPTERS, "roi_heads.others.")  # parameters
 
 
 def save_weights(path: str | Path, model: nn.Module, trained_on: dict | None = None) -> None:
@@ -73,6 +75,18 @@ def write_checkpoint(path: str | Path, content: dict) -> None:
 
 def _calibration_state(calibration: Calibration | None) -> dict:
     return {} if calibration is None else {"calibration": calibration.state()}
+
+
+def detector_hash(model: nn.Module) -> str:
+    """The first 16 hex digits of the SHA-256 of what a ViLDRCNN has learned, by training and by calibration: of two
+    detectors with the same hash, the metrics of one are those of the other."""
+    digest, calibration = hashlib.sha256(), _calibration_state(model.roi_heads.calibration)
+    digest.update(json.dumps(calibration, sort_keys=True).encode())
+    for key, value in sorted(model.state_dict().items()):
+        if not key.startswith(ADAPTERS):
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _extra_fingerprints(heads: nn.Module) -> list[dict]:

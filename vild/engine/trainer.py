@@ -12,7 +12,7 @@ from detectron2.engine import DefaultTrainer, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
-from vild.checkpoint.checkpointer import VildCheckpointer
+from vild.checkpoint.checkpointer import VildCheckpointer, detector_hash
 from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
 from vild.data.new_names import unlabelled_classes
 from vild.data.provenance import training_record
@@ -235,6 +235,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process() and cfg.DATASETS.TEST:
             by_name = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
             path = write_metrics(cfg.OUTPUT_DIR, by_name)
-            write_json(path.with_name(RUN_FILE), run_record(cfg, cfg.DATASETS.TEST))
+            weights = {} if trained is None else {"detector": detector_hash(bare)}
+            write_json(path.with_name(RUN_FILE), run_record(cfg, cfg.DATASETS.TEST) | weights)
             logger.info("metrics written to %s", path)
         return results

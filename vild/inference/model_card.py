@@ -8,7 +8,8 @@ from pathlib import Path
 from tabulate import tabulate
 from torch import nn
 
-from vild.checkpoint.checkpointer import read_network_record
+from vild.checkpoint.checkpointer import detector_hash, read_network_record
+from vild.utils.errors import UserError
 from vild.utils.fingerprint import describe
 from vild.utils.untrusted import parse_json, read_bytes, refused_as
 
@@ -46,7 +47,7 @@ def model_card(cfg, model: nn.Module, repository: str, licence: str, run: str | 
         run: output folder of the training or evaluation whose metrics are quoted.
 
     Raises:
-        UserError: ``run`` has no metrics, or they cannot be read.
+        UserError: ``run`` has no metrics, or they cannot be read, or are of another detector.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -59,7 +60,7 @@ def model_card(cfg, model: nn.Module, repository: str, licence: str, run: str | 
         ("trained on", "; ".join(_data(trained_on)) if trained_on else "not recorded"),
         ("calibrated", "no" if (c := heads.calibration) is None else f"on {c.data_set}"),
     ]
-    metrics, title, task = _metrics(run), repository.rpartition("/")[2], "zero-shot-object-detection"
+    metrics, title, task = _metrics(run, model), repository.rpartition("/")[2], "zero-shot-object-detection"
     results = []
     for key, value in metrics.items():
         name, metric = key.split("/", 1)
@@ -87,7 +88,7 @@ def _data(trained_on: dict) -> Iterator[str]:
         yield f"starting from {start['file']} ({before})"
 
 
-def _metrics(run: str | Path | None) -> dict[str, float]:
+def _metrics(run: str | Path | None, model: nn.Module) -> dict[str, float]:
     """"DATA SET/IOU TYPE/METRIC" to percent."""
     if run is None:
         return {}
@@ -96,4 +97,12 @@ def _metrics(run: str | Path | None) -> dict[str, float]:
         values = {str(key): float(value) for key, value in parse_json(read_bytes(path)).items() if value is not None}
         if alone := [key for key in values if "/" not in key]:
             raise ValueError(f"'{alone[0]}' names no data set")
+    record = path.with_name("run.json")
+    with refused_as(f"model card: {record} is not the record of an evaluation"):
+        evaluated = parse_json(read_bytes(record)).get("detector")
+    if evaluated is None:
+        raise UserError(f"model card: {record} does not say which detector was evaluated: evaluate this one again")
+    if evaluated != (this := detector_hash(model)):
+        raise UserError(f"model card: {record} is of detector {evaluated}, this one is {this} (calibration makes "
+                        "another one): its metrics are not this one's")  # fmt: skip
     return values

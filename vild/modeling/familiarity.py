@@ -12,7 +12,7 @@ from torch import Tensor
 
 WITHIN = 0.9  # share of the statistics that count
 KNOWN = 0.99  # share of the known images within the limit
-FEWEST_IMAGES = 40  # of the built-in world's others 3.5 % lie beyond the limit of 40, 11 % beyond that of 20
+FEWEST_IMAGES = 40  # the limit that fewer give is too low: more of the known images lie beyond it
 
 
 def image_statistics(maps: Sequence[Tensor]) -> Tensor:
