@@ -6,9 +6,9 @@ that of L1 at the config's weight, and the weight that would give it a stated sh
         --weights output/quickstart/vild_contrast/model_final.pth \\
         --grid configs/Glyphs/ablations/objectives.yaml
 
-A weight is DISTILL_WEIGHT times the objective's WEIGHT; schedules are taken in the middle of the training. Gradients
-change while the student learns: take weights from the middle of a training. "-": the objective looks at feature maps
-(tokens, attention) and has no gradient there.
+A weight is DISTILL_WEIGHT times the objective's WEIGHT, and its loss's of LOSS_WEIGHTS; schedules are taken in the
+middle of the training. Gradients change while the student learns: take weights from the middle of a training. "-": the
+objective looks at feature maps (tokens, attention) and has no gradient there.
 """
 
 from pathlib import Path
@@ -46,9 +46,8 @@ def main():
     from vild.engine.sources import open_store, parse_distillation
     from vild.evaluation.metrics import decimal
     from vild.modeling import build_model
-    from vild.modeling.distillation import distill_weight
     from vild.modeling.objectives import parse_objectives
-    from vild.report.gradient_shares import L1, mean_norms, shares
+    from vild.report.gradient_shares import L1, mean_norms, scale_of, shares
     from vild.report.page import markdown_table
     from vild.utils.files import write_json
 
@@ -65,13 +64,13 @@ def main():
     VildCheckpointer(model, trained=True).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     width = model.vocabulary.width
     weighted = [
-        (name, objective, distill_weight(row.MODEL.VILD.DISTILL_WEIGHT, width))
+        (name, objective, scale_of(row, objective.name, width))
         for name, row in configs.items() if row.MODEL.VILD.VARIANT != "text"
         for objective in parse_objectives(row.MODEL.VILD.OBJECTIVES)
     ]  # fmt: skip
     batches = list(islice(build_train_loader(cfg, open_store(cfg)), args.batches))
     l1, *norms = mean_norms([L1, *(objective for _, objective, _ in weighted)], model, batches)
-    l1 *= distill_weight(cfg.MODEL.VILD.DISTILL_WEIGHT, width)
+    l1 *= scale_of(cfg, "l1", width)
     table = shares(weighted, norms, l1, args.share)
     keys = ("row", "objective", "weight", "gradient", "share", "proposed")
     if args.output:

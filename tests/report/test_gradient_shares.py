@@ -82,3 +82,29 @@ def test_the_tool_on_a_grid(tool, world, checkpoint_file, vocabulary_file, store
     assert "--share: invalid" in capsys.readouterr().err
     assert tool("gradient_shares.py", *flags, *opts, "MODEL.VILD.DISTILL_FROM", "teacher") == 2
     assert "DISTILL_FROM 'store'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def measure(tool, world, checkpoint_file, vocabulary_file, store_folder, tmp_path):
+    """The rows that the tool writes of a grid, by row and objective."""
+
+    def run(grid: str, *opts: object) -> dict[tuple[str, str], dict]:
+        (tmp_path / "grid.yaml").write_text(grid)
+        config, output = REPOSITORY / "configs" / "Glyphs" / "vild.yaml", tmp_path / "shares.json"
+        flags = ("--config-file", config, "--weights", checkpoint_file, "--batches", 1, "--output", output)
+        opts = ("MODEL.VILD.VOCABULARY", vocabulary_file, "MODEL.VILD.STORE", store_folder,
+                "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0, *opts)  # fmt: skip
+        assert tool("gradient_shares.py", *flags, "--grid", tmp_path / "grid.yaml", "--opts", *opts) == 0
+        return {(row["row"], row["objective"]): row for row in json.loads(output.read_text())["rows"]}
+
+    return run
+
+
+def test_loss_weights_count(measure):
+    """As in the training, which multiplies losses by them, too; in the middle of a schedule."""
+    weights = '[{"LOSS": "loss_l1", "WEIGHT": {"FROM": 0, "TO": 6}}, {"LOSS": "loss_box_reg", "WEIGHT": 4}]'
+    grid = f"rows: {{a: {{config: vild}}, b: {{config: vild, MODEL.VILD.LOSS_WEIGHTS: {weights}}}}}"
+    found = measure(grid)
+    assert (found["a", "l1"]["weight"], found["b", "l1"]["weight"]) == (4, 12)
+    assert (found["a", "l1"]["share"], found["b", "l1"]["share"]) == pytest.approx((1, 3))
+    assert measure(grid, "MODEL.VILD.LOSS_WEIGHTS", weights)["b", "l1"]["share"] == pytest.approx(1)

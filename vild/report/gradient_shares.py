@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vild.modeling.distillation import Distillation
+from vild.modeling.distillation import Distillation, distill_weight
 from vild.modeling.objectives import Objective, RegionBatch, load_word_lists, parse_objectives
+from vild.modeling.schedule import parse_loss_weights
 
 PROGRESS = 0.5  # of the training, where weights and parameters are schedules
 L1 = parse_objectives([{"NAME": "l1"}])[0]
@@ -49,17 +50,24 @@ def mean_norms(objectives: Sequence[Objective], model: nn.Module, batches: Seque
     return [total / len(batches) for total in totals]
 
 
+def scale_of(cfg, name: str, width: int) -> float:
+    """What a training multiplies an objective's WEIGHT by: ``DISTILL_WEIGHT``, and the loss's of ``LOSS_WEIGHTS``."""
+    scale = distill_weight(cfg.MODEL.VILD.DISTILL_WEIGHT, width)
+    weight = parse_loss_weights(cfg.MODEL.VILD.LOSS_WEIGHTS).get(f"loss_{name}")
+    return scale if weight is None else scale * weight(PROGRESS)
+
+
 def shares(weighted: Sequence[tuple[str, Objective, float]], norms: Sequence[float], l1: float, share: float) -> list:
     """Rows of the table.
 
     Args:
-        weighted: (row of the grid, objective, DISTILL_WEIGHT of the row).
+        weighted: (row of the grid, objective, :func:`scale_of` the row).
         norms: of the objectives, at weight 1.
         l1: L1's norm times its weight in the config.
         share: of ``l1`` that the proposed weight gives.
 
     Returns:
-        [row, objective, weight, norm, share of L1's, proposed weight] each; a weight is DISTILL_WEIGHT times WEIGHT.
+        [row, objective, weight, norm, share of L1's, proposed weight] each; a weight is the scale times WEIGHT.
     """
     rows = []
     for (name, objective, scale), norm in zip(weighted, norms, strict=True):
