@@ -46,6 +46,7 @@ def main():
     from vild.engine.sources import open_store, parse_distillation
     from vild.evaluation.metrics import decimal
     from vild.modeling import build_model
+    from vild.modeling.classifier import softmax_settings
     from vild.modeling.objectives import parse_objectives
     from vild.report.gradient_shares import L1, mean_norms, scale_of, shares
     from vild.report.page import markdown_table
@@ -68,8 +69,10 @@ def main():
         for name, row in configs.items() if row.MODEL.VILD.VARIANT != "text"
         for objective in parse_objectives(row.MODEL.VILD.OBJECTIVES)
     ]  # fmt: skip
+    temperatures = [softmax_settings(configs[name].MODEL.VILD.TEMPERATURE, model.vocabulary)[0] for name, *_ in weighted]
     batches = list(islice(build_train_loader(cfg, open_store(cfg)), args.batches))
-    l1, *norms = mean_norms([L1, *(objective for _, objective, _ in weighted)], model, batches)
+    objectives = [L1, *(objective for _, objective, _ in weighted)]
+    l1, *norms = mean_norms(objectives, [1.0, *temperatures], model, batches)  # L1 has no softmax
     l1 *= scale_of(cfg, "l1", width)
     table = shares(weighted, norms, l1, args.share)
     keys = ("row", "objective", "weight", "gradient", "share", "proposed")

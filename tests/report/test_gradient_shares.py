@@ -108,3 +108,14 @@ def test_loss_weights_count(measure):
     assert (found["a", "l1"]["weight"], found["b", "l1"]["weight"]) == (4, 12)
     assert (found["a", "l1"]["share"], found["b", "l1"]["share"]) == pytest.approx((1, 3))
     assert measure(grid, "MODEL.VILD.LOSS_WEIGHTS", weights)["b", "l1"]["share"] == pytest.approx(1)
+
+
+def test_a_softmax_has_the_temperature_of_its_row(measure):
+    """Not of the detector that embeds: of a row that is as that detector's config the gradient is the same."""
+    rows = "{config: vild, MODEL.VILD.OBJECTIVES: [{NAME: soft_targets}]%s}"
+    grid = f"rows: {{a: {rows % ''}, b: {rows % ', MODEL.VILD.TEMPERATURE: 0.1'}}}"
+    found, other = measure(grid), measure(grid, "MODEL.VILD.TEMPERATURE", 0.1)
+    key = ("b", "soft_targets")
+    assert found[key]["gradient"] != pytest.approx(found["a", "soft_targets"]["gradient"], rel=0.1)
+    assert found[key]["gradient"] == pytest.approx(other[key]["gradient"])
+    assert found["a", "soft_targets"]["gradient"] == pytest.approx(other["a", "soft_targets"]["gradient"])

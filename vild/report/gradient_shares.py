@@ -36,17 +36,19 @@ def gradient_norm(objective: Objective, regions: RegionBatch) -> float:
     return (gradient - (gradient * student).sum(1, keepdim=True) * student).detach().norm().item()
 
 
-def mean_norms(objectives: Sequence[Objective], model: nn.Module, batches: Sequence[Sequence[dict]]) -> list[float]:
-    """Of each objective the mean of :func:`gradient_norm` over batches; NaN for one that looks at feature maps, which
-    pulls elsewhere."""
+def mean_norms(
+    objectives: Sequence[Objective], temperatures: Sequence[float], model: nn.Module, batches: Sequence[Sequence[dict]]
+) -> list[float]:
+    """Of each objective the mean of :func:`gradient_norm` over batches, at its own classifier's temperature; NaN for one
+    that looks at feature maps, which pulls elsewhere."""
     heads, totals = model.roi_heads, [0.0] * len(objectives)
     lists = load_word_lists(objectives, model.vocabulary)
     distillation = Distillation([*objectives], 1.0, lists).to(model.device)
     for inputs in batches:
         regions = distillation.regions(*embed_regions(model, inputs), heads.classifier, {})
-        for n, objective in enumerate(objectives):
-            maps = objective.function.needs_maps
-            totals[n] += float("nan") if maps else gradient_norm(objective, regions)
+        for n, (objective, temperature) in enumerate(zip(objectives, temperatures, strict=True)):
+            own = replace(regions, temperature=temperature)
+            totals[n] += float("nan") if objective.function.needs_maps else gradient_norm(objective, own)
     return [total / len(batches) for total in totals]
 
 
