@@ -66,7 +66,7 @@ def main():
     width = model.vocabulary.width
     weighted = [
         (name, objective, scale_of(row, objective.name, width))
-        for name, row in configs.items() if row.MODEL.VILD.VARIANT != "text"
+        for name, row in configs.items() if parse_distillation(row).source != "nothing"
         for objective in parse_objectives(row.MODEL.VILD.OBJECTIVES)
     ]  # fmt: skip
     temperatures = [softmax_settings(configs[name].MODEL.VILD.TEMPERATURE, model.vocabulary)[0] for name, *_ in weighted]

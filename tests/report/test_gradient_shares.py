@@ -119,3 +119,9 @@ def test_a_softmax_has_the_temperature_of_its_row(measure):
     assert found[key]["gradient"] != pytest.approx(found["a", "soft_targets"]["gradient"], rel=0.1)
     assert found[key]["gradient"] == pytest.approx(other[key]["gradient"])
     assert found["a", "soft_targets"]["gradient"] == pytest.approx(other["a", "soft_targets"]["gradient"])
+
+
+def test_rows_that_distil_nothing_pull_at_nothing(measure):
+    kept = "MODEL.VILD.OLD_STUDENT.HEAD_ONLY: true"
+    found = measure(f"rows: {{a: {{config: vild}}, b: {{config: vild, {kept}}}, c: {{config: text}}}}")
+    assert [*found] == [("a", "l1")]
