@@ -48,7 +48,7 @@ def main():
     from vild.modeling import build_model
     from vild.modeling.classifier import softmax_settings
     from vild.modeling.objectives import parse_objectives
-    from vild.report.gradient_shares import L1, mean_norms, scale_of, shares
+    from vild.report.gradient_shares import L1, PROGRESS, mean_norms, scale_of, shares
     from vild.report.page import markdown_table
     from vild.utils.files import write_json
 
@@ -69,11 +69,15 @@ def main():
         for name, row in configs.items() if parse_distillation(row).source != "nothing"
         for objective in parse_objectives(row.MODEL.VILD.OBJECTIVES)
     ]  # fmt: skip
-    temperatures = [softmax_settings(configs[name].MODEL.VILD.TEMPERATURE, model.vocabulary)[0] for name, *_ in weighted]
+    given = [configs[name].MODEL.VILD.TEMPERATURE for name, *_ in weighted]
+    temperatures = {each: softmax_settings(each, model.vocabulary)[0] for each in given}
     batches = list(islice(build_train_loader(cfg, open_store(cfg)), args.batches))
     objectives = [L1, *(objective for _, objective, _ in weighted)]
-    l1, *norms = mean_norms(objectives, [1.0, *temperatures], model, batches)  # L1 has no softmax
-    l1 *= scale_of(cfg, "l1", width)
+    l1, *norms = mean_norms(objectives, [1.0, *map(temperatures.get, given)], model, batches)  # L1 has no softmax
+    own = next((each for each in parse_objectives(cfg.MODEL.VILD.OBJECTIVES) if each.name == "l1"), L1)
+    l1 *= scale_of(cfg, "l1", width) * own.weight(PROGRESS)
+    if not l1:
+        raise UserError("--config-file: its L1, of which shares are, has weight 0 in the middle of the training")
     table = shares(weighted, norms, l1, args.share)
     keys = ("row", "objective", "weight", "gradient", "share", "proposed")
     if args.output:

@@ -82,6 +82,8 @@ def test_the_tool_on_a_grid(tool, world, checkpoint_file, vocabulary_file, store
     assert "--share: invalid" in capsys.readouterr().err
     assert tool("gradient_shares.py", *flags, *opts, "MODEL.VILD.DISTILL_FROM", "teacher") == 2
     assert "DISTILL_FROM 'store'" in capsys.readouterr().err
+    assert tool("gradient_shares.py", *flags, *opts, "MODEL.VILD.OBJECTIVES", '[{"NAME": "l1", "WEIGHT": 0}]') == 2
+    assert "its L1, of which shares are, has weight 0" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -125,3 +127,13 @@ def test_rows_that_distil_nothing_pull_at_nothing(measure):
     kept = "MODEL.VILD.OLD_STUDENT.HEAD_ONLY: true"
     found = measure(f"rows: {{a: {{config: vild}}, b: {{config: vild, {kept}}}, c: {{config: text}}}}")
     assert [*found] == [("a", "l1")]
+
+
+def test_the_measure_is_l1_at_the_config_s_own_weight(measure):
+    """Whether DISTILL_WEIGHT or WEIGHT gives it."""
+    grid = "rows: {a: {config: vild, MODEL.VILD.DISTILL_WEIGHT: 1.0, MODEL.VILD.OBJECTIVES: [{NAME: l1, WEIGHT: 8}]}}"
+    (row,) = measure(grid, "MODEL.VILD.DISTILL_WEIGHT", 2.0).values()
+    assert row["share"] == pytest.approx(4)
+    weighed = '[{"NAME": "contrast"}, {"NAME": "l1", "WEIGHT": 4}]'
+    (row,) = measure(grid, "MODEL.VILD.DISTILL_WEIGHT", 2.0, "MODEL.VILD.OBJECTIVES", weighed).values()
+    assert row["share"] == pytest.approx(1)

@@ -39,7 +39,7 @@ def gradient_norm(objective: Objective, regions: RegionBatch) -> float:
 def mean_norms(
     objectives: Sequence[Objective], temperatures: Sequence[float], model: nn.Module, batches: Sequence[Sequence[dict]]
 ) -> list[float]:
-    """Of each objective the mean of :func:`gradient_norm` over batches, at its own classifier's temperature; NaN for one
+    """Of each objective the mean of :func:`gradient_norm` over batches, at its classifier's temperature; NaN for one
     that looks at feature maps, which pulls elsewhere."""
     heads, totals = model.roi_heads, [0.0] * len(objectives)
     lists = load_word_lists(objectives, model.vocabulary)
