@@ -211,8 +211,9 @@ def test_weights_and_shares_of_objectives_in_the_table(stages_of, tmp_path, monk
     stages_of(text)
     found = (("l1", 4.0, 1.0), ("tokens", 0.25, float("nan")), ("contrast", 0.5, 0.312))
     rows = [{"row": "a", "objective": name, "weight": weight, "share": share} for name, weight, share in found]
-    (tmp_path / "seed0" / "grid_shares.json").write_text(json.dumps({"l1": 1, "rows": rows}))
     run = GlyphsRun(tmp_path / "seed0", iterations=10)
+    written = run.shares(run.detector("vild", "vild"), tmp_path / "grid.yaml").output
+    written.write_text(json.dumps({"l1": 1, "rows": rows}))
     shares = ablation.read_shares(run, read(tmp_path, text), tmp_path / "grid.yaml")
     assert shares == {"a": ("4 l1 + 0.25 tokens + 0.5 contrast", "1 + - + 0.31")}
     metrics = dict.fromkeys(ablation.METRICS, 1.0)
@@ -223,6 +224,16 @@ def test_weights_and_shares_of_objectives_in_the_table(stages_of, tmp_path, monk
         [*shares["a"], "1"],
         ["-", "-", "1"],
     ]
+
+
+def test_shares_are_measured_again_when_the_grid_has_changed(tmp_path):
+    """Else new rows had none, and changed rows those of their former weights."""
+    run, grid, measured = GlyphsRun(tmp_path, iterations=10), tmp_path / "grid.yaml", []
+    for weight in (2.0, 8.0, 2.0):
+        grid.write_text(f"rows: {{a: {{config: vild, MODEL.VILD.DISTILL_WEIGHT: {weight}}}}}\nshares: a")
+        measured.append(run.shares(run.detector("vild", "vild"), grid))
+    assert measured[0] == measured[2] and measured[0].name != measured[1].name
+    assert len({each.output for each in measured}) == 2
 
 
 def test_a_second_teacher_is_made_for_the_rows_that_ask_for_it(stages_of, make_cfg):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from experiments.runner import Runner, Stage, stage
+from vild.utils.files import hash_file
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "Glyphs"
 EXTRA_WIDTH = 96  # of the extra teacher's embeddings; the first teacher's are 64 wide
@@ -109,8 +110,9 @@ class GlyphsRun(Runner):
         return stage(name, output, "train_net.py", *options, *settings, needs=needs)
 
     def shares(self, student: Stage, grid: Path) -> Stage:
-        """The gradients of a grid's objectives, beside L1's, on what a trained detector embeds."""
-        output, kept = self.folder / f"{grid.stem}_shares.json", student.output
+        """The gradients of a grid's objectives, beside L1's, on what a trained detector embeds. A grid that has changed
+        is another stage."""
+        output, kept = self.folder / f"{grid.stem}_shares_{hash_file(grid)[:8]}.json", student.output
         options = ("--config-file", kept / "config.yaml", "--weights", kept / "model_final.pth")
         return stage(output.stem, output, "gradient_shares.py", *options, "--grid", grid, "--output", output,
                      needs=[student])  # fmt: skip
