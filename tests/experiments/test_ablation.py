@@ -51,8 +51,11 @@ def test_a_grid_is_read(tmp_path):
         ("row: {}", "the allowed keys are"),
         (
             "rows: {a: {config: vild}, b: {evaluate: a}}\nshares: b",
-            "shares: 'b' is not the name of a row with a config",
+            "shares: 'b': not the name of a row with a config",
         ),
+        ("rows: {a: {config: vild}}\nshares: [a]", r"shares: '\['a'\]': not the name of a row with a config"),
+        ("rows: {a: {config: text}}\nshares: a", "shares: 'a': this row's detector does not distil from a store"),
+        ("rows: {a: {config: vild, MODEL.VILD.DISTILL_FROM: teacher}}\nshares: a", "'a': .* does not distil from a s"),
         ("rows: {a: vild}", "row 'a': vild is not a setting"),
         ("rows: {a: {config: vild, dta: all}}", "'dta' is not one of"),
         ("rows: {a: {config: vild, data: some}}", "data: some is not one of"),

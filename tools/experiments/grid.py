@@ -103,7 +103,12 @@ def read_grid(path: Path) -> Grid:
         allowed = ("train", "nonovel", "all") if row.evaluate else ("train",)  # else val's novel names would be read
         _check(other.data in allowed, source, f"this row is not trained on data: {' or '.join(allowed)}")
     shares = document.get("shares", "")
-    _check(not shares or shares in trained, where, f"shares: '{shares}' is not the name of a row with a config")
+    if shares:
+        where = f"{where}: shares: '{shares}'"
+        _check(isinstance(shares, str) and shares in trained, where, "not the name of a row with a config")
+        row = trained[shares]
+        cfg = load_config(str(CONFIGS / f"{row.config}.yaml"), [str(x) for x in row.arguments])
+        _check(parse_distillation(cfg).source == "store", where, "this row's detector does not distil from a store")
     return Grid(rows, seeds, iterations, shares)
 
 
