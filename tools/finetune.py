@@ -38,18 +38,26 @@ def main():
     from vild.inference.predictor import OpenVocabularyDetector
     from vild.utils.lock import only_writer
     from vild.vocabulary.grow import find_classes, grow
+    from vild.vocabulary.vocabulary import Vocabulary
     from vild.vocabulary.words import Words
 
     old, file = config_from_flags(args), args.output_dir / "vocabulary.safetensors"
     classes = datasets.get_classes(args.dataset)
     cfg = finetuning_config(old, file, args.dataset, args.output_dir, args.opts)
-    if not args.resume and Path(args.output_dir, "last_checkpoint").exists():
+    started = Path(args.output_dir, "last_checkpoint").exists()
+    if started and not args.resume:
         raise UserError(f"--output-dir {args.output_dir}: holds a training already; continue it with --resume")
     detector = OpenVocabularyDetector(old)
     base = [k for k, mark in enumerate(classes.splits) if mark == "base"]
     words = Words(tuple(classes.names[k] for k in base), tuple(classes.synonyms[k] for k in base))
     new, trained = detector.with_vocabulary(words).vocabulary, detector.trained
-    at = find_classes(trained, new.names)
+    at, grown = find_classes(trained, new.names), grow(trained, new)
+    if started and file.exists():  # its checkpoints are of that vocabulary
+        then = Vocabulary.load(file)
+        if (then.names, then.splits) != (grown.names, grown.splits):
+            raise UserError(f"--resume: {file} has other names or marks than --dataset {args.dataset} and --weights "
+                            "give; take another --output-dir")  # fmt: skip
+        grown = then
     known = [trained.splits[i] if i is not None else None for i in at]
     print(f"{len(new)} names of {args.dataset}: {known.count(None)} that the detector's vocabulary lacks, "
           f"{known.count('base')} that it was trained on, {len(known) - known.count(None) - known.count('base')} that "
@@ -58,7 +66,7 @@ def main():
         print("the detector's calibration does not hold for the new one: run tools/calibrate.py again", flush=True)
     del detector
     with only_writer(args.output_dir, folder=True):
-        grow(trained, new).save(file)
+        grown.save(file)
         setup(cfg, Namespace(eval_only=False, resume=args.resume))
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)

@@ -102,6 +102,21 @@ def test_new_names_are_learned_and_nothing_else_moves(finetune, new_scenes, old_
     assert judge_network(record, sorted({*novel} - {*new_scenes.names}), known)[0] == "clean"
 
 
+def test_a_training_is_resumed_with_its_own_names(finetune, new_scenes, tmp_path, capsys):
+    """With others, the names that it has learned would be marked novel again, and scored as such."""
+    assert finetune(tmp_path) in (0, None)
+    before = (tmp_path / "vocabulary.safetensors").read_bytes()
+    capsys.readouterr()
+    assert finetune(tmp_path, "SOLVER.MAX_ITER", 3, name="glyphs_train", flags=("--resume",)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "other names or marks than --dataset glyphs_train and --weights give" in line
+    assert finetune(tmp_path, "SOLVER.MAX_ITER", 3, "SEED", 5, flags=("--resume",)) == 2
+    assert "SEED was" in capsys.readouterr().err
+    assert (tmp_path / "vocabulary.safetensors").read_bytes() == before
+    assert finetune(tmp_path, "SOLVER.MAX_ITER", 3, flags=("--resume",)) in (0, None)
+    assert Vocabulary.load(tmp_path / "model_final.pth").splits.count("base") == 50
+
+
 def test_annotations_become_classes_of_the_vocabulary(make_cfg, new_scenes, vocabulary, old_file, tmp_path):
     marks = ["base" if n in new_scenes.names else s for n, s in zip(vocabulary.names, vocabulary.splits, strict=True)]
     replace(vocabulary, splits=tuple(marks)).save(tmp_path / "v.safetensors")
