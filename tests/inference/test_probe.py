@@ -1,5 +1,8 @@
 """tools/probe.py: a row of the vocabulary as a linear probe."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -181,3 +184,16 @@ def test_mistakes_are_one_line(probe, store_folder, tmp_path, capsys):
         assert probe(*arguments) == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert not [*tmp_path.iterdir()]
+
+
+def test_no_novel_annotation_is_read(probe, world, tmp_path, capsys):
+    """Not even as a region that is of no new name."""
+    (tmp_path / "split.json").write_text(json.dumps({"base": ["umbrella"], "novel": ["scissors"]}))
+    entry = replace(datasets.get_entry(NEW), split=str(tmp_path / "split.json"))
+    for keep in ("all", "base"):
+        datasets.add_entry(f"kept_{keep}", replace(entry, keep=keep))
+    output = tmp_path / "v.safetensors"
+    assert probe("--dataset", "kept_all", "--output", output) == 2
+    assert "'kept_all' keeps novel annotations" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not output.exists()
+    assert probe("--dataset", "kept_base", "--output", output) in (0, None)

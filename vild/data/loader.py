@@ -161,6 +161,12 @@ class ResumableSampler(RepeatFactorTrainingSampler):
             position, epoch = position + len(indices), epoch + 1
 
 
+def check_keeps_base(name: str, where: str) -> None:
+    """UserError if a data set would leak novel annotations into what learns from it."""
+    if datasets.get_entry(name).keep == "all" and "novel" in datasets.get_classes(name).splits:
+        raise UserError(f"{where}: '{name}' keeps novel annotations; training needs keep = base")
+
+
 def training_records(names: tuple[str, ...], filter_empty: bool, vocabulary: Vocabulary | None = None) -> list[dict]:
     """The records of the training sets. With a ``vocabulary`` their classes are those of it.
 
@@ -168,8 +174,7 @@ def training_records(names: tuple[str, ...], filter_empty: bool, vocabulary: Voc
         UserError: an unknown or missing data set, or one that would leak novel annotations into training.
     """
     for name in names:
-        if datasets.get_entry(name).keep == "all" and "novel" in datasets.get_classes(name).splits:
-            raise UserError(f"DATASETS.TRAIN: '{name}' keeps novel annotations; training needs keep = base")
+        check_keeps_base(name, "DATASETS.TRAIN")
     records = [r for name in names for r in load_dicts(name, vocabulary)]
     if filter_empty:
         records = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]

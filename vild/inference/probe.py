@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from vild.checkpoint.checkpointer import read_network_record, write_weights
 from vild.data import datasets
+from vild.data.loader import check_keeps_base
 from vild.data.provenance import training_record
 from vild.evaluation.evaluator import ground_truth_boxes
 from vild.inference.image_features import ImageFeatures
@@ -64,7 +65,8 @@ def learn_names(
         store: learn without boxes, from its regions.
 
     Raises:
-        UserError: an ensemble, no name to learn, or a store of another teacher.
+        UserError: an ensemble, no name to learn, a data set that keeps novel annotations, or a store of another
+            teacher.
     """
     heads, trained = detector.model.roi_heads, detector.trained
     if heads.fuses:
@@ -78,6 +80,7 @@ def learn_names(
     new = new.take(learn)
     both = made = grow(trained, new)
     if store is None:
+        check_keeps_base(source, "probe")
         regions, classes = regions_of(detector, source)
     else:
         store.check_teacher(trained.fingerprint, "the detector")
