@@ -25,6 +25,7 @@ def main():
         raise UserError(f"--examples-from {args.examples_from}: its objects would be found by their own examples")
 
     from vild.checkpoint.pretrained import config_from_flags
+    from vild.data import datasets
     from vild.engine.sources import check_classes
     from vild.evaluation.metrics import decimal, title
     from vild.inference.by_example import COLUMNS, MADE_OF, by_example
@@ -32,6 +33,11 @@ def main():
     from vild.report.page import Table
     from vild.utils.files import write_json
 
+    scored, shown = ({record["file_name"] for record in datasets.load_dicts(name)}
+                     for name in (args.dataset, args.examples_from))  # fmt: skip
+    if both := scored & shown:
+        raise UserError(f"--examples-from {args.examples_from}: {len(both)} of its images are in {args.dataset}, too, "
+                        f"such as {min(both)}: their objects would be found by their own examples")  # fmt: skip
     detector = OpenVocabularyDetector(config_from_flags(args))
     for name in (args.dataset, args.examples_from):
         check_classes(detector.trained, name, marks=False)

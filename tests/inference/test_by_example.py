@@ -85,3 +85,6 @@ def test_the_tool(tool, knowing, monkeypatch, checkpoint_file, make_cfg, tmp_pat
     assert json.loads((tmp_path / "found.json").read_text())["shuffled1"]["AP50_novel"] < 5
     assert tool("by_example.py", *arguments, "glyphs_val") == 2
     assert "--examples-from glyphs_val: its objects" in capsys.readouterr().err
+    datasets.add_entry("again", datasets.get_entry("glyphs_val"))  # under another name, as glyphs_lvis_val has them
+    assert tool("by_example.py", *arguments, "again") == 2
+    assert "of its images are in glyphs_val, too" in capsys.readouterr().err
