@@ -2,12 +2,16 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from itertools import pairwise
 
 import pytest
 import torch
 from experiments.runner import Runner, Stage, stage
 
+from tests.conftest import REPOSITORY
 from vild.utils.errors import UserError
 
 
@@ -111,6 +115,32 @@ def test_the_end_of_the_runner_ends_its_stages(tmp_path, tool, monkeypatch):
         Runner(tmp_path / "run").run(stage)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "out-a").read_text()), 0)
+
+
+def test_two_processes_do_not_run_the_same_stages(tmp_path, tool):
+    """The second would start what is running, over its log and its marker."""
+    lines = """
+import sys
+from pathlib import Path
+tools, made_up, folder, out = map(Path, sys.argv[1:])
+sys.path.insert(0, str(tools))
+from experiments import runner
+runner.TOOLS = made_up
+runner.Runner(folder).run(runner.stage("a", out, "a.py", "--output", out))
+"""
+    wait = "out.touch()\nwhile not out.with_name('go').exists():\n    time.sleep(0.01)"
+    first = tool("a", wait)
+    places = [str(p) for p in (REPOSITORY / "tools", tmp_path / "tools", tmp_path / "run", first.output)]
+    with subprocess.Popen([sys.executable, "-c", lines, *places]) as other:
+        while not first.output.exists():
+            assert other.poll() is None
+            time.sleep(0.01)
+        before = (tmp_path / "run/stages/a.json").read_bytes()
+        with pytest.raises(UserError, match=f"process {other.pid} on .* is writing it"):
+            Runner(tmp_path / "run").run(first)
+        assert (tmp_path / "run/stages/a.json").read_bytes() == before
+        (tmp_path / "go").touch()
+    assert other.returncode == 0 and "seconds" in json.loads((tmp_path / "run/stages/a.json").read_text())
 
 
 def test_needed_stages_run_first_and_once(tmp_path, tool):

@@ -22,6 +22,7 @@ import torch
 
 from vild.utils.errors import UserError
 from vild.utils.files import write_json
+from vild.utils.lock import only_writer
 
 TOOLS = Path(__file__).resolve().parents[1]
 # tqdm's "43%|####  | 12/28 [00:10<00:12" and Detectron2's "eta: 0:00:12"
@@ -67,7 +68,7 @@ class Runner:
 
         Raises:
             UserError: a stage failed (raised when the others of its step have ended), or was started before with
-                another command (raised before anything runs).
+                another command, or another process runs stages here (both raised before anything runs).
         """
         graph: dict[Stage, tuple[Stage, ...]] = {}
         todo = [*stages]
@@ -75,15 +76,16 @@ class Runner:
             each = todo.pop()
             graph[each] = each.needs
             todo += [need for need in each.needs if need not in graph]
-        for each in graph:
-            self._check_marker(each)
-        sorter = TopologicalSorter(graph)
-        sorter.prepare()
-        while sorter.is_active():
-            step = sorter.get_ready()
-            self.run_step([each for each in step if each not in stages])
-            sorter.done(*step)
-        self.run_step(stages)
+        with only_writer(self.folder / "stages", folder=True):
+            for each in graph:
+                self._check_marker(each)
+            sorter = TopologicalSorter(graph)
+            sorter.prepare()
+            while sorter.is_active():
+                step = sorter.get_ready()
+                self.run_step([each for each in step if each not in stages])
+                sorter.done(*step)
+            self.run_step(stages)
 
     def _marker(self, each: Stage) -> Path:
         return self.folder / "stages" / f"{each.name}.json"
