@@ -68,6 +68,7 @@ def test_a_grid_is_read(tmp_path):
         ("rows: {a: {config: text, data: heldout}, b: {evaluate: a}}", "'a': this row is not trained on"),
         ("rows: {a: {config: vild}, b: {clip_on_crops: a}, c: {clip_on_crops: a}}", "'b', 'c'\\] have clip_on_crops"),
         ("rows: {a b: {config: vild, data: all}, a-b: {config: text, data: all}}", "two rows"),
+        ("rows: {a: {config: ensemble, data: all}}", "row 'a': data: all leaves no novel names"),
         ("rows: {a: {config: vild, teachers: 3}}", "teachers: 3 is not one of"),
         ("rows: {a: {config: vild, teachers: 2, data: all}}", "teachers needs data: train"),
         ("rows: {a: {config: vild, teachers: 2}, b: {evaluate: a}}", "more than one teacher"),

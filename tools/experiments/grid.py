@@ -151,12 +151,12 @@ def _read_row(name: str, setting: object, where: str) -> Row:
     if kind == "config":
         teachers = known.get("teachers", 1)
         _check(teachers == 1 or known.get("data", "train") == "train", where, "teachers needs data: train")
-        _check_config(known["config"], teachers, overrides, where)
+        _check_config(known["config"], known.get("data"), teachers, overrides, where)
     return Row(name, **known, overrides=tuple(overrides.items()))
 
 
-def _check_config(config: str, teachers: object, overrides: Mapping[str, object], where: str) -> None:
-    """UserError unless it is a detector's config, and the overrides and the number of teachers fit it."""
+def _check_config(config: str, data: object, teachers: object, overrides: Mapping[str, object], where: str) -> None:
+    """UserError unless it is a detector's config, and the data, the overrides and the number of teachers fit it."""
     known = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
     known = [name for name in known if not re.match("ablations/|Base-|proposals$", name)]
     _check(config in known, where, f"config: '{config}' is not one of {', '.join(known)}")
@@ -167,6 +167,8 @@ def _check_config(config: str, teachers: object, overrides: Mapping[str, object]
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
         if distillation.source == "nothing" and "MODEL.VILD.OBJECTIVES" in overrides:
             raise UserError("MODEL.VILD.OBJECTIVES has no effect on a detector without distillation")
+        if data == "all" and distillation.variant == "ensemble":
+            raise UserError("data: all leaves no novel names, which the variant 'ensemble' scores by another head")
         if cfg.MODEL.VILD.TIMM_BACKBONE:
             build_backbone(cfg)  # fails if timm does not have it
             if "MODEL.WEIGHTS" not in overrides:
