@@ -3,7 +3,7 @@
 import itertools
 import json
 
-from experiments.curves import plot_curves, run_curve
+from experiments.curves import COLUMNS, plot_curves, run_curve
 from experiments.glyphs import GlyphsRun
 from experiments.grid import Row
 from experiments.runner import Runner
@@ -37,6 +37,18 @@ def test_checkpoints_before_the_end_are_evaluated(tmp_path, monkeypatch):
     settings = dict(itertools.pairwise(command))
     assert settings["MODEL.WEIGHTS"] == str(folder / "model_0000599.pth")
     assert settings["OUTPUT_DIR"] == str(tmp_path / "row-ours-600")
+
+
+def test_checkpoints_are_scored_with_the_second_teacher_as_the_row_is(tmp_path, monkeypatch):
+    run, row, ran = GlyphsRun(tmp_path), Row("two", "vild", teachers=2), []
+    (tmp_path / row.stage / "inference").mkdir(parents=True)
+    (tmp_path / row.stage / "config.yaml").write_text("SOLVER: {MAX_ITER: 800}\nVERSION: 2\n")
+    (tmp_path / row.stage / "model_0000199.pth").touch()
+    monkeypatch.setattr(Runner, "run", lambda self, *stages: ran.extend(stages))
+    monkeypatch.setattr(run, "read_metrics", lambda name: dict.fromkeys(COLUMNS, 1.0))
+    run_curve(run, row)
+    trained, scored = (dict(itertools.pairwise(s.command)) for s in (run.detector("a", "vild", teachers=2), *ran))
+    assert scored["MODEL.VILD.TEACHERS"] == trained["MODEL.VILD.TEACHERS"] and "store2" in scored["MODEL.VILD.TEACHERS"]
 
 
 def test_the_drawing_has_the_mean_over_seeds_and_every_name():

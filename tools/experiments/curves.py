@@ -21,13 +21,14 @@ Curve = dict[int, list[float]]  # AP50 of novel and of base classes, by iteratio
 def run_curve(run: GlyphsRun, row: Row) -> Curve:
     """Evaluate the checkpoints that a row's finished training kept; the last point is the row's own result."""
     folder, vocabulary = run.folder / row.stage, run.vocabulary()
+    extra, _ = run.extra_teacher(row.teachers)  # the row's own result is scored with it, too
     end, stages = load_config(str(folder / "config.yaml")).SOLVER.MAX_ITER, {}
     for path in sorted(folder.glob("model_*.pth")):
         number = re.fullmatch(r"model_(\d{7})", path.stem)
         if number and (iteration := int(number[1]) + 1) < end:
             stages[iteration] = run.train(
                 f"{row.stage}-{iteration}", row.config, *row.arguments, "MODEL.WEIGHTS", path,
-                "MODEL.VILD.VOCABULARY", vocabulary.output, flags=("--eval-only",), needs=[],
+                "MODEL.VILD.VOCABULARY", vocabulary.output, *extra, flags=("--eval-only",), needs=[],
             )  # fmt: skip
     run.run(*stages.values())
     found = {iteration: run.read_metrics(stage.name) for iteration, stage in stages.items()}

@@ -92,15 +92,20 @@ class GlyphsRun(Runner):
             settings += ["DATASETS.TRAIN", f"('{_dataset(data)}',)"]
         if data == "heldout":
             settings += ["DATASETS.TEST", "('glyphs_heldout_dev',)"]
-        if teachers != 1:
-            entry = {"STORE": self.store(extra=teachers == 2), "VOCABULARY": self.vocabulary(extra=teachers == 2)}
-            needs += entry.values()
-            settings += ["MODEL.VILD.TEACHERS", [{key: str(each.output) for key, each in entry.items()}]]
+        more, of = self.extra_teacher(teachers)
+        settings, needs = settings + more, needs + of
         return self.train(
             name, config, "MODEL.VILD.VOCABULARY", vocabulary.output, "MODEL.VILD.STORE", store.output,
             "MODEL.VILD.TEACHER.NAME", f"local-dir:{self.teacher().output}",
             "MODEL.WEIGHTS", network.output / "model_final.pth", *settings, *overrides, needs=needs,
         )  # fmt: skip
+
+    def extra_teacher(self, teachers: int | str) -> tuple[list[object], list[Stage]]:
+        """The config's keys for a detector's ``teachers``, and the stages that they need."""
+        if teachers == 1:
+            return [], []
+        entry = {"STORE": self.store(extra=teachers == 2), "VOCABULARY": self.vocabulary(extra=teachers == 2)}
+        return ["MODEL.VILD.TEACHERS", [{key: str(each.output) for key, each in entry.items()}]], [*entry.values()]
 
     def train(self, name: str, config: str, *overrides: object, flags: tuple = (), needs: list[Stage]) -> Stage:
         """``train_net.py``; without ``flags`` it trains, and resumes from its last checkpoint."""
