@@ -54,6 +54,7 @@ def test_a_grid_is_read(tmp_path):
             "shares: 'b': not the name of a row with a config",
         ),
         ("rows: {a: {config: vild}}\nshares: [a]", r"shares: '\['a'\]': not the name of a row with a config"),
+        ("rows: {a: {config: vild, teachers: 2}}\nshares: a", "shares: 'a': this row has more than one teacher"),
         ("rows: {a: {config: text}}\nshares: a", "shares: 'a': this row's detector does not distil from a store"),
         ("rows: {a: {config: vild, MODEL.VILD.DISTILL_FROM: teacher}}\nshares: a", "'a': .* does not distil from a s"),
         ("rows: {a: vild}", "row 'a': vild is not a setting"),

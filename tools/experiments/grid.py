@@ -108,6 +108,7 @@ def read_grid(path: Path) -> Grid:
         _check(isinstance(shares, str) and shares in trained, where, "not the name of a row with a config")
         row = trained[shares]
         cfg = load_config(str(CONFIGS / f"{row.config}.yaml"), [str(x) for x in row.arguments])
+        _check(row.teachers == 1, where, "this row has more than one teacher")
         _check(parse_distillation(cfg).source == "store", where, "this row's detector does not distil from a store")
     return Grid(rows, seeds, iterations, shares)
 
