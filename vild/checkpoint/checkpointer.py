@@ -78,8 +78,8 @@ def _calibration_state(calibration: Calibration | None) -> dict:
 
 
 def detector_hash(model: nn.Module) -> str:
-    """The first 16 hex digits of the SHA-256 of what a ViLDRCNN has learned, by training and by calibration: of two
-    detectors with the same hash, the metrics of one are those of the other."""
+    """The first 16 hex digits of the SHA-256 of what a ViLDRCNN has learned, by training and by calibration. Not of its
+    config: with the same one, detectors of the same hash detect the same."""
     digest, calibration = hashlib.sha256(), _calibration_state(model.roi_heads.calibration)
     digest.update(json.dumps(calibration, sort_keys=True).encode())
     for key, value in sorted(model.state_dict().items()):
