@@ -1,10 +1,13 @@
 """What a user gets wrong in training and evaluation is one line, in Python and on the command line."""
 
+import json
+
 import pytest
 import torch
 
 from tests.engine.test_train import run
 from vild.checkpoint.checkpointer import VildCheckpointer
+from vild.data import datasets
 from vild.engine.sources import check_classes
 from vild.engine.trainer import Trainer
 from vild.utils.errors import UserError
@@ -23,6 +26,22 @@ def test_a_vocabulary_in_another_order_is_refused(world, vocabulary):
     check_classes(unmarked, "glyphs_val", marks=False)
     with pytest.raises(UserError, match="marks differ"):
         check_classes(unmarked, "glyphs_train", marks=True)
+
+
+def test_a_test_set_of_other_classes_is_refused_before_the_training(make_cfg, vocabulary, tmp_path, world, monkeypatch):
+    document, file = datasets.read_annotations("glyphs_val"), tmp_path / "short.json"
+    first, *others = document["categories"]
+    annotations = [a for a in document["annotations"] if a["category_id"] != first["id"]]
+    file.write_text(json.dumps({**document, "categories": others, "annotations": annotations}))
+    entry = datasets.Entry(str(file), "glyphs/val", "everything")
+    monkeypatch.setattr(datasets, "BUILTIN", {**datasets.BUILTIN, "short": entry})
+    words = "'short' has 59 classes, the vocabulary 60; they first differ at number 0: .*MODEL.VILD.TEST_VOCABULARY"
+    with pytest.raises(UserError, match=words):
+        Trainer(make_cfg("text", "DATASETS.TEST", "('short',)"))
+    vocabulary.take(range(1, 60)).save(own := tmp_path / "short.safetensors")
+    Trainer(make_cfg("text", "DATASETS.TEST", "('short',)", "MODEL.VILD.TEST_VOCABULARY", str(own)))
+    file.unlink()
+    Trainer(make_cfg("text", "DATASETS.TEST", "('short',)"))  # where only the training set is
 
 
 def mistakes(tmp_path, vocabulary):

@@ -58,8 +58,15 @@ def get_entry(name: str) -> Entry:
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean '{near[0]}'?" if near else f" (known: {', '.join(known)})"
-        raise UserError(f"data set '{name}' is not known{hint}")
+        user = root() / USER_FILE
+        own = f"your own are those of {user}" if user.is_file() else f"there are none of your own: no {user}"
+        raise UserError(f"data set '{name}' is not known{hint}; {own} (DETECTRON2_DATASETS is {root()})")
     return known[name]
+
+
+def is_there(name: str) -> bool:
+    """Whether a data set's annotation file exists."""
+    return (root() / get_entry(name).json).is_file()
 
 
 _READ: dict[tuple[str, int, int], dict] = {}  # parsed files by path, time and size: a changed one is read again

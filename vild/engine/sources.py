@@ -40,19 +40,44 @@ def is_proposal_network(cfg) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
 
 
-def check_classes(vocabulary: Vocabulary, name: str, marks: bool) -> None:
+def check_classes(vocabulary: Vocabulary, name: str, marks: bool, remedy: str = "") -> None:
     """UserError unless the vocabulary holds exactly the data set's classes in their order and, with ``marks`` (for
-    training and the ensemble's fusion), marks the same ones as base."""
+    training and the ensemble's fusion), marks the same ones as base. The message ends with what to do, by default to
+    build the data set's vocabulary."""
     classes = datasets.get_classes(name)
     if vocabulary.names != classes.names:
         pairs = enumerate(zip_longest(vocabulary.names, classes.names, fillvalue=""))
         n, (mine, theirs) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        remedy = remedy or f"tools/build_vocabulary.py --vocabulary {name}"
         raise UserError(
             f"data set '{name}' has {len(classes.names)} classes, the vocabulary {len(vocabulary)}; they first "
-            f"differ at number {n}: '{theirs}' and '{mine}' (tools/build_vocabulary.py --vocabulary {name})"
+            f"differ at number {n}: '{theirs}' and '{mine}' ({remedy})"
         )
     if marks and vocabulary.splits != classes.splits:
         raise UserError(f"data set '{name}': the vocabulary's base/novel marks differ from the split's")
+
+
+def open_test_vocabulary(cfg, trained: Vocabulary, names: Sequence[str], fuses: bool) -> Vocabulary:
+    """The classes that an evaluation tells apart: those of ``TEST_VOCABULARY``, else ``trained``, the detector's own.
+
+    Args:
+        names: the test sets, whose classes they must be.
+        fuses: of the detector's head; then the base/novel marks must be the same, too.
+
+    Raises:
+        UserError: they are other classes, or another teacher's.
+    """
+    if file := cfg.MODEL.VILD.TEST_VOCABULARY:
+        words = Vocabulary.load(file)
+        check_same_teacher(words.fingerprint, f"vocabulary {file}", trained.fingerprint, "the detector")
+    else:
+        words = trained
+    for name in names:
+        build = f"tools/build_vocabulary.py --vocabulary {name}"
+        remedy = build if file else ("a test set must list the training set's categories in their order; or give "
+                                     f"MODEL.VILD.TEST_VOCABULARY, made by {build}")  # fmt: skip
+        check_classes(words, name, fuses, remedy)
+    return words
 
 
 @dataclass(frozen=True)

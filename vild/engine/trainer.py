@@ -13,6 +13,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 
 from vild.checkpoint.checkpointer import VildCheckpointer, detector_hash
+from vild.data import datasets
 from vild.data.loader import WorkerDied, build_test_loader, build_train_loader
 from vild.data.new_names import unlabelled_classes
 from vild.data.provenance import training_record
@@ -22,7 +23,14 @@ from vild.engine.guards import TrainingGuard, seed_step
 from vild.engine.launch import ddp_on
 from vild.engine.logs import build_writers, quiet_console
 from vild.engine.run_record import RUN_FILE, run_record
-from vild.engine.sources import attach_sources, check_classes, is_proposal_network, open_live_teacher, open_store
+from vild.engine.sources import (
+    attach_sources,
+    check_classes,
+    is_proposal_network,
+    open_live_teacher,
+    open_store,
+    open_test_vocabulary,
+)
 from vild.engine.together import once_a_machine, share_annotations
 from vild.engine.tracker import Tracker, check_tracker
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, check_test_masks, write_metrics
@@ -31,11 +39,19 @@ from vild.modeling import register_parts
 from vild.utils import signals
 from vild.utils.errors import UserError
 from vild.utils.files import write_json
-from vild.utils.fingerprint import check_same_teacher, describe
+from vild.utils.fingerprint import describe
 from vild.utils.signals import Ended
 from vild.vocabulary.vocabulary import Vocabulary
 
 logger = logging.getLogger("vild")
+
+
+def check_test_sets(cfg, vocabulary: Vocabulary) -> None:
+    """Before a training: UserError if a test set that is there could not be scored after it."""
+    there = [name for name in cfg.DATASETS.TEST if datasets.is_there(name)]
+    open_test_vocabulary(cfg, vocabulary, there, fuses=cfg.MODEL.VILD.VARIANT == "ensemble")
+    if cfg.MODEL.MASK_ON:
+        check_test_masks(there)
 
 
 class Trainer(DefaultTrainer):
@@ -57,8 +73,7 @@ class Trainer(DefaultTrainer):
             else:
                 for name in cfg.DATASETS.TRAIN:
                     check_classes(vocabulary, name, marks=True)
-            if cfg.MODEL.MASK_ON:
-                once_a_machine(lambda: check_test_masks(cfg.DATASETS.TEST))
+            once_a_machine(lambda: check_test_sets(cfg, vocabulary))
         accumulate.check_parts(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
         check_tracker(cfg.TRACKER)
@@ -217,12 +232,7 @@ class Trainer(DefaultTrainer):
         bare = getattr(model, "module", model)
         trained = getattr(bare, "vocabulary", None)  # a proposal network has none
         if trained is not None:
-            words = trained
-            if file := cfg.MODEL.VILD.TEST_VOCABULARY:
-                words = Vocabulary.load(file)
-                check_same_teacher(words.fingerprint, f"vocabulary {file}", trained.fingerprint, "the detector")
-            for name in cfg.DATASETS.TEST:
-                check_classes(words, name, marks=bare.roi_heads.fuses)
+            words = open_test_vocabulary(cfg, trained, cfg.DATASETS.TEST, bare.roi_heads.fuses)
             teacher = describe(words.fingerprint)
             logger.info("vocabulary: %d names, prompts '%s', teacher %s", len(words), words.prompts, teacher)
             bare.set_vocabulary(words)
