@@ -26,7 +26,9 @@ def test_data_teacher_metrics_and_licence(detector, make_cfg, tmp_path):
     metrics = {"glyphs_val/bbox/AP50_novel": 12.345, "glyphs_val/bbox/AP50_nothing": None}
     (tmp_path / "run" / "inference" / "vild_metrics.json").write_text(json.dumps(metrics))
     saved = OpenVocabularyDetector(make_cfg("vild", "MODEL.WEIGHTS", str(path)))
-    (tmp_path / "run" / "inference" / "run.json").write_text(json.dumps({"detector": detector_hash(saved.model)}))
+    (tmp_path / "run" / "inference" / "run.json").write_text(
+        json.dumps({"detector": detector_hash(saved.model), "config": saved.cfg.dump()})
+    )
     saved.save(tmp_path / "kites", False, "cc-by-4.0", tmp_path / "run", "me/kites")
     card = ModelCard.load(tmp_path / "kites" / "README.md")  # by the hub's own library
     assert (card.data.license, card.data.library_name, card.data.model_name) == ("cc-by-4.0", "vild", "kites")
@@ -64,11 +66,14 @@ def test_metrics_of_another_detector_are_refused(detector, make_cfg, tmp_path):
     bare.roi_heads.adapter = nn.Linear(2, 2)
     of_plain, of_calibrated = detector_hash(plain.model), detector_hash(calibrated.model)
     assert detector_hash(bare) == of_plain != of_calibrated
-    record.write_text(json.dumps({"detector": of_plain}))
+    record.write_text(json.dumps({"detector": of_plain, "config": plain.cfg.dump()}))
     plain.save(tmp_path / "good", teacher=False, licence="mit", run=tmp_path / "run")
     assert detector_hash(OpenVocabularyDetector.from_pretrained(tmp_path / "good").model) == of_plain
     with pytest.raises(UserError, match=rf"run\.json is of detector {of_plain}, this one is {of_calibrated}"):
         calibrated.save(tmp_path / "other", teacher=False, licence="mit", run=tmp_path / "run")
+    warm = make_cfg("vild", "MODEL.WEIGHTS", str(tmp_path / "plain.safetensors"), "MODEL.VILD.TEST_TEMPERATURE", "0.5")
+    with pytest.raises(UserError, match=r"run\.json is of another evaluation: .*TEST_TEMPERATURE 0.0, here 0.5$"):
+        OpenVocabularyDetector(warm).save(tmp_path / "other", teacher=False, licence="mit", run=tmp_path / "run")
     with torch.no_grad():
         plain.model.roi_heads.bbox_pred.bias[0] += 1e-6
     with pytest.raises(UserError, match=rf"run\.json is of detector {of_plain}, this one is"):

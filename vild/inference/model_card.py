@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
+import yaml
 from tabulate import tabulate
 from torch import nn
 
@@ -12,6 +15,22 @@ from vild.checkpoint.checkpointer import detector_hash, read_network_record
 from vild.utils.errors import UserError
 from vild.utils.fingerprint import describe
 from vild.utils.untrusted import parse_json, read_bytes, refused_as
+
+# Beside weights and calibration, what decides a detection
+AT_TEST = (
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "MODEL.RPN.NMS_THRESH",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "MODEL.VILD.TEMPERATURE",
+    "MODEL.VILD.TEST_TEMPERATURE",
+    "MODEL.VILD.ENSEMBLE_WEIGHT",
+    "MODEL.VILD.PRE_NMS_TOPK",
+    "TEST.DETECTIONS_PER_IMAGE",
+)
 
 CARD = """---
 {data}
@@ -60,7 +79,7 @@ def model_card(cfg, model: nn.Module, repository: str, licence: str, run: str | 
         ("trained on", "; ".join(_data(trained_on)) if trained_on else "not recorded"),
         ("calibrated", "no" if (c := heads.calibration) is None else f"on {c.data_set}"),
     ]
-    metrics, title, task = _metrics(run, model), repository.rpartition("/")[2], "zero-shot-object-detection"
+    metrics, title, task = _metrics(run, model, cfg), repository.rpartition("/")[2], "zero-shot-object-detection"
     results = []
     for key, value in metrics.items():
         name, metric = key.split("/", 1)
@@ -88,8 +107,8 @@ def _data(trained_on: dict) -> Iterator[str]:
         yield f"starting from {start['file']} ({before})"
 
 
-def _metrics(run: str | Path | None, model: nn.Module) -> dict[str, float]:
-    """"DATA SET/IOU TYPE/METRIC" to percent."""
+def _metrics(run: str | Path | None, model: nn.Module, cfg) -> dict[str, float]:
+    """ "DATA SET/IOU TYPE/METRIC" to percent."""
     if run is None:
         return {}
     path = Path(run) / "inference" / "vild_metrics.json"
@@ -99,10 +118,16 @@ def _metrics(run: str | Path | None, model: nn.Module) -> dict[str, float]:
             raise ValueError(f"'{alone[0]}' names no data set")
     record = path.with_name("run.json")
     with refused_as(f"model card: {record} is not the record of an evaluation"):
-        evaluated = parse_json(read_bytes(record)).get("detector")
+        run_record = parse_json(read_bytes(record))
+        evaluated = run_record.get("detector")
     if evaluated is None:
         raise UserError(f"model card: {record} does not say which detector was evaluated: evaluate this one again")
     if evaluated != (this := detector_hash(model)):
         raise UserError(f"model card: {record} is of detector {evaluated}, this one is {this} (calibration makes "
                         "another one): its metrics are not this one's")  # fmt: skip
+    with refused_as(f"model card: the config of {record} cannot be read"):
+        then, now = (yaml.safe_load(text) for text in (run_record["config"], cfg.dump()))
+        pairs = [(key, *(reduce(getitem, key.split("."), tree) for tree in (then, now))) for key in AT_TEST]
+    if changed := [f"{key} {a}, here {b}" for key, a, b in pairs if a != b]:
+        raise UserError(f"model card: {record} is of another evaluation: {'; '.join(changed)}")
     return values
