@@ -37,8 +37,7 @@ def main():
     from vild.engine.trainer import Trainer
     from vild.inference.predictor import OpenVocabularyDetector
     from vild.utils.lock import only_writer
-    from vild.vocabulary.grow import find_classes, grow
-    from vild.vocabulary.vocabulary import Vocabulary
+    from vild.vocabulary.grow import find_classes, grow, kept_from
     from vild.vocabulary.words import Words
 
     old, file = config_from_flags(args), args.output_dir / "vocabulary.safetensors"
@@ -53,11 +52,7 @@ def main():
     new, trained = detector.with_vocabulary(words).vocabulary, detector.trained
     at, grown = find_classes(trained, new.names), grow(trained, new)
     if started and file.exists():  # its checkpoints are of that vocabulary
-        then = Vocabulary.load(file)
-        if (then.names, then.splits) != (grown.names, grown.splits):
-            raise UserError(f"--resume: {file} has other names or marks than --dataset {args.dataset} and --weights "
-                            "give; take another --output-dir")  # fmt: skip
-        grown = then
+        grown = kept_from(file, grown, f"--dataset {args.dataset} and --weights")
     known = [trained.splits[i] if i is not None else None for i in at]
     print(f"{len(new)} names of {args.dataset}: {known.count(None)} that the detector's vocabulary lacks, "
           f"{known.count('base')} that it was trained on, {len(known) - known.count(None) - known.count('base')} that "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,22 @@ def grow(old: Vocabulary, new: Vocabulary) -> Vocabulary:
         synonyms=(*of_old, *(of_new[n] for n in more)),
         made_of=(*made_old, *(made_new[n] for n in more)) if old.made_of or new.made_of else (),
     )
+
+
+def kept_from(file: str | Path, grown: Vocabulary, given: str) -> Vocabulary:
+    """The vocabulary of an interrupted training, from its file.
+
+    Args:
+        grown: the one that its arguments give now.
+        given: these arguments, for the message.
+
+    Raises:
+        UserError: the file has other names or marks.
+    """
+    then = Vocabulary.load(file)
+    if (then.names, then.splits) != (grown.names, grown.splits):
+        raise UserError(f"--resume: {file} has other names or marks than {given} give; take another --output-dir")
+    return then
 
 
 def with_examples(words: Vocabulary, examples: Vocabulary) -> Vocabulary:
