@@ -110,6 +110,30 @@ def test_only_what_its_code_has_left_behind_is_old_and_measured(root, git):
     assert re.search(r"```text\n1 killed\n```\n\n\*`echo", (root / "docs/a.md").read_text())
 
 
+@pytest.mark.parametrize(
+    ("path", "then", "now", "old"),
+    [
+        ("code/a.py", 'def f():\n    """Twice."""\n    return 2\n', "def f():\n    # two\n\n    return 2\n", False),
+        ("code/a.py", 'def f():\n    """Twice."""\n    return 2\n', "def f():\n    return 3\n", True),
+        ("code/a.py", "a = 1", None, True),
+        ("code/a.yaml", "# Cost: an hour\nrows: {a: 1}\n", "# Cost: two hours\nrows:\n  a: 1\n", False),
+        ("code/a.yaml", "rows: {a: 1}\n", "rows: {a: 2}\n", True),
+        ("code/a.json", "1", "2", True),
+    ],
+)
+def test_comments_and_docstrings_make_no_block_old(root, git, path, then, now, old):
+    entry = figures["read_table"](root)["speed"]
+    (root / path).write_text(then)
+    git("add", "-A")
+    git("commit", "-qm", "then")
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+    (root / "README.md").write_text(block("speed", entry["command"], commit))
+    (root / path).unlink() if now is None else (root / path).write_text(now)
+    git("add", "-A")
+    git("commit", "-qm", "now")
+    assert bool(figures["newer_code"](root, entry)) == old
+
+
 def test_a_command_that_fails_leaves_the_block(root):
     table = figures["read_table"](root)
     before = (root / "docs/a.md").read_text()

@@ -5,11 +5,14 @@
     tools/figures.py --check
 
 Without names, all of them, which takes many hours. A block is written, with command, commit, date and machine, as soon
-as it is measured; one whose code has not changed since its commit is left out. So it can be stopped and started again.
+as it is measured; one whose code has not changed since its commit, but for comments, is left out. So it can be stopped
+and started again.
+
 --check measures nothing: it fails where a block or its command is missing or malformed, and warns of blocks older than
 the code they measure.
 """
 
+import ast
 import datetime
 import json
 import os
@@ -17,6 +20,7 @@ import platform
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from vild.utils.command_line import make_parser
@@ -103,12 +107,36 @@ def measured(entry: dict) -> list[str]:
 
 
 def newer_code(root: Path, entry: dict) -> str:
-    """The last commit that changed what a block measures, if it is younger than the block; else ""."""
+    """The last commit that changed what a block measures, if it is younger than the block; else "". Comments and
+    docstrings do not count."""
     commit = CAPTION.search(find_block(root, entry)[2])[2]
     try:
-        return git(root, "log", "-1", "--format=%h %cs", f"{commit}..HEAD", *pathspecs(entry))
+        files = git(root, "diff", "--name-only", commit, "HEAD", *pathspecs(entry)).splitlines()
     except subprocess.CalledProcessError:
         return f"its commit {commit} is not in this clone"
+    changed = [path for path in files if meaning(root, commit, path) != meaning(root, "HEAD", path)]
+    return git(root, "log", "-1", "--format=%h %cs", f"{commit}..HEAD", "--", *changed) if changed else ""
+
+
+@cache
+def meaning(root: Path, commit: str, path: str) -> object:
+    """A file of a commit, without comments and docstrings where the language is known; None if it is not there."""
+    import yaml
+
+    try:
+        text = git(root, "show", f"{commit}:{path}")
+    except subprocess.CalledProcessError:
+        return None
+    if path.endswith(".yaml"):
+        return yaml.safe_load(text)
+    if not path.endswith(".py"):
+        return text
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def pathspecs(entry: dict) -> list[str]:
