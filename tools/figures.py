@@ -128,7 +128,7 @@ def meaning(root: Path, commit: str, path: str) -> object:
     except subprocess.CalledProcessError:
         return None
     if path.endswith(".yaml"):
-        return yaml.safe_load(text)
+        return repr(yaml.safe_load(text))
     if not path.endswith(".py"):
         return text
     tree = ast.parse(text)
