@@ -3,7 +3,8 @@
 scenes that annotate nothing else: by plain fine-tuning, by tools/finetune.py, and as a linear probe. The table has AP50
 of base names, of the other novel names and of the new ones, and false boxes of words that are not there (at the default
 threshold, uncalibrated): mean and standard deviation over seeds. Started again, it resumes; in the folder of
-tools/trust.py it uses what is there.
+tools/trust.py it uses what is there. The report is forgetting/report.md; the folder's name ends with a --variant or
+--dataset that is not the default.
 
     tools/forgetting.py --output-dir output/glyphs --seeds 0 1 2
 """
@@ -29,9 +30,9 @@ def main():
     args = parser.parse_args()
 
     from experiments.ablation import mean_and_std
-    from experiments.forgetting import ROWS, ForgettingRun
+    from experiments.forgetting import NEW, ROWS, ForgettingRun
 
-    from vild.report.page import Heading, Table, write_page
+    from vild.report.page import Heading, Paragraph, Table, write_page
 
     rows = {name: [] for name in ROWS}
     for seed in args.seeds:
@@ -42,8 +43,12 @@ def main():
     cells = [[ROWS[name], *(mean_and_std([v[key] for v in values], digits) for key, (_, digits) in COLUMNS.items())]
              for name, values in rows.items()]  # fmt: skip
     table = Table(["", *(title for title, _ in COLUMNS.values())], cells)
-    page = write_page(args.output_dir / "forgetting", f"New names ({args.variant}, {args.dataset})",
-                      [Heading("What is learned, and what is forgotten"), table])  # fmt: skip
+    of = {"variant": args.variant, "dataset": args.dataset}
+    folder = "_".join(["forgetting", *(value for key, value in of.items() if value != parser.get_default(key))])
+    setting = (f"The detector is {args.variant} of configs/Glyphs, taught by {NEW} and scored on {args.dataset}; "
+               f"seeds {', '.join(map(str, args.seeds))}.")  # fmt: skip
+    page = write_page(args.output_dir / folder, f"New names ({args.variant}, {args.dataset})",
+                      [Paragraph(setting), Heading("What is learned, and what is forgotten"), table])  # fmt: skip
     print(page.read_text())
 
 

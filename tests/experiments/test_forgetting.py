@@ -60,13 +60,14 @@ def forgetting(tmp_path, monkeypatch):
         arguments = ("tools/forgetting.py", "--output-dir", str(folder), "--seeds", "0", "2", *arguments)
         monkeypatch.setattr(sys, "argv", [*arguments])
         runpy.run_path(str(REPOSITORY / "tools/forgetting.py"), run_name="__main__")
-        return ran, (folder / "forgetting" / "report.md").read_text()
+        return ran, {path.parent.name: path.read_text() for path in folder.glob("*/report.md")}
 
     return run
 
 
 def test_the_table_has_the_means_of_the_groups(forgetting):
-    _, page = forgetting("--dataset", "glyphs_dev")
+    _, pages = forgetting("--dataset", "glyphs_dev")
+    page = pages["forgetting_glyphs_dev"]
     rows = {cells[0]: cells[1:] for line in page.splitlines() if line.startswith("|")
             and (cells := [cell.strip() for cell in line.strip("|").split("|")])}  # fmt: skip
     for title, stage in (("before", "before"), ("plain fine-tuning", "plain"), ("tools/finetune.py", "finetuned"),
@@ -81,6 +82,18 @@ def test_the_table_has_the_means_of_the_groups(forgetting):
         expected = [f"{m.mean():.1f} ± {m.std(ddof=1):.1f}" for m in means]
         recall = 80 + len(f"{place}_absent")
         assert rows[title] == [*expected, f"{0.125:.3f} ± {np.std([0, 0.25], ddof=1):.3f}", f"{recall:.1f} ± 0.0"]
+
+
+def test_a_report_says_what_it_is_of_and_overwrites_no_other(forgetting):
+    """The default's is where tools/figures.yaml takes it."""
+    _, first = forgetting()
+    assert [*first] == ["forgetting"] and "(vild_contrast, glyphs_val)" in first["forgetting"]
+    forgetting("--variant", "text")
+    _, pages = forgetting("--variant", "vild", "--dataset", "glyphs_dev")
+    assert sorted(pages) == ["forgetting", "forgetting_text", "forgetting_vild_glyphs_dev"]
+    assert pages["forgetting"] == first["forgetting"]
+    said = "The detector is vild of configs/Glyphs, taught by glyphs_new_train and scored on glyphs_dev; seeds 0, 2."
+    assert said in pages["forgetting_vild_glyphs_dev"]
 
 
 def test_plain_fine_tuning_has_the_same_schedule_and_keeps_nothing(forgetting, tmp_path):
