@@ -2,7 +2,8 @@
 """Does an example do what a word does? Evaluate a detector with the novel names as words, by 1 and by 5 example
 regions, as word and examples, and, as the control, by examples of another novel name. Base names are words throughout.
 The examples are drawn three times from the annotations of a second data set, and results averaged: here, and only here,
-novel annotations are used. They reach neither training nor calibration.
+novel annotations are used. They reach neither training nor calibration. The output is JSON: the metrics by what novel
+names were made of, and, under "of", data sets, weights and seed.
 
     tools/by_example.py --weights output/quickstart/detector --dataset glyphs_val --examples-from glyphs_dev \\
         --output by_example.json
@@ -24,6 +25,7 @@ def main():
     if args.examples_from == args.dataset:
         raise UserError(f"--examples-from {args.examples_from}: its objects would be found by their own examples")
 
+    from vild.checkpoint.checkpointer import detector_hash
     from vild.checkpoint.pretrained import config_from_flags
     from vild.data import datasets
     from vild.engine.sources import check_classes
@@ -38,11 +40,13 @@ def main():
     if both := scored & shown:
         raise UserError(f"--examples-from {args.examples_from}: {len(both)} of its images are in {args.dataset}, too, "
                         f"such as {min(both)}: their objects would be found by their own examples")  # fmt: skip
-    detector = OpenVocabularyDetector(config_from_flags(args))
+    detector = OpenVocabularyDetector(cfg := config_from_flags(args))
     for name in (args.dataset, args.examples_from):
         check_classes(detector.trained, name, marks=False)
     found = by_example(detector, args.dataset, args.examples_from, args.seed)
-    write_json(args.output, found)
+    of = {"dataset": args.dataset, "examples_from": args.examples_from, "seed": args.seed,
+          "weights": cfg.MODEL.WEIGHTS, "detector": detector_hash(detector.model)}  # fmt: skip
+    write_json(args.output, {**found, "of": of})
     rows = [[text, *(decimal(found[key][column], 1) for column in COLUMNS)] for key, text in MADE_OF.items()]
     print(Table(["novel names as", *(title(f"bbox/{column}") for column in COLUMNS)], rows).markdown)
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from vild.checkpoint.checkpointer import detector_hash
 from vild.data import datasets
 from vild.evaluation.evaluator import ground_truth_boxes
 from vild.inference import by_example as module
@@ -82,7 +83,10 @@ def test_the_tool(tool, knowing, monkeypatch, checkpoint_file, make_cfg, tmp_pat
                  "--output", tmp_path / "found.json", "--examples-from")  # fmt: skip
     assert not tool("by_example.py", *arguments, "glyphs_train_all")
     assert "| word and 5 examples | 100.0" in " ".join(capsys.readouterr().out.split())
-    assert json.loads((tmp_path / "found.json").read_text())["shuffled1"]["AP50_novel"] < 5
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["shuffled1"]["AP50_novel"] < 5
+    assert found["of"] == {"dataset": "glyphs_val", "examples_from": "glyphs_train_all", "seed": 0,
+                           "weights": str(checkpoint_file), "detector": detector_hash(knowing[0].model)}  # fmt: skip
     assert tool("by_example.py", *arguments, "glyphs_val") == 2
     assert "--examples-from glyphs_val: its objects" in capsys.readouterr().err
     datasets.add_entry("again", datasets.get_entry("glyphs_val"))  # under another name, as glyphs_lvis_val has them

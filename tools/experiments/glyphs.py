@@ -165,7 +165,9 @@ class GlyphsRun(Runner):
 
     def read_by_example(self) -> dict[str, dict]:
         """What tools/by_example.py found, by what the novel names were made of."""
-        return json.loads(self._by_example.read_text())
+        found = json.loads(self._by_example.read_text())
+        found.pop("of", None)  # on which data sets; absent from files of earlier versions
+        return found
 
     def config(self, name: str) -> Path:
         return CONFIGS / f"{name}.yaml"
