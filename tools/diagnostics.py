@@ -53,8 +53,7 @@ def main():
     if any(value is not None for value in result["teacher_top1"].values()):
         result["verdict"] = diagnostics.verdict(result["student_top1"], result["teacher_top1"])
     if proposals is not None:
-        recall = diagnostics.proposal_recall(args.dataset, proposals, cfg.TEST.PROPOSALS_PER_IMAGE)
-        result["proposals"] = {k: None if v != v else v for k, v in recall.items()}
+        result["proposals"] = diagnostics.proposal_recall(args.dataset, proposals, cfg.TEST.PROPOSALS_PER_IMAGE)
     if args.clip_on_crops:
         metrics, seconds = diagnostics.clip_on_crops(
             detector.teacher,
@@ -65,9 +64,9 @@ def main():
             cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             cfg.TEST.DETECTIONS_PER_IMAGE,
         )
-        result["clip_on_crops"] = {k: None if v != v else v for k, v in metrics["bbox"].items()}
-        result["clip_on_crops"]["seconds_a_picture"] = seconds
-        result["clip_on_crops"]["detector_seconds_a_picture"] = diagnostics.detector_seconds(detector, args.dataset)
+        times = {"seconds_a_picture": seconds,
+                 "detector_seconds_a_picture": diagnostics.detector_seconds(detector, args.dataset)}  # fmt: skip
+        result["clip_on_crops"] = metrics["bbox"] | times
     write_json(args.output, result)
     print(args.output.read_text())
 

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from vild.checkpoint.checkpointer import VildCheckpointer
 from vild.config import default_config
 from vild.engine import best
-from vild.engine.best import KeepBest, StopEarly, evaluations_since_best
+from vild.engine.best import KeepBest, StopEarly, evaluations_since_best, read_history
 from vild.engine.trainer import Trainer
 from vild.utils import files
 from vild.utils.errors import UserError
@@ -112,6 +112,15 @@ def test_evaluations_since_the_best():
     assert evaluations_since_best([1.0]) == 0 and evaluations_since_best([1.0, 3.0, 3.0, 2.0]) == 2
     assert evaluations_since_best([math.nan, 1.0]) == 0 and evaluations_since_best([1.0, math.nan]) == 1
     assert issubclass(StopEarly, Exception)
+
+
+@pytest.mark.parametrize("nan", ["null", "NaN"])
+def test_an_evaluation_without_a_value_is_read_as_nan(tmp_path, nan):
+    """It was written as NaN once, which JSON does not have."""
+    path = tmp_path / "best.json"
+    path.write_text(f'{{"metric": "bbox/AP", "history": [[1, {nan}], [3, 2.5]], "ended": null}}')
+    values, ended = read_history(path, "bbox/AP", 5)
+    assert math.isnan(values.pop(1)) and (values, ended) == ({3: 2.5}, None)
 
 
 class Killable(VildCheckpointer):

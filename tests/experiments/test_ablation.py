@@ -211,10 +211,11 @@ def test_no_curve_reads_what_settings_are_not_chosen_by(tmp_path, monkeypatch, c
     assert not (tmp_path / "output").exists()
 
 
-def test_weights_and_shares_of_objectives_in_the_table(stages_of, tmp_path, monkeypatch):
+@pytest.mark.parametrize("none", [None, float("nan")], ids=["null", "NaN, as it was written once"])
+def test_weights_and_shares_of_objectives_in_the_table(stages_of, tmp_path, none):
     text = "rows: {a: {config: vild}, b: {config: text}}\nshares: a"
     stages_of(text)
-    found = (("l1", 4.0, 1.0), ("tokens", 0.25, float("nan")), ("contrast", 0.5, 0.312))
+    found = (("l1", 4.0, 1.0), ("tokens", 0.25, none), ("contrast", 0.5, 0.312))
     rows = [{"row": "a", "objective": name, "weight": weight, "share": share} for name, weight, share in found]
     run = GlyphsRun(tmp_path / "seed0", iterations=10)
     written = run.shares(run.detector("vild", "vild"), tmp_path / "grid.yaml").output

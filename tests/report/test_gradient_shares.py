@@ -74,9 +74,9 @@ def test_the_tool_on_a_grid(tool, world, checkpoint_file, vocabulary_file, store
     l1 = rows["ViLD (L1)", "l1"]
     assert l1["share"] == pytest.approx(1) and l1["proposed"] == l1["weight"] == 4.0
     assert found["l1"] == pytest.approx(4 * l1["gradient"])
-    for row in (row for row in found["rows"] if row["gradient"] == row["gradient"]):
+    for row in (row for row in found["rows"] if row["gradient"] is not None):
         assert row["proposed"] * row["gradient"] == pytest.approx(found["l1"])
-    assert np.isnan(rows["tokens, live teacher", "tokens"]["gradient"])
+    assert rows["tokens, live teacher", "tokens"]["gradient"] is None
     assert "| tokens, live teacher" in capsys.readouterr().out
     assert tool("gradient_shares.py", *flags, "--share", 0, *opts) == 2
     assert "--share: invalid" in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Atomic writes; a file that already has its content is left alone."""
 
+import json
 import multiprocessing
 import os
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -46,6 +48,15 @@ def test_the_same_content_is_not_written_again(tmp_path, kind):
     write(path, other)
     assert path.read_bytes() != first and path.stat().st_ino != before.st_ino
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_what_json_does_not_have_is_null(tmp_path):
+    """Other programs refuse a file with NaN."""
+    rows = {"a": [1, np.float64("nan"), (float("inf"), "NaN")], "b": {"c": float("nan"), "d": 0.1}}
+    write_json(tmp_path / "file.json", rows)
+    assert json.loads((tmp_path / "file.json").read_text(), parse_constant=pytest.fail) == {
+        "a": [1, None, [None, "NaN"]], "b": {"c": None, "d": 0.1}}  # fmt: skip
+    assert np.isnan(rows["b"]["c"])
 
 
 def write_and_die(path, content: bytes, event: str) -> None:

@@ -85,7 +85,8 @@ def read_shares(run: GlyphsRun, grid: Grid, path: Path) -> dict[str, tuple[str, 
     run.run(measured := run.shares(detector, path))
     found: dict[str, list[tuple[str, str]]] = {}
     for each in json.loads(measured.output.read_text())["rows"]:
-        share = "-" if np.isnan(each["share"]) else f"{each['share']:.2g}"
+        share = each["share"]  # null, in earlier files NaN, where it has none
+        share = "-" if share is None or np.isnan(share) else f"{share:.2g}"
         found.setdefault(each["row"], []).append((f"{each['weight']:.3g} {each['objective']}", share))
     return {name: tuple(" + ".join(column) for column in zip(*parts, strict=True)) for name, parts in found.items()}
 

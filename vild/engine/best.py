@@ -54,7 +54,8 @@ def read_history(path: Path, metric: str, before: int) -> tuple[dict[int, float]
     with refused_as(f"--resume: {path} is not what TEST.BEST_METRIC writes; without it a new history begins"):
         document = parse_json(read_bytes(path))
         then, ended = document["metric"], document["ended"]
-        history = {int(i): float(value) for i, value in document["history"] if int(i) < before}
+        rows = [(int(i), math.nan if value is None else float(value)) for i, value in document["history"]]
+        history = {i: value for i, value in rows if i < before}
         ended = ended if ended is not None and int(ended) < before else None
     if then != metric:
         raise UserError(

@@ -197,7 +197,7 @@ def write_metrics(output_dir: str | Path, results: dict[str, dict]) -> Path:
 def write_flat(path: Path, results: dict[str, dict]) -> None:
     """Write {"<data set>/<IoU type>/<metric>": percent, or null without ground truth} as JSON."""
     flat = {
-        f"{name}/{iou_type}/{key}": None if value != value else value
+        f"{name}/{iou_type}/{key}": value
         for name, by_type in results.items()
         for iou_type, values in by_type.items()
         for key, value in values.items()

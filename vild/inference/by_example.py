@@ -67,9 +67,9 @@ def text_matrices(detector: OpenVocabularyDetector, name: str, seed: int) -> dic
 @torch.inference_mode()
 def by_example(
     detector: OpenVocabularyDetector, name: str, examples_from: str, seed: int = 0
-) -> Mapping[str, Mapping[str, float | None]]:
-    """The metrics of COLUMNS, in percent and the mean over draws, for each key of MADE_OF. Base names are words in all
-    of them. ``examples_from``: a data set with other images."""
+) -> Mapping[str, Mapping[str, float]]:
+    """The metrics of COLUMNS, in percent and the mean over draws (NaN without ground truth), for each key of MADE_OF.
+    Base names are words in all of them. ``examples_from``: a data set with other images."""
     truth, classes = truth_of(name), detector.model.roi_heads.classifier.current_classes
     matrices = text_matrices(detector, examples_from, seed)
     found: dict[str, list[list]] = {key: [[] for _ in some] for key, some in matrices.items()}
@@ -93,6 +93,5 @@ def _score(truth, rows: list[tuple]) -> dict[str, float]:
     return score(truth, found, ("bbox",)).metrics["bbox"]
 
 
-def _mean(draws: list[dict[str, float]]) -> dict[str, float | None]:
-    means = {column: float(np.mean([draw[column] for draw in draws])) for column in COLUMNS}
-    return {column: None if value != value else value for column, value in means.items()}
+def _mean(draws: list[dict[str, float]]) -> dict[str, float]:
+    return {column: float(np.mean([draw[column] for draw in draws])) for column in COLUMNS}

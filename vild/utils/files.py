@@ -7,6 +7,7 @@ import filecmp
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -120,8 +121,16 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, document: object) -> None:
-    """Write a JSON file atomically."""
-    write_text(path, json.dumps(document, indent=1))
+    """Write a JSON file atomically. NaN and infinite numbers, which JSON does not have, are written as null."""
+    write_text(path, json.dumps(_finite(document), indent=1, allow_nan=False))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def drop_partial_line(path: str | Path) -> None:
