@@ -3,10 +3,13 @@
 import itertools
 import json
 
+import pytest
 from experiments.curves import COLUMNS, plot_curves, run_curve
 from experiments.glyphs import GlyphsRun
 from experiments.grid import Row
 from experiments.runner import Runner
+
+from vild.utils.files import write_json
 
 
 def test_checkpoints_before_the_end_are_evaluated(tmp_path, monkeypatch):
@@ -39,6 +42,25 @@ def test_checkpoints_before_the_end_are_evaluated(tmp_path, monkeypatch):
     assert settings["OUTPUT_DIR"] == str(tmp_path / "row-ours-600")
 
 
+@pytest.mark.parametrize(("ended", "at"), [(599, 400), (None, 800)], ids=["ended early", "patience lasted"])
+def test_the_result_of_an_early_end_is_that_of_the_best_iteration(tmp_path, monkeypatch, ended, at):
+    """Whose checkpoint is model_final.pth then; checkpoints after it are points of their own."""
+    run, row, scored = GlyphsRun(tmp_path), Row("ours", "vild"), []
+    folder = tmp_path / row.stage
+    folder.mkdir()
+    (folder / "config.yaml").write_text("SOLVER: {MAX_ITER: 800}\nTEST: {BEST_METRIC: bbox/AP}\nVERSION: 2\n")
+    write_json(folder / "best.json", {"metric": "bbox/AP", "history": [[199, 1.0], [399, 3.0], [599, 3.0]],
+                                      "ended": ended})  # fmt: skip
+    for name in ("0000199", "0000399", "0000599", "best", "final"):
+        (folder / f"model_{name}.pth").touch()
+    monkeypatch.setattr(Runner, "run", lambda self, *stages: scored.extend(stage.name for stage in stages))
+    monkeypatch.setattr(run, "read_metrics", lambda name: dict.fromkeys(COLUMNS, 9.0 if name == row.stage else 1.0))
+    curve = run_curve(run, row)
+    others = [iteration for iteration in (200, 400, 600) if iteration != at]
+    assert scored == [f"{row.stage}-{iteration}" for iteration in others]
+    assert curve == {at: [9.0, 9.0]} | {iteration: [1.0, 1.0] for iteration in others} and [*curve] == sorted(curve)
+
+
 def test_checkpoints_are_scored_with_the_second_teacher_as_the_row_is(tmp_path, monkeypatch):
     run, row, ran = GlyphsRun(tmp_path), Row("two", "vild", teachers=2), []
     (tmp_path / row.stage / "inference").mkdir(parents=True)
@@ -53,7 +75,7 @@ def test_checkpoints_are_scored_with_the_second_teacher_as_the_row_is(tmp_path, 
 
 def test_the_drawing_has_the_mean_over_seeds_and_every_name():
     curves = {"ViLD": [{200: [10.0, 50.0], 400: [20.0, 60.0]}, {200: [30.0, 70.0], 400: [40.0, 80.0], 600: [0, 0]}],
-              "ViLD-text": [{200: [1.0, 2.0]}]}  # fmt: skip
+              "ViLD-text": [{200: [1.0, 2.0]}], "ended early": [{200: [9.0, 9.0]}, {400: [9.0, 9.0]}]}  # fmt: skip
     novel, base = plot_curves(curves).axes
     assert [list(line.get_ydata()) for line in novel.lines] == [[20.0, 30.0], [1.0]]
     assert [list(line.get_ydata()) for line in base.lines] == [[60.0, 70.0], [2.0]]

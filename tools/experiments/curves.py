@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from experiments.glyphs import GlyphsRun
 from experiments.grid import Row
 from vild.config import load_config
+from vild.engine.best import HISTORY, evaluations_since_best, read_history
 
 GROUPS = ("novel", "base")
 LABEL = 4.5  # height of a name in the plot, in AP
@@ -19,26 +20,31 @@ Curve = dict[int, list[float]]  # AP50 of novel and of base classes, by iteratio
 
 
 def run_curve(run: GlyphsRun, row: Row) -> Curve:
-    """Evaluate the checkpoints that a row's finished training kept; the last point is the row's own result."""
+    """Evaluate the checkpoints that a row's finished training kept. The row's own result is the last point or, after
+    early stopping, that of the iteration of the best checkpoint, whose result it is."""
     folder, vocabulary = run.folder / row.stage, run.vocabulary()
     extra, _ = run.extra_teacher(row.teachers)  # the row's own result is scored with it, too
-    end, stages = load_config(str(folder / "config.yaml")).SOLVER.MAX_ITER, {}
+    cfg, stages = load_config(str(folder / "config.yaml")), {}
+    end = own = cfg.SOLVER.MAX_ITER
+    history, stopped = read_history(folder / HISTORY, cfg.TEST.BEST_METRIC, end)
+    if stopped is not None:
+        own = [*history][-1 - evaluations_since_best([*history.values()])] + 1
     for path in sorted(folder.glob("model_*.pth")):
         number = re.fullmatch(r"model_(\d{7})", path.stem)
-        if number and (iteration := int(number[1]) + 1) < end:
+        if number and own != (iteration := int(number[1]) + 1) < end:
             stages[iteration] = run.train(
                 f"{row.stage}-{iteration}", row.config, *row.arguments, "MODEL.WEIGHTS", path,
                 "MODEL.VILD.VOCABULARY", vocabulary.output, *extra, flags=("--eval-only",), needs=[],
             )  # fmt: skip
     run.run(*stages.values())
     found = {iteration: run.read_metrics(stage.name) for iteration, stage in stages.items()}
-    found[end] = run.read_metrics(row.stage)
-    return {iteration: [metrics[column] for column in COLUMNS] for iteration, metrics in found.items()}
+    found[own] = run.read_metrics(row.stage)
+    return {iteration: [metrics[column] for column in COLUMNS] for iteration, metrics in sorted(found.items())}
 
 
 def plot_curves(curves: Mapping[str, Sequence[Curve]]) -> Figure:
     """A panel each for novel and base classes; in it a line for each row, the mean over its seeds in a band of their
-    standard deviation, with the row's name at its end.
+    standard deviation, with the row's name at its end. A row whose seeds have no iteration in common has no line.
 
     Args:
         curves: of each row, its curve of each seed.
@@ -49,6 +55,8 @@ def plot_curves(curves: Mapping[str, Sequence[Curve]]) -> Figure:
         ends = []
         for number, (name, seeds) in enumerate(curves.items()):
             steps = sorted(set.intersection(*map(set, seeds)))
+            if not steps:  # they ended early, and kept nothing before
+                continue
             values = np.array([[curve[step][n] for step in steps] for curve in seeds])
             mean = values.mean(0)
             axes.plot(steps, mean, marker="o", color=f"C{number}")
