@@ -117,8 +117,8 @@ def test_the_end_of_the_runner_ends_its_stages(tmp_path, tool, monkeypatch):
         os.kill(int((tmp_path / "out-a").read_text()), 0)
 
 
-def test_two_processes_do_not_run_the_same_stages(tmp_path, tool):
-    """The second would start what is running, over its log and its marker."""
+def another_runner(folder) -> list[str]:
+    """The command of another process that runs the stage "a"."""
     lines = """
 import sys
 from pathlib import Path
@@ -128,10 +128,26 @@ from experiments import runner
 runner.TOOLS = made_up
 runner.Runner(folder).run(runner.stage("a", out, "a.py", "--output", out))
 """
+    places = (REPOSITORY / "tools", folder / "tools", folder / "run", folder / "out-a")
+    return [sys.executable, "-c", lines, *map(str, places)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_a_killed_runner_leaves_no_stage_running(tmp_path, tool):
+    """Else the next one would meet its lock."""
+    tool("a", "pipe = os.open(out, os.O_WRONLY)\nos.write(pipe, b'began')\ntime.sleep(30)\nos.write(pipe, b' more')")
+    os.mkfifo(tmp_path / "out-a")
+    with subprocess.Popen(another_runner(tmp_path)) as other, open(tmp_path / "out-a", "rb") as pipe:
+        assert pipe.read(5) == b"began"
+        other.kill()
+        assert pipe.read() == b""  # until the stage has ended
+
+
+def test_two_processes_do_not_run_the_same_stages(tmp_path, tool):
+    """The second would start what is running, over its log and its marker."""
     wait = "out.touch()\nwhile not out.with_name('go').exists():\n    time.sleep(0.01)"
     first = tool("a", wait)
-    places = [str(p) for p in (REPOSITORY / "tools", tmp_path / "tools", tmp_path / "run", first.output)]
-    with subprocess.Popen([sys.executable, "-c", lines, *places]) as other:
+    with subprocess.Popen(another_runner(tmp_path)) as other:
         while not first.output.exists():
             assert other.poll() is None
             time.sleep(0.01)

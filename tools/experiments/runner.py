@@ -25,6 +25,10 @@ from vild.utils.files import write_json
 from vild.utils.lock import only_writer
 
 TOOLS = Path(__file__).resolve().parents[1]
+# Before a stage's command: the stage gets SIGTERM (15) when the runner ends in any way, SIGKILL included (1 is
+# PR_SET_PDEATHSIG, which stays over execv). Only Linux can. Not as a preexec_fn: that may deadlock beside threads
+_TIE = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+_TIED = (sys.executable, "-I", "-c", _TIE) if sys.platform == "linux" else ()
 # tqdm's "43%|####  | 12/28 [00:10<00:12" and Detectron2's "eta: 0:00:12"
 _PROGRESS = re.compile(rb"(\d+%)\|[^|]*\|\s*\S+ \[[^<\]]*<([\d:]+)|eta: ([\d:]+)")
 
@@ -157,7 +161,7 @@ class _Process(subprocess.Popen):
         environment = {**os.environ, **runner.environment, "OMP_NUM_THREADS": str(threads)}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        command = [sys.executable, str(TOOLS / each.command[0]), *each.command[1:]]
+        command = [*_TIED, sys.executable, str(TOOLS / each.command[0]), *each.command[1:]]
         with open(self.log, "wb") as file:
             super().__init__(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
 
