@@ -122,7 +122,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, document: object) -> None:
     """Write a JSON file atomically. NaN and infinite numbers, which JSON does not have, are written as null."""
-    write_text(path, json.dumps(_finite(document), indent=1, allow_nan=False))
+    try:
+        text = json.dumps(document, indent=1, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(document), indent=1, allow_nan=False)
+    write_text(path, text)
 
 
 def _finite(value: object) -> object:
