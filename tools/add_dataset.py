@@ -44,6 +44,8 @@ def main():
     file, images = (f"vild_datasets/{args.name}.json", converted[0]) if converted else (args.json, args.images)
     entry = datasets.Entry(file, images, args.split, args.keep, args.protocol or "coco")
     document = converted[1] if converted else datasets.read_annotations(args.name, entry)
+    if not (folder := datasets.root() / images).is_dir():
+        raise UserError(f"--images: {folder} is not a folder")
     if args.protocol is None:
         lvis = is_lvis_form(document)
         entry = replace(entry, protocol="lvis" if lvis else "coco")

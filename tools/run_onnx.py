@@ -73,8 +73,11 @@ def run(args) -> int:
     session, manifest = load_model(args.weights, args.runtime)
     words = load_vocabulary(args.vocabulary, manifest)
     if manifest.get("calibration") and not args.context:
-        print("note: scores are calibrated beside the base names of training: they are too high unless the vocabulary "
-              "has these, or --context context.safetensors is given", file=sys.stderr)
+        print(
+            "note: scores are calibrated beside the base names of training: they are too high unless the vocabulary "
+            "has these, or --context context.safetensors is given",
+            file=sys.stderr,
+        )
     text, shown = words["embeddings"], len(words["names"])
     if args.context:
         text, words["splits"] = with_context(words, load_vocabulary(args.context, manifest), manifest)
@@ -99,6 +102,7 @@ def run(args) -> int:
         found = detections(found, (height, width), words, args)
         records.append({"file_name": file_name, "height": height, "width": width, "detections": found})
     write_whole(args.output, json.dumps(records, indent=1))
+    print(f"images: {len(records)}, detections: {sum(len(r['detections']) for r in records)}; {args.output}")
     if broken:
         print(f"{len(broken)} of {len(args.input)} images cannot be read:", *broken, sep="\n  ", file=sys.stderr)
     return 1 if broken else 0

@@ -223,6 +223,10 @@ def test_a_users_set_may_lack_names_of_a_split(root, tool, capsys):
     document["categories"] = [c for c in document["categories"] if c["id"] in (BASE, NOVEL)]
     official.write(root / "mine.json", document)
     arguments = ["--name", "mine", "--json", "mine.json", "--images", "mine", "--split", "coco_48_17"]
+    assert tool("add_dataset.py", *arguments) == 2
+    assert capsys.readouterr().err.strip().endswith(f"error: --images: {root / 'mine'} is not a folder")
+    assert "mine" not in datasets.entries()
+    (root / "mine").mkdir()
     assert not tool("add_dataset.py", *arguments)
     out = capsys.readouterr().out
     assert "warning: 63 names of split coco_48_17 are not in mine.json" in out

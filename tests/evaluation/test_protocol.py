@@ -208,6 +208,17 @@ def test_ap_fixed_says_when_a_limit_an_image_makes_it_a_lower_bound(tmp_path):
     assert score(truth, read(truth, results, tmp_path), ("bbox",)).notes == []
 
 
+def test_results_none_of_which_is_on_an_object_are_doubted(tmp_path):
+    """Those of other images with the same ids score 0.00, as those of a detector that finds nothing do."""
+    document, results = random_world(2, lvis=False)
+    truth = truth_of(document, "coco")
+    assert not score(truth, read(truth, results, tmp_path), ("bbox",)).notes
+    elsewhere = [{**r, "bbox": [0, 0, 0.1, 0.1]} for r in results]
+    (note,) = score(truth, read(truth, elsewhere, tmp_path), ("bbox",)).notes
+    assert note.startswith("no detection is on an object of its class")
+    assert not score(truth, read(truth, [], tmp_path), ("bbox",)).notes
+
+
 @pytest.mark.parametrize(("factor", "shift", "range_"), [(100, 0, "100"), (1, -2, "-")])
 def test_scores_that_are_no_probabilities_have_an_ap_only(factor, shift, range_, tmp_path):
     document, results = random_world(2, lvis=False)

@@ -36,7 +36,10 @@ def test_the_runner_finds_what_the_detector_finds(trained, onnx_file, images, by
     done = bare_runner("--weights", onnx_file, "--vocabulary", tmp_path / "v.safetensors", "--input", *images,
                        "--output", output, "--runtime", runtime)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for record, image in zip(json.loads(output.read_text()), images, strict=True):
+    records = json.loads(output.read_text())
+    count = sum(len(record["detections"]) for record in records)
+    assert done.stdout == f"images: {len(images)}, detections: {count}; {output}\n"
+    for record, image in zip(records, images, strict=True):
         expected = {"file_name": str(image), **trained(image, vocabulary, threshold=0).to_dict()}
         assert record.keys() == expected.keys() and record["file_name"] == expected["file_name"]
         assert (record["height"], record["width"]) == (expected["height"], expected["width"])

@@ -203,7 +203,8 @@ def serve(detector: OpenVocabularyDetector, examples: Sequence[Path] | None, hos
                 app_kwargs={"middleware": [guard]}, css=CSS, theme=theme(),
             )  # fmt: skip
         except OSError as error:
-            raise UserError(f"--host {host} --port {port}: {error}") from error
+            used = "Cannot find empty port" in str(error)  # gradio's advice is of its own variables
+            raise UserError(f"--host {host} --port {port}: {'in use; give another port' if used else error}") from error
         print(f"the page: {page.local_url} (Ctrl-C ends it)", flush=True)
         page.block_thread()
 

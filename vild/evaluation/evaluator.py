@@ -154,6 +154,9 @@ def score(truth: GroundTruth, found: ResultArrays, iou_types: tuple[str, ...]) -
     elif "bbox" in iou_types:
         judged = judge(truth, found)
         evaluation.metrics["bbox"] |= summarize_reliability(judged, truth.classes.splits, THRESHOLD)
+        if len(judged.right) and judged.objects.any() and not judged.right.any():
+            evaluation.notes.append("no detection is on an object of its class: are these the results of other images, "
+                                    "or of other category ids?")  # fmt: skip
     return evaluation
 
 

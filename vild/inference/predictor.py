@@ -117,6 +117,12 @@ class OpenVocabularyDetector:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = "cuda"  # where there is one
+        # no path of this machine
+        cfg.MODEL.WEIGHTS = cfg.MODEL.VILD.VOCABULARY = WEIGHTS
+        cfg.MODEL.VILD.STORE = cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS = ""
+        cfg.OUTPUT_DIR = "./output"
+        if teacher:
+            cfg.MODEL.VILD.TEACHER.NAME = f"local-dir:{TEACHER}"
         write_text(folder / CONFIG, cfg.dump())  # last: its presence marks a complete folder
 
     @property

@@ -120,7 +120,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_detector_flags(parser: argparse.ArgumentParser) -> None:
     """Which detector, and which words: ``vild.apps.detector.make_detector`` reads them, with ``--threshold``."""
-    add_shared(parser, "--vocabulary", note="default: the --example names, or else the classes it was trained on")
+    add_shared(parser, "--vocabulary", note="default: the --example names, or else its own names, base and novel")
     parser.add_argument(
         "--example",
         action="append",
