@@ -102,9 +102,7 @@ def test_plain_fine_tuning_has_the_same_schedule_and_keeps_nothing(forgetting, t
     keys = dict(pairwise(command))
     tuned = tmp_path / "trust/seed2/vild_contrast_finetuned"
     assert keys["--config-file"] == str(tuned / "config.yaml") and keys["MODEL.VILD.OLD_STUDENT.WEIGHTS"] == ""
-    assert (
-        keys["MODEL.VILD.OLD_STUDENT.HEAD_ONLY"] == "False" and "loss_box_reg" in keys["MODEL.VILD.LOSS_WEIGHTS"]
-    )
+    assert keys["MODEL.VILD.OLD_STUDENT.HEAD_ONLY"] == "False" and "loss_box_reg" in keys["MODEL.VILD.LOSS_WEIGHTS"]
     offered = torch.load(tmp_path / "trust/seed2/vild_contrast_plain/all_names.pth", weights_only=True)
     assert Vocabulary.from_state(offered["vocabulary"]).names == tuple(g.name for g in table())
     assert offered["vocabulary"]["variant"] == "vild" and offered["model"].keys() == {"w"}
