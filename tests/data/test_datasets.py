@@ -243,3 +243,13 @@ def test_a_users_list_is_checked(root):
     (root / datasets.USER_FILE).write_text('{"mine": ')
     with pytest.raises(UserError, match="not JSON, or truncated"):
         datasets.entries()
+
+
+def test_an_unknown_name_says_where_ones_own_are_looked_for(root):
+    with pytest.raises(
+        UserError, match=rf"'mine' is not known.*; .*: no {root}/vild_datasets.json \(DETECTRON2_DATASETS"
+    ):
+        datasets.get_entry("mine")
+    datasets.add_entry("own", datasets.Entry("a.json", "b", "lvis"))
+    with pytest.raises(UserError, match=rf"'mine' is not known.*; your own are those of {root}/vild_datasets.json"):
+        datasets.get_entry("mine")

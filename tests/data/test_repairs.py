@@ -92,6 +92,7 @@ def test_a_root_category_is_accepted_by_the_tools(tmp_path, monkeypatch, tool, c
     changed = document()
     changed["categories"].insert(0, {"id": 0, "name": "bicycle", "supercategory": "none"})
     write(tmp_path / "a.json", changed)
+    (tmp_path / "p").mkdir()
     assert tool("add_dataset.py", "--name", "m", "--json", "a.json", "--images", "p", "--split", "everything") == 0
     assert "2 base and 0 novel names" in capsys.readouterr().out
     assert caplog.text.count("category 'bicycle' (id 0) left out") == 1
