@@ -1,10 +1,14 @@
 """A grid is checked before anything runs."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from experiments.grid import read_grid
 
+from tests.conftest import REPOSITORY
 from vild.utils.errors import UserError
 
 GRID = """
@@ -22,6 +26,19 @@ rows:
 def read(tmp_path, text):
     (tmp_path / "grid.yaml").write_text(text)
     return read_grid(tmp_path / "grid.yaml")
+
+
+def test_our_grids_that_share_a_folder_share_no_stage_of_different_settings():
+    """Or the second one of ``make figures`` is refused, after hours."""
+    commands = {entry["command"] for entry in yaml.safe_load((REPOSITORY / "tools/figures.yaml").read_text()).values()}
+    found = {}  # by folder and stage
+    grids = sorted({m.groups() for c in commands if (m := re.search(r"--grid (\S+) --output-dir (\S+)", c))})
+    for path, folder in grids:
+        grid = read_grid(REPOSITORY / path)
+        for row in grid.rows:
+            setting = (replace(row, name=""), grid.iterations)
+            assert found.setdefault((folder, row.stage), setting) == setting, f"{path}: {row.name}"
+    assert len(grids) == 5 and len(found) > 80
 
 
 def test_a_grid_is_read(tmp_path):
