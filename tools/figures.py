@@ -119,7 +119,7 @@ def newer_code(root: Path, entry: dict) -> str:
 
 
 @cache
-def meaning(root: Path, commit: str, path: str) -> object:
+def meaning(root: Path, commit: str, path: str) -> str | None:
     """A file of a commit, without comments and docstrings where the language is known; None if it is not there."""
     import yaml
 

@@ -73,11 +73,8 @@ def run(args) -> int:
     session, manifest = load_model(args.weights, args.runtime)
     words = load_vocabulary(args.vocabulary, manifest)
     if manifest.get("calibration") and not args.context:
-        print(
-            "note: scores are calibrated beside the base names of training: they are too high unless the vocabulary "
-            "has these, or --context context.safetensors is given",
-            file=sys.stderr,
-        )
+        print("note: scores are calibrated beside the base names of training: they are too high unless the vocabulary "
+              "has these, or --context context.safetensors is given", file=sys.stderr)
     text, shown = words["embeddings"], len(words["names"])
     if args.context:
         text, words["splits"] = with_context(words, load_vocabulary(args.context, manifest), manifest)

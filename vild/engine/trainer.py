@@ -47,7 +47,8 @@ logger = logging.getLogger("vild")
 
 
 def check_test_sets(cfg, vocabulary: Vocabulary) -> None:
-    """Before a training: UserError if a test set that is there could not be scored after it."""
+    """Before a training: UserError if a test set that is there could not be scored after it. (Projections of extra
+    teachers fuse, too; whether the marks suit them is checked once the model is there.)"""
     there = [name for name in cfg.DATASETS.TEST if datasets.is_there(name)]
     open_test_vocabulary(cfg, vocabulary, there, fuses=cfg.MODEL.VILD.VARIANT == "ensemble")
     if cfg.MODEL.MASK_ON:

@@ -108,7 +108,7 @@ def _data(trained_on: dict) -> Iterator[str]:
 
 
 def _metrics(run: str | Path | None, model: nn.Module, cfg) -> dict[str, float]:
-    """ "DATA SET/IOU TYPE/METRIC" to percent."""
+    """Percent by DATA SET/IOU TYPE/METRIC."""
     if run is None:
         return {}
     path = Path(run) / "inference" / "vild_metrics.json"
