@@ -11,7 +11,7 @@ YOLO's or VOC's annotations are copied to a COCO file, vild_datasets/NAME.json: 
 from dataclasses import replace
 
 from vild.utils.command_line import make_parser
-from vild.utils.errors import UserError, one_line_errors
+from vild.utils.errors import UserError, count_of, one_line_errors
 
 
 @one_line_errors
@@ -54,7 +54,7 @@ def main():
     classes = datasets.get_classes(args.name, entry, document)
     check_names(classes.names, args.json)
     if missing := read_split(args.split, datasets.root()).absent(document["categories"]):
-        print(f"warning: {len(missing)} names of split {args.split} are not in {args.json} ('{missing[0]}' ...)")
+        print(f"warning: {args.json} lacks {count_of(len(missing), 'name')} of split {args.split} ('{missing[0]}' ...)")
     if converted:
         write_json(datasets.root() / file, document)
     replaced = datasets.entries().get(args.name)

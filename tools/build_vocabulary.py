@@ -12,7 +12,7 @@ The name of a data set brings its synonyms and base/novel marks.
 """
 
 from vild.utils.command_line import add_shared, make_parser
-from vild.utils.errors import UserError, one_line_errors
+from vild.utils.errors import UserError, count_of, one_line_errors
 
 
 @one_line_errors
@@ -49,7 +49,7 @@ def main():
             check_same_teacher(prompts.fingerprint, f"prompt set {args.prompts}", teacher.fingerprint, "--teacher")
         vocabulary = Vocabulary.from_names(teacher, words, prompts=args.prompts)
     vocabulary.save(args.output)
-    print(f"{len(vocabulary)} names, width {vocabulary.width}: {args.output}")
+    print(f"{count_of(len(vocabulary), 'name')}, width {vocabulary.width}: {args.output}")
 
 
 if __name__ == "__main__":

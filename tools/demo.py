@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 
 from vild.utils.command_line import SHARED, add_detector_flags, at_least, make_parser
-from vild.utils.errors import UserError, one_line_errors
+from vild.utils.errors import UserError, count_of, one_line_errors
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
@@ -53,16 +53,15 @@ def on_images(args) -> int:
     from vild.apps.demo import annotate_images, image_targets
     from vild.apps.detector import make_detector
     from vild.apps.inputs import find_images
-    from vild.utils.files import cannot_write
+    from vild.utils.files import new_folder
 
     images = find_images(args.input, leave_out=args.output)
     one_file = len(args.input) == 1 and not Path(args.input[0]).is_dir()
     targets = image_targets(images, args.output, one_file)
-    with cannot_write(args.output):
-        targets[0].parent.mkdir(parents=True, exist_ok=True)
-    broken = annotate_images(make_detector(args, display=True), images, targets)
-    if broken and len(images) == 1:
-        raise UserError(broken[0])
+    with new_folder(targets[0].parent):  # before the seconds that loading takes
+        broken = annotate_images(make_detector(args, display=True), images, targets)
+        if broken and len(images) == 1:
+            raise UserError(broken[0])
     if broken:
         print(f"{len(broken)} of {len(images)} images cannot be read:", *broken, sep="\n  ", file=sys.stderr)
     return 1 if broken else 0
@@ -70,7 +69,7 @@ def on_images(args) -> int:
 
 def on_frames(args) -> int:
     from vild.apps.detector import make_detector
-    from vild.utils.files import cannot_write
+    from vild.utils.files import new_folder
 
     try:
         from vild.apps.video import annotate_video, open_camera, open_video, video_target
@@ -84,14 +83,12 @@ def on_frames(args) -> int:
     else:
         stop = threading.Event()
         target, source = video_target(args.output, "webcam"), open_camera(args.webcam, stop)
-    with source as frames:
-        with cannot_write(args.output):
-            target.parent.mkdir(parents=True, exist_ok=True)
+    with source as frames, new_folder(target.parent):
         detector = make_detector(args, display=True)
         if args.video_input is None:  # from here on Ctrl-C ends the recording, and the file is complete
             signal.signal(signal.SIGINT, lambda *_: stop.set())
         count = annotate_video(detector, frames, target, args.frames)
-    print(f"{target}: {count} frames; detections of each frame: {target.with_suffix('.jsonl')}")
+    print(f"{target}: {count_of(count, 'frame')}; detections of each frame: {target.with_suffix('.jsonl')}")
     return 0
 
 

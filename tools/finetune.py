@@ -18,7 +18,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from vild.utils.command_line import add_model_flags, add_shared, make_parser
-from vild.utils.errors import UserError, one_line_errors
+from vild.utils.errors import UserError, count_of, one_line_errors
 
 
 @one_line_errors
@@ -54,7 +54,7 @@ def main():
     if started and file.exists():  # its checkpoints are of that vocabulary
         grown = kept_from(file, grown, f"--dataset {args.dataset} and --weights")
     known = [trained.splits[i] if i is not None else None for i in at]
-    print(f"{len(new)} names of {args.dataset}: {known.count(None)} that the detector's vocabulary lacks, "
+    print(f"{count_of(len(new), 'name')} of {args.dataset}: {known.count(None)} that the detector's vocabulary lacks, "
           f"{known.count('base')} that it was trained on, {len(known) - known.count(None) - known.count('base')} that "
           f"it knows by their words; {cfg.SOLVER.MAX_ITER} steps", flush=True)  # fmt: skip
     if detector.model.roi_heads.calibration is not None:

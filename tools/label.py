@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from vild.utils.command_line import add_detector_flags, add_shared, make_parser
-from vild.utils.errors import UserError, one_line_errors, printable
+from vild.utils.errors import UserError, count_of, one_line_errors, printable
 
 
 @one_line_errors
@@ -80,9 +80,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(broken)} of {len(images)} images cannot be read:", *broken, sep="\n  ", file=sys.stderr)
     if unlike:
         names = printable(", ".join(unlike[:3]) + (", ..." if len(unlike) > 3 else ""))
-        print(f"{len(unlike)} of {len(images)} images are unlike those the detector was calibrated on: do not rely on "
+        print(f"unlike the images that the detector was calibrated on: {len(unlike)} of {len(images)}; do not rely on "
               f"their scores ({names})", file=sys.stderr)  # fmt: skip
-    print(f"{output}: {len(images) - len(broken)} images labelled with {len(detector.names)} words")
+    labelled, words = count_of(len(images) - len(broken), "image"), count_of(len(detector.names), "word")
+    print(f"{output}: {labelled} labelled with {words}")
     return 1 if broken else 0
 
 

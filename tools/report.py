@@ -36,7 +36,7 @@ def main():
     # whatever can fail comes before the images, the first files that are written
     explained = read_diagnostics(args.diagnostics) if args.diagnostics else []
     rest = [
-        *unreadable_blocks(args.run, "were left out of the training"),
+        *unreadable_blocks(args.run, "Left out of the training"),
         *cost_blocks(args.run),
         *explained,
         *origin_blocks(args.run),

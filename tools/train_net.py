@@ -22,7 +22,6 @@ def main(args):
 
     from vild.checkpoint.checkpointer import VildCheckpointer
     from vild.checkpoint.pretrained import config_of_launch
-    from vild.config import check_weights
     from vild.data import datasets
     from vild.engine.setup import setup
     from vild.engine.trainer import Trainer
@@ -33,11 +32,9 @@ def main(args):
         for name in cfg.DATASETS.TEST:  # before the seconds that building a model takes
             datasets.get_entry(name)
         resumes = args.resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()
-        if not resumes:
-            check_weights(cfg)
-            if not cfg.MODEL.WEIGHTS:
-                nothing = f", and OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint" if args.resume else ""
-                raise UserError(f"--eval-only: MODEL.WEIGHTS is empty{nothing}: give trained weights to evaluate")
+        if not resumes and not cfg.MODEL.WEIGHTS:
+            nothing = f", and OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint" if args.resume else ""
+            raise UserError(f"--eval-only: MODEL.WEIGHTS is empty{nothing}: give trained weights to evaluate")
         setup(cfg, args)
         model = Trainer.build_model(cfg)
         calibrated = cfg.MODEL.VILD.CALIBRATION

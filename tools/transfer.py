@@ -22,7 +22,6 @@ def main(args):
     from detectron2.utils import comm
 
     from vild.checkpoint.pretrained import config_of_launch
-    from vild.config import check_weights
     from vild.data import datasets
     from vild.engine.setup import setup
     from vild.engine.trainer import Trainer
@@ -34,7 +33,6 @@ def main(args):
     cfg = config_of_launch(args, evaluates=True)
     for name in cfg.DATASETS.TEST:  # before anything that takes long
         datasets.get_classes(name)
-    check_weights(cfg)
     setup(cfg, args)
     detector = OpenVocabularyDetector(cfg)
     results = {}

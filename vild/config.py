@@ -203,8 +203,8 @@ def check_weights(cfg) -> None:
         raise UserError(f"MODEL.WEIGHTS: {weights} does not exist")
 
 
-def pick_device(name: str | None) -> str:
-    """``--device``: what was asked for, else "cuda" if there is a GPU, else "cpu".
+def pick_device(name: str | None, flag: str = "--device") -> str:
+    """What was asked for by ``flag``, else "cuda" if there is a GPU, else "cpu".
 
     Raises:
         UserError: a device that this machine does not have.
@@ -214,7 +214,7 @@ def pick_device(name: str | None) -> str:
     try:
         torch.zeros(0, device=name)
     except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by device
-        raise UserError(f"--device {name}: {first_line(error)}") from error
+        raise UserError(f"{flag} {name}: {first_line(error)}") from error
     return name
 
 

@@ -136,7 +136,7 @@ def test_images_unlike_the_known_ones_are_named(label, folder, detector, tmp_pat
     arguments = ["--input", folder, "--vocabulary", "sun, flux capacitor", "--output", tmp_path / "labels.json"]
     status, _, stderr = label(*arguments, opts=["MODEL.WEIGHTS", tmp_path / "m.safetensors"])
     assert status == 1 and json.loads((tmp_path / "labels.json").read_text())["info"]["unlike"] == unlike
-    assert "2 of 5 images are unlike those the detector was calibrated on: do not rely on their scores" in stderr
+    assert "unlike the images that the detector was calibrated on: 2 of 5; do not rely on their scores" in stderr
     assert ", ".join(unlike) in stderr
     assert "drawings of the built-in world only. Not in training: flux capacitor\n" in caplog.text
 

@@ -239,7 +239,7 @@ def test_a_mistake_on_the_command_line_is_one_line(server, tmp_path, world, chec
     config = ["--config-file", REPOSITORY / "configs/Glyphs/vild.yaml"]
     for arguments, reason in [
         ([*config, "--examples", tmp_path, *opts], "a.jpg: This file is not an image"),
-        ([*config, "--port", server, *opts], f"--port {server}"),
+        ([*config, "--port", server, *opts], f"--port {server}: in use; give another port"),
     ]:
         command = [sys.executable, REPOSITORY / "tools/web_demo.py", *arguments]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANGS / 1000)

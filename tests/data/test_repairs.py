@@ -103,7 +103,7 @@ def test_doubtful_files_are_reported_and_accepted(caplog):
     changed = document()
     changed["images"][2]["file_name"] = "a/1.png"
     (line,) = said(changed, caplog)
-    assert line == "gt.json: 1 images have the file of another, first 'a/1.png' under the ids 1 and 3"
+    assert line == "gt.json: 1 image with the file of another, first 'a/1.png' under the ids 1 and 3"
     right = [[5, 8, 28, 36], [40, 8, 28, 36], [52, 30, 27, 29], [30, 20, 48, 20]]
     for form, words in (
         (lambda x, y, w, h: [x, y, x + w, y + h], "look like corners"),

@@ -20,7 +20,7 @@ from vild.evaluation.evaluator import METRICS_FILE, OpenVocabularyEvaluator, wri
 from vild.evaluation.recall import ProposalRecallEvaluator
 from vild.report.run_report import beside_published, unreadable_blocks
 from vild.store.store import EmbeddingStore
-from vild.utils.errors import BadImage, UserError
+from vild.utils.errors import BadImage, UserError, count_of
 
 SKIP = ("INPUT.UNREADABLE", "skip")
 
@@ -74,7 +74,7 @@ def test_training_goes_on_with_another_and_counts(broken, make_cfg, caplog):
         for x, y in zip(a, b, strict=True):
             assert x["image_id"] == y["image_id"] and torch.equal(x["image"], y["image"])
     assert json.loads((Path(folder) / unreadable.FILE).read_text()) == found
-    assert f"{len(found)} images could not be read" in unreadable_blocks(Path(folder), "x")[0].text
+    assert f"x: {count_of(len(found), 'image')} that could not be read" in unreadable_blocks(Path(folder), "x")[0].text
     batches(make_cfg("vild", *SKIP), 0, 1)  # a new run does not go on with the old list
     assert len(unreadable.read_unreadable(Path(folder))) <= 2
 
@@ -107,7 +107,7 @@ def test_evaluation_counts_what_it_could_not_see(broken, make_cfg, caplog, tmp_p
     results = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
     assert {r["image_id"] for r in results} == set(records) - lost
     assert set(unreadable.read_unreadable(tmp_path / "out")) <= set(broken)
-    assert f"{len(lost)} images CANNOT BE READ" in caplog.text
+    assert f"{count_of(len(lost), 'image')} that CANNOT BE READ" in caplog.text
     flat = json.loads(write_metrics(tmp_path, {"glyphs_val": metrics}).read_text())
     assert flat["glyphs_val/pictures/unreadable"] == len(lost)
     values = {key.split("/", 1)[1]: value for key, value in flat.items()}
@@ -149,7 +149,7 @@ def test_a_store_lists_what_it_could_not_read(broken, tool, teacher_folder, prop
     assert build(tmp_path / "refused") == 2
     assert build(tmp_path / "store", "--unreadable", "skip") == 0
     lost = sorted(r["image_id"] for r in datasets.load_dicts("glyphs_train") if r["file_name"] in broken)
-    assert f"WARNING: {len(lost)} images CANNOT BE READ" in capsys.readouterr().out
+    assert f"WARNING: {count_of(len(lost), 'image')} that CANNOT BE READ" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     assert manifest["unreadable"] == lost and "unreadable" not in manifest["plan"]
     store = EmbeddingStore(tmp_path / "store")

@@ -93,6 +93,16 @@ def test_the_command_line_prints_that_line_and_no_traceback(command, tmp_path, t
     assert capsys.readouterr().err.strip().endswith("error: config none.yaml does not exist")
 
 
+@pytest.mark.parametrize("more", [[], ["--resume"], ["--eval-only"]])
+@pytest.mark.parametrize("mistake", [["MODEL.WEIGHTS", "/w.pth"], ["MODEL.DEVICE", "cuda:99"]])
+def test_wrong_weights_or_device_leave_no_folder(make_cfg, checkpoint_file, tmp_path, tool, capsys, more, mistake):
+    cfg, overrides = make_cfg("vild"), dict([("MODEL.WEIGHTS", checkpoint_file), mistake])
+    keys = {"MODEL.VILD.VOCABULARY": cfg.MODEL.VILD.VOCABULARY, "OUTPUT_DIR": tmp_path / "new" / "o", **overrides}
+    done = tool("train_net.py", "--config-file", "Glyphs/vild.yaml", *more, *(x for pair in keys.items() for x in pair))
+    assert done == 2 and capsys.readouterr().err.splitlines()[-1].startswith(f"error: {mistake[0]}")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_mistake_inside_a_loader_worker_is_one_line_too(command, tmp_path, world, monkeypatch):
     """An image that cannot be read, met by a worker process during training."""
     root = tmp_path / "datasets"

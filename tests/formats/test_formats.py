@@ -49,7 +49,7 @@ def test_store(tmp_path, dtype):
     assert store.plan["pictures"] == "aa" and store.plan["dtype"] == dtype
     assert store[7].boxes.tolist() == BOXES and store[7].scores.tolist() == [0.75, 0.25] and len(store[3].boxes) == 0
     torch.testing.assert_close(store[7].embeddings[:, :3], torch.tensor(STORED[dtype]), atol=1e-6, rtol=0)
-    assert "unreadable  1 images" in summarise(folder)
+    assert "unreadable  1 image" in summarise(folder)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     plan = {"fingerprint": FINGERPRINT, "proposals": "cc", "max_per_image": 300, "pictures": "aa"}
     writer = StoreWriter(folder, plan, [7, 3, 12], 2, PROVENANCE, dtype)  # today's plan continues it

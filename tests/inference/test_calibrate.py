@@ -126,7 +126,7 @@ def test_few_images_do_not_say_which_image_is_unlike_them(detector, seeing, capl
     monkeypatch.setattr(module.datasets, "load_dicts", lambda _: [record])
     monkeypatch.setattr(module, "FEWEST", 1)
     found = module.calibrate(detector, "glyphs_train_all")
-    assert found.images is None and "1 images are too few to tell when an image is unlike them" in caplog.text
+    assert found.images is None and "1 image; to tell when an image is unlike those, take" in caplog.text
     assert Calibration.from_state(found.state()) == found
     monkeypatch.setattr(module.datasets, "load_dicts", lambda _: [])
     with pytest.raises(UserError, match="calibration on glyphs_train_all: it has no images"):

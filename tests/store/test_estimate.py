@@ -41,7 +41,7 @@ def test_time_grows_with_the_regions_to_do(monkeypatch):
         assert seconds / share == pytest.approx(0.01 * sum(counts[i] for i in to_do))
     text = describe_work(counts, 8, "float16", compute, list(counts))
     assert re.search(r"a sample of 64 took \d\.\d s: about 3 min on this device$", text)  # 160 s
-    assert "1,000 images are still to do" in describe_work(counts, 8, "float16", compute, range(1000))
+    assert "still to do: 1,000 images" in describe_work(counts, 8, "float16", compute, range(1000))
     clock[0], longer = 0.0, estimate.SAMPLE_SECONDS + 1
     describe_work(dict.fromkeys(range(4000), 50), 8, "float16", lambda ids: clock.__setitem__(0, clock[0] + longer))
     assert clock[0] == longer  # one image took longer than a sample may
@@ -52,4 +52,4 @@ def test_nothing_to_do_costs_nothing():
         raise AssertionError
 
     assert "still to do" in describe_work({1: 5, 2: 5}, 8, "float16", never, [])
-    assert describe_work({1: 0}, 8, "float16", never).startswith("1 images, 0 regions: ")
+    assert describe_work({1: 0}, 8, "float16", never).startswith("1 image, 0 regions: ")

@@ -60,6 +60,16 @@ def test_the_error_names_the_first_writer(holder, tmp_path, folder):
     assert left == (["new", "new/other", "new/output"] if folder else ["new"])  # no lock's file
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_one_that_fails_before_it_writes_leaves_no_folder(tmp_path, folder):
+    for kept in (None, tmp_path / "new" / "file"):
+        with pytest.raises(UserError, match="wrong"), only_writer(tmp_path / "new" / "deep" / "output", folder):
+            if kept:
+                kept.write_text("")
+            raise UserError("wrong")
+        assert list(tmp_path.rglob("*")) == ([kept.parent, kept] if kept else [])
+
+
 def test_a_killed_writer_holds_nothing(holder, tmp_path):
     process, _ = holder(tmp_path / "output")
     process.kill()
@@ -120,6 +130,23 @@ def test_a_lock_file_removed_under_a_waiting_writer_is_created_again(tmp_path, m
     seen = []
     monkeypatch.setattr(fcntl, "lockf", ends_first)
     with only_writer(tmp_path / "output"):
+        assert seen and path.exists()
+
+
+def test_a_folder_removed_under_a_waiting_writer_is_created_again(tmp_path, monkeypatch):
+    """The first fails, and removes its empty folder, between the second's opening and locking the file."""
+    import fcntl
+
+    path, lockf, seen = tmp_path / "new" / "output.lock", fcntl.lockf, []
+
+    def fails_first(file, flags):
+        if not seen:
+            seen.append(path.unlink())
+            path.parent.rmdir()
+        lockf(file, flags)
+
+    monkeypatch.setattr(fcntl, "lockf", fails_first)
+    with only_writer(tmp_path / "new" / "output", wait=True):
         assert seen and path.exists()
 
 

@@ -31,7 +31,8 @@ def run_curve(run: GlyphsRun, row: Row) -> Curve:
         own = [*history][-1 - evaluations_since_best([*history.values()])] + 1
     for path in sorted(folder.glob("model_*.pth")):
         number = re.fullmatch(r"model_(\d{7})", path.stem)
-        if number and own != (iteration := int(number[1]) + 1) < end:
+        iteration = int(number[1]) + 1 if number else end
+        if iteration < end and iteration != own:
             stages[iteration] = run.train(
                 f"{row.stage}-{iteration}", row.config, *row.arguments, "MODEL.WEIGHTS", path,
                 "MODEL.VILD.VOCABULARY", vocabulary.output, *extra, flags=("--eval-only",), needs=[],

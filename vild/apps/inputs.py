@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vild.utils.errors import UserError, printable
+from vild.utils.errors import UserError, count_of, printable
 from vild.utils.images import SUFFIXES
 
 
@@ -66,4 +66,4 @@ def _by_suffix(files: Sequence[Path]) -> str:
     counts = Counter(file.suffix.lower() or "without suffix" for file in files)
     often = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     listed = ", ".join(f"{count} {printable(suffix)}" for suffix, count in often[:8])
-    return f"{len(files)} files: {listed}{', ...' if len(counts) > 8 else ''}"
+    return f"{count_of(len(files), 'file')}: {listed}{', ...' if len(counts) > 8 else ''}"

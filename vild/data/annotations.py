@@ -20,7 +20,7 @@ import numpy as np
 from vild.data.box_form import doubt, spread
 from vild.data.repairs import LISTS, drop_unused_namesakes, is_exact, repair
 from vild.data.rle import fits
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, count_of
 from vild.utils.untrusted import MOST_DATA, parse_json, read_bytes, refused_as
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ def _doubtful_files(images: list[dict]) -> str:
     if not again:
         return ""
     name, *ids = again[0]
-    return f"{len(again)} images have the file of another, first '{name}' under the ids {ids[0]} and {ids[1]}"
+    count = count_of(len(again), "image")
+    return f"{count} with the file of another, first '{name}' under the ids {ids[0]} and {ids[1]}"
 
 
 def _check(

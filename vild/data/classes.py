@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vild.data.annotations import read_json
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, count_of
 
 SPLIT_DIR = Path(__file__).parent / "splits"
 MARKS = {"base": "base", "novel": "novel", "offered": ""}  # list of a split file -> mark of its classes
@@ -57,8 +57,8 @@ class Split:
         """UserError unless the categories include all names of the lists ``keys`` with their official ids."""
         if missing := self.absent(categories, keys):
             raise UserError(
-                f"{where}: not the official file: {len(missing)} names of split {self.path.stem} are not among its "
-                f"categories, first '{missing[0]}'"
+                f"{where}: not the official file: its categories lack {count_of(len(missing), 'name')} of split "
+                f"{self.path.stem}, first '{missing[0]}'"
             )
         for c in categories:
             if c["id"] != self.ids.get(c["name"], c["id"]):

@@ -15,7 +15,7 @@ import numpy as np
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from vild.utils.errors import BadImage, UserError
+from vild.utils.errors import BadImage, UserError, count_of
 from vild.utils.files import write_json
 from vild.utils.images import read_image
 
@@ -83,7 +83,8 @@ def gather_unreadable(found: dict[str, str], name: str, output_dir: str | Path |
     for why in together.values():
         logger.warning("without detections: %s", why)
     if together:
-        logger.warning("%s: %d images CANNOT BE READ; they count as images without detections", name, len(together))
+        count = count_of(len(together), "image")
+        logger.warning("%s: %s that CANNOT BE READ, counted as without detections", name, count)
         if output_dir:
             write_json(Path(output_dir) / FILE, together)
     elif output_dir:

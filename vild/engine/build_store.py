@@ -18,7 +18,7 @@ from vild.store.store import StoreWriter
 from vild.teacher.crops import SCALES
 from vild.teacher.region_pass import Encoder, encode_images, load_images, to_host, write_shards
 from vild.teacher.teacher import build_teacher
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, count_of
 from vild.utils.files import hash_file
 
 
@@ -89,7 +89,7 @@ def build_store(args: argparse.Namespace) -> None:
     if comm.is_main_process():
         manifest = writer.finish(counts)
         state = "store already complete, checksums correct, nothing written: " if writer.complete else ""
-        print(f"{state}{manifest['regions']} regions of {len(files)} images: {args.output_dir}")
+        print(f"{state}{count_of(manifest['regions'], 'region')} of {count_of(len(files), 'image')}: {args.output_dir}")
         if lost := manifest.get("unreadable"):
             shown = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
-            print(f"WARNING: {len(lost)} images CANNOT BE READ and have no regions: image_id {shown}")
+            print(f"WARNING: {count_of(len(lost), 'image')} that CANNOT BE READ, without regions: image_id {shown}")

@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from vild.utils import signals
-from vild.utils.errors import UserError, first_to_report, report_once, silence_known_warnings
+from vild.utils.errors import UserError, count_of, first_to_report, report_once, silence_known_warnings
 from vild.utils.untrusted import refused_as
 
 
@@ -133,7 +133,8 @@ def _checked_place(args, gpus: int, asks_for_cpu: bool) -> ProcessPlace | None:
             raise UserError(f"--machine-rank {args.machine_rank}: counts from 0 to --num-machines - 1")
     wanted = here.local_world if here else args.num_gpus
     if gpus and wanted > gpus and not (here and gpus == 1):
-        raise UserError(f"{'processes here' if here else '--num-gpus'} {wanted}: {gpus} GPUs can be seen here")
+        what = "processes here" if here else "--num-gpus"
+        raise UserError(f"{what} {wanted}: {count_of(gpus, 'GPU')} can be seen here")
     if not gpus and here is None and wanted > 1 and not asks_for_cpu:
         cpu = "MODEL.DEVICE cpu" if hasattr(args, "opts") else "--device cpu"
         raise UserError(f"--num-gpus {wanted}: no GPU can be seen here; add {cpu} for {wanted} processes on the CPU")

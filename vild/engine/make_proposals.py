@@ -15,7 +15,7 @@ from vild.data.proposals import save_proposals
 from vild.data.unreadable import REASON
 from vild.engine.together import share_annotations
 from vild.modeling import build_model
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, count_of
 
 
 def make_proposals(cfg, dataset: str, output: Path) -> None:
@@ -63,6 +63,6 @@ def make_proposals(cfg, dataset: str, output: Path) -> None:
     unreadable = {file: why for _, share in shares for file, why in share.items()}
     save_proposals(output, proposals, provenance)
     total = sum(len(boxes) for boxes, _ in proposals.values())
-    print(f"{total} proposals of {len(proposals)} images: {output}")
+    print(f"{count_of(total, 'proposal')} of {count_of(len(proposals), 'image')}: {output}")
     for why in unreadable.values():
         print(f"NO PROPOSALS: {why}")

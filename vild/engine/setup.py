@@ -8,7 +8,7 @@ from argparse import Namespace
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 
-from vild.config import find_config
+from vild.config import check_weights, find_config, pick_device
 from vild.data import datasets
 from vild.engine.logs import quiet_console, set_up_logs
 from vild.engine.run_record import check_resumable
@@ -21,12 +21,17 @@ def setup(cfg, args) -> None:
     Environment and config go to ``log.txt`` and ``config.yaml`` in OUTPUT_DIR, not to the console.
 
     Raises:
-        UserError: --resume with another model, or a new training in the folder of another one; nothing is written then.
+        UserError: --resume with another model, a new training in the folder of another one, no such weights, or a
+            device that this machine does not have; nothing is written then.
     """
+    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if not (args.resume and os.path.isfile(last)):
+        check_weights(cfg)
+    pick_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     if not args.eval_only:
         if args.resume:
             check_resumable(cfg)
-        elif os.path.exists(last := os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        elif os.path.exists(last):
             raise UserError(
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR}: holds a training already ({last}); continue it with --resume, or "
                 "choose another folder for a new one"

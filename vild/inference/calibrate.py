@@ -21,7 +21,7 @@ from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling.calibration import Calibration, fit
 from vild.modeling.classifier import ClassSet
 from vild.modeling.familiarity import FEWEST_IMAGES, Familiarity
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, count_of
 from vild.vocabulary.regions import Gap
 
 LEAST = 0.01  # detections with lower scores would only teach that they are wrong
@@ -45,8 +45,8 @@ def calibrate(detector: OpenVocabularyDetector, name: str) -> Calibration:
     if not records:
         raise UserError(f"calibration on {name}: it has no images")
     if len(records) < FEWEST_IMAGES:
-        logger.warning("calibration on %s: %d images are too few to tell when an image is unlike them; take %d or more",
-                       name, len(records), FEWEST_IMAGES)  # fmt: skip
+        logger.warning("calibration on %s: %s; to tell when an image is unlike those, take %d or more",
+                       name, count_of(len(records), "image"), FEWEST_IMAGES)  # fmt: skip
     if truth.protocol == "lvis":
         logger.warning("calibration on %s: of most classes LVIS's images do not say whether they are there. Detections "
                        "of those are left out, so scores are too high where any word may be asked", name)  # fmt: skip

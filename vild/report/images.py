@@ -19,7 +19,7 @@ from vild.evaluation.results import iterate_records
 from vild.inference.drawing import draw, side_by_side
 from vild.inference.predictor import OpenVocabularyDetector
 from vild.report.page import Block, Image, Paragraph
-from vild.utils.errors import BadImage
+from vild.utils.errors import BadImage, count_of
 from vild.utils.files import write_image
 from vild.utils.images import read_image
 
@@ -58,7 +58,7 @@ def comparison(
         image = read_image(record["file_name"], "RGB")
         truth, there = to_instances(record["annotations"], image.shape[:2]), objects[record["image_id"]]
         rows.append([draw(image, truth, classes.names, classes.splits, MIN_SIDE)])
-        captions.append([f"{len(truth)} objects"])
+        captions.append([count_of(len(truth), "object")])
         for detector in detectors.values():
             found = detector(record["file_name"], threshold=threshold)
             right = is_right(there, found)

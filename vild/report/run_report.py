@@ -20,7 +20,7 @@ from vild.evaluation.results import read_results
 from vild.report.images import class_images
 from vild.report.page import Block, Heading, Paragraph, Table, Verbatim, metric_table
 from vild.report.reliability import reliability_blocks
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, count_of
 from vild.utils.untrusted import refused_as
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -57,7 +57,7 @@ def run_blocks(run: Path, name: str, metrics: dict, only: bool, folder: Path, th
     column = "segm/AP" if "segm/AP" in metrics else "bbox/AP50"
     counts = ", ".join(f"{key}: {value}" for key, value in document["counts"].items())
     counts = counts.replace("_", " ").replace("picture", "image")  # the keys of files stay
-    blocks = [Heading(name), Paragraph(counts), *unreadable_blocks(inference, "count as images without detections")]
+    blocks = [Heading(name), Paragraph(counts), *unreadable_blocks(inference, "Counted as without detections")]
     blocks += beside_published(name, metrics)
     blocks += _reliability(name, inference / RESULTS_FILE, folder)
     ranked = ranked_novel(document["classes"], column)
@@ -204,7 +204,7 @@ def class_tables(classes: Sequence[dict], column: str, count: int = 10) -> list[
             Paragraph(f"The last of {len(ranked)} with ground truth:"),
             table(ranked[count:][-count:]),
         ]
-    return [*blocks, Heading("All classes"), table(classes, f"{len(classes)} classes")]
+    return [*blocks, Heading("All classes"), table(classes, count_of(len(classes), "class"))]
 
 
 def unreadable_blocks(folder: Path, consequence: str, count: int = 5) -> list[Block]:
@@ -212,4 +212,4 @@ def unreadable_blocks(folder: Path, consequence: str, count: int = 5) -> list[Bl
     if not (reasons := [*unreadable.read_unreadable(folder).values()]):
         return []
     listed = "; ".join(reasons[:count]) + ("; ..." if len(reasons) > count else "")
-    return [Paragraph(f"{len(reasons)} images could not be read and {consequence}: {listed}")]
+    return [Paragraph(f"{consequence}: {count_of(len(reasons), 'image')} that could not be read. {listed}")]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from vild.store.shards import plan_size
+from vild.utils.errors import count_of
 
 SAMPLE = 64  # images
 SAMPLE_SECONDS = 20.0  # a slow device stops earlier
@@ -28,12 +29,12 @@ def describe_work(
         to_do: the images still to do (default: all).
     """
     total = sum(counts.values())
-    regions = f"{total / 1e6:.1f} M" if total >= 1e6 else f"{total:,}"
-    text = f"{len(counts):,} images, {regions} regions: "
+    regions = f"{total / 1e6:.1f} M regions" if total >= 1e6 else count_of(total, "region")
+    text = f"{count_of(len(counts), 'image')}, {regions}: "
     text += f"{_bytes(plan_size(list(counts.values()), width, dtype))} as {dtype}"
     to_do = list(counts if to_do is None else to_do)
     if len(to_do) < len(counts):
-        text += f"; {len(to_do):,} images are still to do"
+        text += f"; still to do: {count_of(len(to_do), 'image')}"
     if compute is None or not any(counts[i] for i in to_do):
         return text
     images, seconds, share = time_sample(counts, compute, to_do)

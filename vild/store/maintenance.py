@@ -10,7 +10,7 @@ import torch
 
 from vild.store.manifest import MANIFEST, hash_ids, read_manifest, unfinished
 from vild.store.shards import Head, broken, check_sum, map_rows, minimum_size, read_head, select
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, count_of
 from vild.utils.files import sha256, write_json
 from vild.utils.fingerprint import describe
 
@@ -39,7 +39,7 @@ def summarise(folder: Path) -> str:
         f"store {folder}: {done}",
         f"teacher     {describe(plan['fingerprint'])}",
         f"embeddings  {plan['dtype']}",
-        f"images      {len(counts):,} in {len(paths)} shards",
+        f"images      {len(counts):,} in {count_of(len(paths), 'shard')}",
         f"regions     {regions:,}",
         f"bytes       {size:,}{share}",
     ]
@@ -47,7 +47,8 @@ def summarise(folder: Path) -> str:
         if dropped:  # a merged store lists those of its parts
             lines.append("dropped     " + ", ".join(f"{n:,} by {rule}" for rule, n in dropped.items()))
     if unreadable := manifest.get("unreadable"):
-        lines.append(f"unreadable  {len(unreadable):,} images without regions: image_id {unreadable[0]}, ...")
+        listed = f"{unreadable[0]}{', ...' if len(unreadable) > 1 else ''}"
+        lines.append(f"unreadable  {count_of(len(unreadable), 'image')} without regions: image_id {listed}")
     return "\n".join(lines + list(histogram(counts)))
 
 

@@ -66,6 +66,11 @@ def printable(name: str | os.PathLike) -> str:
     return str(name).encode(errors="backslashreplace").decode()
 
 
+def count_of(number: int, noun: str) -> str:
+    """ "1 image", "2,000 images", "2 classes"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its class name where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

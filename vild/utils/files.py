@@ -33,6 +33,26 @@ def cannot_write(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Create ``folder`` and those above it. If the block raises, those that are new and still empty are removed.
+
+    Raises:
+        UserError: the file system refuses (:func:`cannot_write`).
+    """
+    created = []
+    try:
+        with cannot_write(folder):
+            created += [each for each in (folder, *folder.parents) if not each.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            for each in created:
+                each.rmdir()
+        raise
+
+
+@contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Write ``path`` atomically: yields the temporary name ``path.tmp`` to write to; creates the folder.
 

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vild.utils.errors import UserError
-from vild.utils.files import cannot_write
+from vild.utils.files import cannot_write, new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def only_writer(output: str | Path, folder: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold the lock on ``output`` for the length of the block.
 
-    The lock is a POSIX record lock on ``output.lock`` (for a ``folder``: ``.lock`` in it; the folder is created). The
-    file contains pid, host and start time. The kernel releases the lock however the process ends, including SIGKILL; a
-    leftover lock file is harmless. Unlike ``flock``, record locks are not inherited by data loader workers, which
-    outlive a killed parent by some seconds.
+    The lock is a POSIX record lock on ``output.lock`` (for a ``folder``: ``.lock`` in it). Its folder is created; if
+    the block raises, a new one that is still empty is removed. The file contains pid, host and start time. The kernel
+    releases the lock however the process ends, including SIGKILL; a leftover lock file is harmless. Unlike ``flock``,
+    record locks are not inherited by data loader workers, which outlive a killed parent by some seconds.
 
     On NFS, machines see each other's locks unless it is mounted ``nolock`` or ``local_lock=posix``; the locks of a
     machine that died last until the server's lease expires (about 90 seconds). On a file system without locks, a
@@ -44,20 +44,21 @@ def only_writer(output: str | Path, folder: bool = False, wait: bool = False) ->
     """
     output = Path(output)
     path = output / ".lock" if folder else output.with_name(output.name + ".lock")
-    with cannot_write(output):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _acquire(path, output, wait)
-    with file:
-        try:
-            yield
-        finally:  # while still holding the lock: a process that has opened this file notices that it is gone
-            with suppress(OSError):  # the folder is gone or read-only
-                path.unlink()
+    with new_folder(path.parent):
+        with cannot_write(output):
+            file = _acquire(path, output, wait)
+        with file:
+            try:
+                yield
+            finally:  # while still holding the lock: a process that has opened this file notices that it is gone
+                with suppress(OSError):  # the folder is gone or read-only
+                    path.unlink()
 
 
 def _acquire(path: Path, output: Path, wait: bool):
     """Open and lock ``path``."""
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # a holder that failed may have removed it
         file = open(path, "a+")  # noqa: SIM115
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
