@@ -1,5 +1,6 @@
 """Words in, boxes out: any kind of image, any words, from any thread, and no weight ever changes."""
 
+import copy
 import sys
 import threading
 import time
@@ -211,7 +212,12 @@ def test_results_in_other_forms(detector, image, monkeypatch):
 
 
 def test_one_folder_holds_everything(detector, image, tmp_path, monkeypatch):
-    detector.save(tmp_path / "folder")
+    own = copy.copy(detector)
+    own.cfg = detector.cfg.clone()
+    own.cfg.defrost()
+    keys = own.cfg.MODEL.VILD
+    keys.STORE, keys.TEST_VOCABULARY, keys.TEACHER.PRETRAINED = (str(tmp_path / name) for name in "svp")
+    own.save(tmp_path / "folder")
     config = (tmp_path / "folder" / "config.yaml").read_text()
     assert "DEVICE: cuda\n" in config and str(tmp_path.parent) not in config  # wherever it was saved
     loaded = OpenVocabularyDetector.from_pretrained(tmp_path / "folder", device="cpu")

@@ -119,10 +119,10 @@ class OpenVocabularyDetector:
         cfg.MODEL.DEVICE = "cuda"  # where there is one
         # no path of this machine
         cfg.MODEL.WEIGHTS = cfg.MODEL.VILD.VOCABULARY = WEIGHTS
-        cfg.MODEL.VILD.STORE = cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS = ""
+        cfg.MODEL.VILD.STORE = cfg.MODEL.VILD.TEST_VOCABULARY = cfg.MODEL.VILD.OLD_STUDENT.WEIGHTS = ""
         cfg.OUTPUT_DIR = "./output"
         if teacher:
-            cfg.MODEL.VILD.TEACHER.NAME = f"local-dir:{TEACHER}"
+            cfg.MODEL.VILD.TEACHER.NAME, cfg.MODEL.VILD.TEACHER.PRETRAINED = f"local-dir:{TEACHER}", ""
         write_text(folder / CONFIG, cfg.dump())  # last: its presence marks a complete folder
 
     @property
