@@ -142,7 +142,7 @@ def test_names_that_a_split_and_the_file_do_not_share_are_reported(tmp_path, too
     arguments = ["--gt", paths[0], "--results", paths[1], "--output-dir", tmp_path / "o", "--split", split]
     assert tool("evaluate.py", "--protocol", "split", *arguments) == 0
     page = capsys.readouterr().out
-    assert f"{paths[0]} lacks 1 name of the split ('{names[3].upper()}', ...)" in page
+    assert f"{paths[0]} lacks 1 name of the split ('{names[3].upper()}')" in page
     assert f"left out, as not in the split: {len(names) - 3} names of {paths[0]} ('{names[3]}', ...)" in page
 
 

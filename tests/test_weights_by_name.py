@@ -99,8 +99,8 @@ def test_a_training_starts_from_a_name_with_its_own_config(named, checkpoint_fil
     assert evaluation.OUTPUT_DIR == "./output"  # not the place on another machine where it was trained
     for given, line in (
         ([keys[0], NAME], "--config-file: give a config file"),
-        ([keys[0], checkpoint_file], "a file of weights has no config; give its config file too"),
-        ([keys[0], "vild-r51"], "weights: vild-r51 does not exist, and is not one of vild-r50"),
+        ([keys[0], checkpoint_file], "a file of weights has no config; give it, too"),
+        ([keys[0], "vild-r51"], "weights: vild-r51 does not exist; did you mean 'vild-r50'"),
         ([], "give --config-file, or MODEL.WEIGHTS with the name or folder of a detector"),
     ):
         with pytest.raises(UserError, match=line):

@@ -11,7 +11,7 @@ YOLO's or VOC's annotations are copied to a COCO file, vild_datasets/NAME.json: 
 from dataclasses import replace
 
 from vild.utils.command_line import make_parser
-from vild.utils.errors import UserError, count_of, one_line_errors
+from vild.utils.errors import UserError, count_of, first_of, one_line_errors
 
 
 @one_line_errors
@@ -49,12 +49,18 @@ def main():
     if args.protocol is None:
         lvis = is_lvis_form(document)
         entry = replace(entry, protocol="lvis" if lvis else "coco")
-        why = "has neg_category_ids and frequencies" if lvis else "lacks neg_category_ids or frequencies"
-        print(f"{args.json} {why}: evaluated by the {entry.protocol} protocol (change it with --protocol)")
+        print(f"evaluated by {entry.protocol.upper()}'s rules, after the file's form (change it with --protocol)")
     classes = datasets.get_classes(args.name, entry, document)
     check_names(classes.names, args.json)
-    if missing := read_split(args.split, datasets.root()).absent(document["categories"]):
-        print(f"warning: {args.json} lacks {count_of(len(missing), 'name')} of split {args.split} ('{missing[0]}' ...)")
+    split = read_split(args.split, datasets.root())
+    if left := [c["name"] for c in document["categories"] if split.mark(c) is None]:
+        print(f"warning: left out, as not in split {args.split}: {count_of(len(left), 'name')} ({first_of(left)})")
+    if missing := split.absent(document["categories"]):
+        count = count_of(len(missing), "name")
+        print(f"warning: {args.json} lacks {count} of split {args.split} ({first_of(missing)})")
+    files = [folder / image["file_name"] for image in document["images"] if "file_name" in image]
+    if lost := [str(file) for file in files if not file.is_file()]:
+        print(f"warning: {len(lost)} of {count_of(len(files), 'image')} do not exist ({first_of(lost)})")
     if converted:
         write_json(datasets.root() / file, document)
     replaced = datasets.entries().get(args.name)

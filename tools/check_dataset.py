@@ -10,7 +10,7 @@ images too, or leave them out and count them (INPUT.UNREADABLE skip).
 import sys
 
 from vild.utils.command_line import add_shared, make_parser
-from vild.utils.errors import one_line_errors
+from vild.utils.errors import count_of, one_line_errors
 
 SHOWN = 30  # faults in the table; --output lists all
 
@@ -43,7 +43,7 @@ def main() -> int:
         if len(faults) > SHOWN:
             print(f"... and {len(faults) - SHOWN:,} more (--output FILE lists them)")
     print(
-        f"{args.dataset}: {report['pictures']:,} images, {report['annotations']:,} annotations; "
+        f"{args.dataset}: {count_of(report['pictures'], 'image')}, {count_of(report['annotations'], 'annotation')}; "
         f"{report['unreadable']:,} unreadable, {report['another_size']:,} of another size"
     )
     return 1 if faults else 0

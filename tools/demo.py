@@ -58,10 +58,10 @@ def on_images(args) -> int:
     images = find_images(args.input, leave_out=args.output)
     one_file = len(args.input) == 1 and not Path(args.input[0]).is_dir()
     targets = image_targets(images, args.output, one_file)
-    with new_folder(targets[0].parent):  # before the seconds that loading takes
+    with new_folder(targets[0].parent if one_file else args.output):  # before the seconds that loading takes
         broken = annotate_images(make_detector(args, display=True), images, targets)
-        if broken and len(images) == 1:
-            raise UserError(broken[0])
+        if len(broken) == len(images):
+            raise UserError(broken[0] if len(images) == 1 else f"no image can be read: {broken[0]}; ...")
     if broken:
         print(f"{len(broken)} of {len(images)} images cannot be read:", *broken, sep="\n  ", file=sys.stderr)
     return 1 if broken else 0

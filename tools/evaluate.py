@@ -14,7 +14,7 @@ vild_metrics.json, per_class.json and table.md to the output folder.
 from pathlib import Path
 
 from vild.utils.command_line import add_shared, make_parser
-from vild.utils.errors import UserError, count_of, one_line_errors
+from vild.utils.errors import UserError, count_of, first_of, one_line_errors
 
 SPLITS = {"lvis": "lvis", "coco": "everything", "coco-48-17": "coco_48_17"}
 
@@ -44,9 +44,9 @@ def read_truth(path: str, protocol: str, split: str):
 def _unmatched_names(rules, categories: list[dict], path: str) -> list[str]:
     """A line each for names of the split that are not in the file, and the other way round."""
     absent, left = rules.absent(categories), [c["name"] for c in categories if rules.mark(c) is None]
-    lines = [f"{path} lacks {count_of(len(absent), 'name')} of the split ('{absent[0]}', ...)"] if absent else []
+    lines = [f"{path} lacks {count_of(len(absent), 'name')} of the split ({first_of(absent)})"] if absent else []
     if left:
-        lines.append(f"left out, as not in the split: {count_of(len(left), 'name')} of {path} ('{left[0]}', ...)")
+        lines.append(f"left out, as not in the split: {count_of(len(left), 'name')} of {path} ({first_of(left)})")
     return lines
 
 

@@ -31,6 +31,7 @@ def main():
     args = parser.parse_args()
 
     from vild.checkpoint.pretrained import config_from_flags
+    from vild.config import check_weights
     from vild.data import datasets
     from vild.engine.finetune import finetuning_config
     from vild.engine.setup import setup
@@ -43,6 +44,7 @@ def main():
     old, file = config_from_flags(args), args.output_dir / "vocabulary.safetensors"
     classes = datasets.get_classes(args.dataset)
     cfg = finetuning_config(old, file, args.dataset, args.output_dir, args.opts)
+    check_weights(cfg)
     started = Path(args.output_dir, "last_checkpoint").exists()
     if started and not args.resume:
         raise UserError(f"--output-dir {args.output_dir}: holds a training already; continue it with --resume")

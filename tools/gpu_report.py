@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from vild.utils.command_line import add_shared, make_parser
-from vild.utils.errors import UserError, first_line, one_line_errors
+from vild.utils.errors import UserError, count_of, first_line, one_line_errors
 
 
 def parse():
@@ -76,7 +76,7 @@ def report(args, checks: dict, device: str, state: dict, started: float) -> None
     configs = "Glyphs" if args.tiny else "LVIS"
     for number, name in enumerate(todo):
         if time.monotonic() - started > 60 * args.minutes:
-            print(f"{len(todo) - number} rows are left; the same command continues")
+            print(f"{count_of(len(todo) - number, 'row')} to go; the same command continues")
             break
         check, begun = checks[name], time.monotonic()
         with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from vild.utils.command_line import add_shared, make_parser
-from vild.utils.errors import UserError, one_line_errors
+from vild.utils.errors import UserError, count_of, one_line_errors
 
 
 @one_line_errors
@@ -62,7 +62,7 @@ def main() -> None:
     if args.coverage:
         ids = [record["image_id"] for record in datasets.load_dicts(args.coverage)]
         missing, empty = maintenance.coverage(args.store, ids)
-        print(f"'{args.coverage}': {len(ids):,} images, {len(missing):,} missing, {empty:,} without a region")
+        print(f"'{args.coverage}': {count_of(len(ids), 'image')}, {len(missing):,} missing, {empty:,} without a region")
         if missing:
             print("missing: " + ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else ""))
 

@@ -77,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
             info = {"description": "labels by vild", "checkpoint": plan["checkpoint"], "threshold": args.threshold}
             broken, unlike = labels.finish([p.name for p in images], detector.names, info, args.format, args.input)
     if broken:
-        print(f"{len(broken)} of {len(images)} images cannot be read:", *broken, sep="\n  ", file=sys.stderr)
+        total = count_of(len(images), "image")
+        print(f"{len(broken)} of {total} cannot be read:", *broken, sep="\n  ", file=sys.stderr)
     if unlike:
         names = printable(", ".join(unlike[:3]) + (", ..." if len(unlike) > 3 else ""))
         print(f"unlike the images that the detector was calibrated on: {len(unlike)} of {len(images)}; do not rely on "

@@ -28,9 +28,9 @@ def main(args):
     from vild.utils.lock import only_writer
 
     cfg = config_of_launch(args, args.eval_only)
+    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):  # before anything is written
+        datasets.get_entry(name)
     if args.eval_only:
-        for name in cfg.DATASETS.TEST:  # before the seconds that building a model takes
-            datasets.get_entry(name)
         resumes = args.resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()
         if not resumes and not cfg.MODEL.WEIGHTS:
             nothing = f", and OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint" if args.resume else ""

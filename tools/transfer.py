@@ -13,7 +13,7 @@ OUTPUT_DIR/inference/vild_metrics.json (read by tools/report.py) and OUTPUT_DIR/
 from pathlib import Path
 
 from vild.utils.command_line import training_parser
-from vild.utils.errors import one_line_errors
+from vild.utils.errors import UserError, one_line_errors
 
 
 @one_line_errors
@@ -22,6 +22,7 @@ def main(args):
     from detectron2.utils import comm
 
     from vild.checkpoint.pretrained import config_of_launch
+    from vild.config import check_weights
     from vild.data import datasets
     from vild.engine.setup import setup
     from vild.engine.trainer import Trainer
@@ -33,6 +34,9 @@ def main(args):
     cfg = config_of_launch(args, evaluates=True)
     for name in cfg.DATASETS.TEST:  # before anything that takes long
         datasets.get_classes(name)
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: give trained weights to evaluate")
+    check_weights(cfg)
     setup(cfg, args)
     detector = OpenVocabularyDetector(cfg)
     results = {}

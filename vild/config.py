@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import reduce
 from importlib.resources import files
 from pathlib import Path
 
@@ -172,6 +173,8 @@ def load_config(config_file: str | Path, overrides: Sequence[object] | None = No
         with refused_as(where):
             cfg.merge_from_list(list(overrides or []))
     except UserError as error:
+        if where == "overrides" and (wrong := _wrong_value(overrides)):
+            raise UserError(f"overrides: {wrong}") from None
         if unknown := re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error)):
             raise UserError(f"{where}: {_no_such_key(unknown[1])}") from None
         raise
@@ -181,6 +184,25 @@ def load_config(config_file: str | Path, overrides: Sequence[object] | None = No
         cfg.SOLVER.AMP.ENABLED = False
     cfg.freeze()
     return cfg
+
+
+def _wrong_value(overrides: Sequence[object]) -> str:
+    """What is wrong with KEY, VALUE, ... if a value is missing or of another type than its key's default."""
+    if len(overrides) % 2:
+        return f"pairs of KEY VALUE are wanted; the last, '{overrides[-1]}', has no value"
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        try:
+            default_config().merge_from_list([key, value])
+        except ValueError:
+            default = reduce(getattr, key.split("."), default_config())
+            if isinstance(default, CfgNode):
+                return f"{key}: is a group of keys, {key}.{next(iter(default), '...')} for one"
+            of_one = {tuple: f"\"('{value}',)\"", list: f"\"['{value}']\""}
+            example = repr(default) if default else of_one.get(type(default))
+            return f"{key}: '{value}' is no {type(default).__name__}" + (f", such as {example}" if example else "")
+        except (KeyError, AssertionError):
+            return ""
+    return ""
 
 
 def _no_such_key(key: str) -> str:
@@ -211,10 +233,17 @@ def pick_device(name: str | None, flag: str = "--device") -> str:
     """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():  # without a context on the first GPU, which a launcher would keep
+        return name
     try:
-        torch.zeros(0, device=name)
+        torch.device(name)
+    except Exception as error:
+        raise UserError(f"{flag} '{name}': is no device, such as cpu, cuda or cuda:1") from error
+    try:
+        torch.zeros(1, device=name).item()
     except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by device
-        raise UserError(f"{flag} {name}: {first_line(error)}") from error
+        reason = first_line(error).split(". ")[0]
+        raise UserError(f"{flag} {name}: {reason}") from error
     return name
 
 

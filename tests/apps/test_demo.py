@@ -99,6 +99,12 @@ def test_of_several_images_the_broken_ones_come_last(demo, images, tmp_path):
     assert tail[0] == "2 of 5 images cannot be read:" and "text.jpg" in tail[1] and "huge.jpg" in tail[2]
     assert len(list((tmp_path / "out").iterdir())) == 6
     assert json.loads((tmp_path / "out" / "thin.json").read_text())["width"] == 5000
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for place in ("in/a.jpg", "in/deep/b.jpg"):
+        (tmp_path / place).write_bytes(Path(broken["text"]).read_bytes())
+    line = error_of(demo("--input", tmp_path / "in", "--output", tmp_path / "new" / "out"))
+    assert re.search(r"no image can be read: image .*a\.jpg cannot be read: .*; \.\.\.$", line)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("which", ["text", "empty", "truncated", "huge"])

@@ -88,7 +88,7 @@ def server(monkeypatch, tmp_path):
 
 
 def here(tmp_path) -> list[str]:
-    return sorted(p.name for p in (tmp_path / "cache" / "detectors").iterdir())
+    return sorted(p.name for p in tmp_path.glob("cache/detectors/*"))
 
 
 def line_of(call, *arguments, kind=UserError) -> str:
@@ -301,7 +301,8 @@ def test_what_the_flags_say(checkpoint_file, tmp_path):
         return line_of(config_from_flags, Namespace(**given))
 
     assert "give --config-file, or --weights with the name or folder of a detector" in line()
-    assert "weights: vild-r51 does not exist, and is not one of vild-r50, vild-r50-ensemble" in line(weights="vild-r51")
+    assert "weights: vild-r51 does not exist; did you mean 'vild-r50'?" in line(weights="vild-r51")
+    assert "weights: none does not exist, and is not one of vild-r50, vild-r50-ensemble" in line(weights="none")
     assert "a file of weights has no config" in line(weights=str(checkpoint_file))
     assert "a detector folder has its own config" in line(weights=str(tmp_path), config_file="Glyphs/vild.yaml")
     assert "config.yaml does not exist" in line(weights=str(tmp_path))

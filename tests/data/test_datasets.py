@@ -206,7 +206,8 @@ def test_a_users_lvis_style_set_is_added_by_one_command(root, tool, capsys):
     arguments = ["--name", "mine", "--json", "mine/train.json", "--images", "mine", "--split", "lvis", "--keep", "base"]
     assert not tool("add_dataset.py", *arguments)
     out = capsys.readouterr().out
-    assert "evaluated by the lvis protocol" in out and "200 base and 51 novel names" in out
+    assert "evaluated by LVIS's rules" in out and "251 of 251 images do not exist ('" in out
+    assert "200 base and 51 novel names" in out
     assert datasets.get_entry("mine").protocol == "lvis"
     classes = datasets.get_classes("mine")
     assert classes.frequencies == tuple(marks) and len(classes.names) == 251
@@ -230,7 +231,17 @@ def test_a_users_set_may_lack_names_of_a_split(root, tool, capsys):
     assert not tool("add_dataset.py", *arguments)
     out = capsys.readouterr().out
     assert "warning: mine.json lacks 63 names of split coco_48_17" in out
-    assert "lacks neg_category_ids or frequencies: evaluated by the coco protocol" in out
+    assert "evaluated by COCO's rules" in out and "2 of 2 images do not exist" in out and "left out" not in out
+    document["categories"][1]["name"] = "aeroplane"
+    official.write(root / "mine.json", document)
+    (root / "split.json").write_text('{"base": ["person", "airplane"], "novel": []}')
+    assert not tool("add_dataset.py", *arguments[:-1], "split.json")
+    out = capsys.readouterr().out
+    assert "warning: left out, as not in split split.json: 1 name ('aeroplane')" in out
+    assert "warning: mine.json lacks 1 name of split split.json ('airplane')" in out
+    document["categories"][1]["name"] = "airplane"
+    official.write(root / "mine.json", document)
+    assert not tool("add_dataset.py", *arguments)
     assert datasets.get_classes("mine").names == ("person", "airplane")
     assert tool("add_dataset.py", *arguments[2:], "--name", "lvis_v1_val") == 2
     assert "'lvis_v1_val' is a built-in data set" in capsys.readouterr().err

@@ -18,7 +18,7 @@ def test_a_repeated_object_is_one(yolo, voc, root, caplog):
     assert "1 lines that repeat class and box of another, left out" in caplog.text
     (voc / "Annotations/a.xml").write_text(XML.format("a.png", CAT.format(1) + CAT.format(2) + CAT.format(1)))
     assert len(things(read_voc(voc, images=voc / "JPEGImages"))["a.png"]) == 3
-    assert "1 objects that repeat class and box of another, left out" in caplog.text
+    assert "1 object with class and box of another, left out" in caplog.text
 
 
 def test_a_data_set_of_either_layout(yolo, voc, root, tool, capsys):

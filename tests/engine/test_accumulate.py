@@ -46,6 +46,8 @@ def test_images_that_cannot_be_parted_are_refused(make_cfg, world):
         Trainer(make_cfg("vild", "SOLVER.ACCUMULATE", 3))
     with pytest.raises(UserError, match="ACCUMULATE: 0 parts"):
         Trainer(make_cfg("vild", "SOLVER.ACCUMULATE", 0))
+    with pytest.raises(UserError, match="SOLVER.IMS_PER_BATCH: 0 is less than 1"):
+        Trainer(make_cfg("vild", "SOLVER.IMS_PER_BATCH", 0))
 
 
 def test_a_loss_of_one_part_that_is_not_finite(make_cfg, world, tmp_path):

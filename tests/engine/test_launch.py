@@ -46,7 +46,7 @@ PLACE = {"MASTER_ADDR": "a", "SLURM_PROCID": "2"}
         ({}, {"num_machines": 2}, "error: --dist-url auto: is for one machine"),
         ({}, {"num_machines": 2, "machine_rank": 2, "dist_url": "tcp://a:1"}, "error: --machine-rank 2: counts from 0"),
         ({}, {"num_gpus": 3}, "error: --num-gpus 3: 2 GPUs can be seen here"),
-        ({}, {"num_gpus": 8, "gpus": 0}, "error: --num-gpus 8: no GPU can be seen here; add --device cpu for 8"),
+        ({}, {"num_gpus": 8, "gpus": 0}, "error: --num-gpus 8: no GPU can be seen here; give --num-gpus 0, or "),
     ],
 )
 def test_a_launch_that_cannot_be_is_one_line(monkeypatch, capsys, environment, flags, line):

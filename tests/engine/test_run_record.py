@@ -81,6 +81,15 @@ def test_a_training_is_not_begun_anew_where_one_lies(began, tmp_path):
     assert {p.name for p in (tmp_path / "output").iterdir()} == files
 
 
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_a_lost_checkpoint_is_called_so(began, tmp_path, eval_only):
+    (tmp_path / "output" / "model_0000001.pth").unlink()
+    files = {p.name for p in (tmp_path / "output").iterdir()}
+    with pytest.raises(UserError, match=r"last_checkpoint names model_0000001\.pth, which is not there"):
+        setup(began, SimpleNamespace(resume=True, eval_only=eval_only))
+    assert {p.name for p in (tmp_path / "output").iterdir()} == files
+
+
 def test_a_checkpoint_without_a_record_and_a_broken_one(began, make_cfg, tmp_path):
     other = make_cfg("vild", "MODEL.VILD.TEMPERATURE", 0.5)
     write_checkpoint(tmp_path / "output" / "model_0000001.pth", {"model": {}})

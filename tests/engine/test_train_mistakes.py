@@ -7,6 +7,7 @@ import torch
 
 from tests.engine.test_train import run
 from vild.checkpoint.checkpointer import VildCheckpointer
+from vild.config import load_config, pick_device
 from vild.data import datasets
 from vild.engine.sources import check_classes
 from vild.engine.trainer import Trainer
@@ -93,14 +94,59 @@ def test_the_command_line_prints_that_line_and_no_traceback(command, tmp_path, t
     assert capsys.readouterr().err.strip().endswith("error: config none.yaml does not exist")
 
 
-@pytest.mark.parametrize("more", [[], ["--resume"], ["--eval-only"]])
-@pytest.mark.parametrize("mistake", [["MODEL.WEIGHTS", "/w.pth"], ["MODEL.DEVICE", "cuda:99"]])
-def test_wrong_weights_or_device_leave_no_folder(make_cfg, checkpoint_file, tmp_path, tool, capsys, more, mistake):
-    cfg, overrides = make_cfg("vild"), dict([("MODEL.WEIGHTS", checkpoint_file), mistake])
-    keys = {"MODEL.VILD.VOCABULARY": cfg.MODEL.VILD.VOCABULARY, "OUTPUT_DIR": tmp_path / "new" / "o", **overrides}
-    done = tool("train_net.py", "--config-file", "Glyphs/vild.yaml", *more, *(x for pair in keys.items() for x in pair))
-    assert done == 2 and capsys.readouterr().err.splitlines()[-1].startswith(f"error: {mistake[0]}")
+@pytest.mark.parametrize(
+    "command_line", ["train_net.py", "train_net.py --resume", "train_net.py --eval-only", "transfer.py"]
+)
+@pytest.mark.parametrize(
+    ("key", "value"), [("MODEL.WEIGHTS", "/w.pth"), ("MODEL.DEVICE", "cuda:99"), ("DATASETS.TEST", "('nowhere',)")]
+)
+def test_a_mistake_in_the_config_leaves_no_folder(
+    make_cfg, checkpoint_file, tmp_path, world, tool, capsys, command_line, key, value
+):
+    vocabulary, output = make_cfg("vild").MODEL.VILD.VOCABULARY, tmp_path / "new" / "o"
+    keys = {"MODEL.WEIGHTS": checkpoint_file, "MODEL.VILD.VOCABULARY": vocabulary, "OUTPUT_DIR": output, key: value}
+    name, *flags = command_line.split()
+    done = tool(name, "--config-file", "Glyphs/vild.yaml", *flags, *(x for pair in keys.items() for x in pair))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert done == 2 and line.startswith("error: data set 'nowhere'" if key == "DATASETS.TEST" else f"error: {key}")
     assert not (tmp_path / "new").exists()
+
+
+def test_finetuning_with_wrong_weights_leaves_no_folder(checkpoint_file, teacher_folder, tmp_path, world, tool, capsys):
+    opts = ["MODEL.VILD.TEACHER.NAME", f"local-dir:{teacher_folder}", "MODEL.WEIGHTS", "/w.pth"]
+    given = ["--config-file", "Glyphs/vild.yaml", "--weights", checkpoint_file, "--dataset", "glyphs_train"]
+    assert tool("finetune.py", *given, "--output-dir", tmp_path / "new", "--opts", *opts) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: MODEL.WEIGHTS: /w.pth does not exist"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["DATASETS.TRAIN", "mine"], r"""DATASETS.TRAIN: 'mine' is no tuple, such as "\('mine',\)"$"""),
+        (["SOLVER.MAX_ITER", "abc"], r"SOLVER.MAX_ITER: 'abc' is no int, such as \d+$"),
+        (["SEED", "1.5"], "SEED: '1.5' is no int$"),
+        (["MODEL.RPN", "1"], "MODEL.RPN: is a group of keys, MODEL.RPN.HEAD_NAME for one$"),
+        (["SEED", "1", "OUTPUT_DIR"], "the last, 'OUTPUT_DIR', has no value$"),
+        (["SOLVER.MAX_ITERS", "1"], "SOLVER.MAX_ITERS is not a config key; did you mean SOLVER.MAX_ITER or"),
+    ],
+)
+def test_a_wrong_override_says_what_fits(given, message):
+    with pytest.raises(UserError, match=f"overrides: .*{message}"):
+        load_config("Glyphs/vild.yaml", given)
+
+
+def test_devices_that_are_none():
+    for name, message in (("gpu", "is no device, such as cpu, cuda"), ("", "is no device"), ("meta", "meta")):
+        with pytest.raises(UserError, match=f"MODEL.DEVICE '?{name}'?: .*{message}"):
+            pick_device(name, "MODEL.DEVICE")
+
+
+def test_a_teacher_that_is_not_the_vocabularys_is_told(make_cfg, world, caplog):
+    Trainer(make_cfg("vild"))
+    assert "MODEL.VILD.TEACHER.NAME" not in caplog.text
+    Trainer(make_cfg("vild", "MODEL.VILD.TEACHER.NAME", "RN50"))
+    assert "MODEL.VILD.TEACHER.NAME is RN50, but vocabulary and detector are of local-dir:" in caplog.text
 
 
 def test_a_mistake_inside_a_loader_worker_is_one_line_too(command, tmp_path, world, monkeypatch):

@@ -16,6 +16,8 @@ from vild.utils.errors import UserError, printable
 from vild.utils.files import write_json
 from vild.utils.images import read_image
 
+SHOWN = 20  # detections of an image in a line of text
+
 
 def image_targets(images: Sequence[ImageFile], output: Path, one_file: bool) -> list[Path]:
     """The file of each drawn image: NAME.jpg in the folder ``output``, or ``output`` itself if that is an image name
@@ -67,7 +69,9 @@ def annotate_images(
 def describe(found: Detections) -> str:
     """ "mug 0.71 (or cup 0.22), horse 0.66"."""
     words = []
-    for name, score, others in zip(found.labels, found.scores.tolist(), found.alternatives, strict=True):
+    for name, score, others in zip(found.labels[:SHOWN], found.scores.tolist(), found.alternatives, strict=False):
         also = describe_alternatives(others)
         words.append(f"{name} {score:.2f}" + (f" (or {also})" if also else ""))
+    if len(found) > SHOWN:
+        words.append(f"and {len(found) - SHOWN} more")
     return "; ".join(filter(None, (", ".join(words) or "nothing", warn_of(found))))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from vild.inference.drawing import draw
 from vild.inference.predictor import OpenVocabularyDetector
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, count_of
 from vild.utils.files import written_whole
 from vild.utils.untrusted import what_it_is
 
@@ -102,7 +102,7 @@ def _decode(container, stream, rate: Fraction, path: str | Path) -> Iterator[tup
     if last is None:
         raise UserError(f"--video-input {path}: none of its frames can be decoded")
     if broken:
-        logger.warning("video %s: %d packets could not be decoded and were skipped", path, broken)
+        logger.warning("video %s: skipped %s that could not be decoded", path, count_of(broken, "packet"))
 
 
 @contextmanager

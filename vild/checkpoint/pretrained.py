@@ -10,6 +10,7 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -48,7 +49,9 @@ def find_weights(name: str | Path) -> Path:
     if text.startswith(("http://", "https://")):
         return _addressed_file(text)
     known = f"{', '.join(RELEASED)}, {HUB}OWNER/NAME, or an address with #sha256="
-    raise UserError(f"weights: {text} does not exist, and is not one of {known}")
+    near = get_close_matches(text, RELEASED, 1)
+    hint = f"; did you mean '{near[0]}'?" if near else f", and is not one of {known}"
+    raise UserError(f"weights: {text} does not exist{hint}")
 
 
 def weights_file(name: str | Path) -> str:
@@ -77,7 +80,7 @@ def detector_config(
             raise UserError(f"weights {name}: a detector folder has its own config; give no other")
         return folder_config(path, pick_device(device), overrides)
     if not config_file:
-        raise UserError(f"weights {name}: a file of weights has no config; give its config file too")
+        raise UserError(f"weights {name}: a file of weights has no config; give it, too (--config-file, config_file)")
     own = ["MODEL.DEVICE", pick_device(device)] if device else []
     return _with_files(load_config(config_file, [*overrides, "MODEL.WEIGHTS", str(path), *own]))
 
@@ -97,15 +100,19 @@ def config_from_flags(args: Namespace):
     (``command_line.add_model_flags``); frozen.
 
     Raises:
-        UserError: as :func:`detector_config`, or neither a config file nor weights that bring one.
+        UserError: as :func:`detector_config`, neither a config file nor weights that bring one, or a device that this
+            machine does not have.
     """
     if args.weights and not re.match(r"(?!https?:)\w+://", args.weights):  # timm:// and detectron2:// are for training
-        return detector_config(args.weights, args.config_file, args.device, args.opts)
+        cfg = detector_config(args.weights, args.config_file, args.device, args.opts)
+        pick_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+        return cfg
     if not args.config_file:
         raise UserError("give --config-file, or --weights with the name or folder of a detector")
     flags = (("MODEL.WEIGHTS", args.weights), ("MODEL.DEVICE", args.device and pick_device(args.device)))
     cfg = _with_files(load_config(args.config_file, [*args.opts, *(x for pair in flags if pair[1] for x in pair)]))
     check_weights(cfg)
+    pick_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     return cfg
 
 

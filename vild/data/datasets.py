@@ -56,11 +56,12 @@ def get_entry(name: str) -> Entry:
     """The entry of a data set; UserError if there is none."""
     known = entries()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else f" (known: {', '.join(known)})"
+        near = difflib.get_close_matches(name, known, 1, 0.8)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
         user = root() / USER_FILE
         own = f"your own are those of {user}" if user.is_file() else f"there are none of your own: no {user}"
-        raise UserError(f"data set '{name}' is not known{hint}; {own} (DETECTRON2_DATASETS is {root()})")
+        others = "" if near else f"; known: {', '.join(known)}"
+        raise UserError(f"data set '{name}' is not known{hint}; {own} (DETECTRON2_DATASETS is {root()}){others}")
     return known[name]
 
 

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vild.utils.errors import UserError
+from vild.utils.errors import UserError, count_of
 from vild.utils.images import images_below, is_hidden, upright_size
 from vild.utils.untrusted import read_any_bytes, refused_as
 
@@ -97,7 +97,7 @@ def read_voc(
             record |= {"category_id": known.index(name) + 1, "bbox": box, "area": box[2] * box[3]}
             document["annotations"].append(record)
     if repeated:
-        logger.warning("%s: %d objects that repeat class and box of another, left out", home, repeated)
+        logger.warning("%s: %s with class and box of another, left out", home, count_of(repeated, "object"))
     return document
 
 

@@ -17,6 +17,8 @@ from vild.utils.errors import UserError
 def check_parts(images: int, parts: int) -> None:
     """UserError unless every process can divide its share of a step's images into equal parts."""
     world = comm.get_world_size()
+    if images < 1:
+        raise UserError(f"SOLVER.IMS_PER_BATCH: {images} is less than 1")
     if parts < 1 or images % (world * parts):
         raise UserError(
             f"SOLVER.ACCUMULATE: {parts} parts of SOLVER.IMS_PER_BATCH {images} on {world} processes are not "

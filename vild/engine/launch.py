@@ -137,7 +137,8 @@ def _checked_place(args, gpus: int, asks_for_cpu: bool) -> ProcessPlace | None:
         raise UserError(f"{what} {wanted}: {count_of(gpus, 'GPU')} can be seen here")
     if not gpus and here is None and wanted > 1 and not asks_for_cpu:
         cpu = "MODEL.DEVICE cpu" if hasattr(args, "opts") else "--device cpu"
-        raise UserError(f"--num-gpus {wanted}: no GPU can be seen here; add {cpu} for {wanted} processes on the CPU")
+        instead = f"give --num-gpus 0, or add {cpu} for {wanted} processes"
+        raise UserError(f"--num-gpus {wanted}: no GPU can be seen here; {instead}")
     return here
 
 

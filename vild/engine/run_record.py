@@ -101,12 +101,23 @@ def _plain(value):
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint from which a training in ``folder`` goes on, if there is one; UserError if it is lost."""
+    tag = Path(folder) / "last_checkpoint"
+    if not tag.is_file():
+        return None
+    with refused_as(f"{tag}: is not what a training writes"):
+        path = tag.with_name(tag.read_text().strip())
+    if not path.is_file():
+        raise UserError(f"--resume: {tag} names {path.name}, which is not there")
+    return path
+
+
 def check_resumable(cfg) -> None:
     """UserError, naming the differences, if the checkpoint in ``OUTPUT_DIR`` is of a training with another model.
     (Checkpoints of earlier versions, without a record, pass.)"""
-    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    path = tag.with_name(tag.read_text().strip()) if tag.is_file() else None
-    if path is None or not path.is_file():
+    path = last_checkpoint(cfg.OUTPUT_DIR)
+    if path is None:
         return
     with refused_as(f"checkpoint {path} cannot be read"):
         record = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")

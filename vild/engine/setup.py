@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from vild.config import check_weights, find_config, pick_device
 from vild.data import datasets
 from vild.engine.logs import quiet_console, set_up_logs
-from vild.engine.run_record import check_resumable
+from vild.engine.run_record import check_resumable, last_checkpoint
 from vild.utils.errors import UserError
 
 
@@ -21,17 +21,16 @@ def setup(cfg, args) -> None:
     Environment and config go to ``log.txt`` and ``config.yaml`` in OUTPUT_DIR, not to the console.
 
     Raises:
-        UserError: --resume with another model, a new training in the folder of another one, no such weights, or a
-            device that this machine does not have; nothing is written then.
+        UserError: --resume with another model or a lost checkpoint, a new training in the folder of another one, no
+            such weights, or a device that this machine does not have; nothing is written then.
     """
-    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    if not (args.resume and os.path.isfile(last)):
+    if not (args.resume and last_checkpoint(cfg.OUTPUT_DIR)):
         check_weights(cfg)
     pick_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     if not args.eval_only:
         if args.resume:
             check_resumable(cfg)
-        elif os.path.exists(last):
+        elif os.path.exists(last := os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
             raise UserError(
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR}: holds a training already ({last}); continue it with --resume, or "
                 "choose another folder for a new one"

@@ -6,6 +6,7 @@ rows. Then the ``open_`` functions open what the config names, and :func:`attach
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -24,13 +25,15 @@ from vild.modeling.region_heads import RANGES_AT_TEST, VARIANTS
 from vild.modeling.schedule import NOT_NEGATIVE, check_ranges, parse_loss_weights
 from vild.store.multi import SeveralStores
 from vild.store.store import EmbeddingStore
-from vild.utils.errors import UserError
-from vild.utils.fingerprint import check_same_teacher, crop_of
+from vild.utils.errors import UserError, count_of
+from vild.utils.fingerprint import check_same_teacher, crop_of, describe, is_named
 from vild.utils.weight_files import load_weights
 from vild.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vild.engine.live_targets import LiveTargets
+
+logger = logging.getLogger(__name__)
 
 SOURCES = ("store", "teacher", "mixed")
 RANGES = RANGES_AT_TEST | dict.fromkeys(("DISTILL_WEIGHT", "DISTILL_IMAGES", "OLD_STUDENT.WEIGHT"), NOT_NEGATIVE)
@@ -50,11 +53,19 @@ def check_classes(vocabulary: Vocabulary, name: str, marks: bool, remedy: str = 
         n, (mine, theirs) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
         remedy = remedy or f"tools/build_vocabulary.py --vocabulary {name}"
         raise UserError(
-            f"data set '{name}' has {len(classes.names)} classes, the vocabulary {len(vocabulary)}; they first "
-            f"differ at number {n}: '{theirs}' and '{mine}' ({remedy})"
+            f"data set '{name}' has {count_of(len(classes.names), 'class')}, the vocabulary {len(vocabulary)}; they "
+            f"first differ at number {n}: '{theirs}' and '{mine}' ({remedy})"
         )
     if marks and vocabulary.splits != classes.splits:
         raise UserError(f"data set '{name}': the vocabulary's base/novel marks differ from the split's")
+
+
+def check_teacher_name(cfg, vocabulary: Vocabulary) -> None:
+    """A warning if a trained detector would look for new words' embeddings at another teacher."""
+    name, pretrained = cfg.MODEL.VILD.TEACHER.NAME, cfg.MODEL.VILD.TEACHER.PRETRAINED
+    if not is_named(vocabulary.fingerprint, name, pretrained):
+        logger.warning("MODEL.VILD.TEACHER.NAME is %s, but vocabulary and detector are of %s: without that name there "
+                       "the detector finds no words but its own", name, describe(vocabulary.fingerprint))  # fmt: skip
 
 
 def open_test_vocabulary(cfg, trained: Vocabulary, names: Sequence[str], fuses: bool) -> Vocabulary:

@@ -26,6 +26,7 @@ from vild.engine.run_record import RUN_FILE, run_record
 from vild.engine.sources import (
     attach_sources,
     check_classes,
+    check_teacher_name,
     is_proposal_network,
     open_live_teacher,
     open_store,
@@ -75,6 +76,7 @@ class Trainer(DefaultTrainer):
                 for name in cfg.DATASETS.TRAIN:
                     check_classes(vocabulary, name, marks=True)
             once_a_machine(lambda: check_test_sets(cfg, vocabulary))
+            check_teacher_name(cfg, vocabulary)
         accumulate.check_parts(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
         check_patience(cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
         check_tracker(cfg.TRACKER)

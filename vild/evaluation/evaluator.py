@@ -22,6 +22,7 @@ from vild.evaluation.protocol import Evaluation, GroundTruth, evaluate, scored_i
 from vild.evaluation.reliability import judge, summarize_reliability
 from vild.evaluation.results import ResultArrays, ResultsWriter, read_results
 from vild.utils.command_line import THRESHOLD
+from vild.utils.errors import count_of
 from vild.utils.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -168,8 +169,9 @@ def heading(name: str, truth: GroundTruth, evaluation: Evaluation) -> str:
         for mark in ("base", "novel")
     )
     return (
-        f"{name}: {truth.protocol} protocol, {counts['offered']}-way; {groups}; {counts['pictures']} images, "
-        f"{counts['detections']} detections, at most {counts['most_detections_of_a_picture']} an image"
+        f"{name}: {truth.protocol} protocol, {counts['offered']}-way; {groups}; "
+        f"{count_of(counts['pictures'], 'image')}, {count_of(counts['detections'], 'detection')}, "
+        f"at most {counts['most_detections_of_a_picture']} an image"
     )
 
 

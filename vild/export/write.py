@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch.export import ExportedProgram
@@ -13,6 +15,9 @@ from vild.inference.predictor import OpenVocabularyDetector
 from vild.modeling.released.rcnn import ReleasedRCNN
 from vild.utils.errors import UserError
 from vild.utils.files import write_json, written_whole
+
+if TYPE_CHECKING:
+    from onnxscript.onnx_opset import Opset18
 
 
 def write_model(detector: OpenVocabularyDetector, path: str | Path) -> None:
@@ -26,6 +31,8 @@ def write_model(detector: OpenVocabularyDetector, path: str | Path) -> None:
         UserError: the packages for writing ONNX files are not installed.
     """
     path = Path(path)
+    if path.suffix != ".pt2":
+        onnx_packages()  # before the minute that tracing takes
     kind = ExportedReleased if isinstance(detector.model, ReleasedRCNN) else ExportedDetector
     wrapped = kind(detector.model)
     program = wrapped.program()
@@ -70,13 +77,19 @@ def manifest(detector: OpenVocabularyDetector) -> dict:
     }
 
 
-def to_onnx(program: ExportedProgram, wrapped: ExportedDetector) -> bytes:
-    """The bytes of an ONNX file."""
+def onnx_packages() -> tuple[ModuleType, Opset18]:
+    """``onnx_ir`` and onnxscript's operators; UserError if they are not installed."""
     try:
         import onnx_ir as ir
         from onnxscript import opset18 as op
     except ImportError as error:
         raise UserError(f"ONNX: {error.name} is not installed; pip install -e '.[export]'") from error
+    return ir, op
+
+
+def to_onnx(program: ExportedProgram, wrapped: ExportedDetector) -> bytes:
+    """The bytes of an ONNX file."""
+    ir, op = onnx_packages()
 
     def nms(boxes, scores, iou: float, threshold: float, limit: int):
         limits = op.Constant(value_ints=[limit]), op.Constant(value_floats=[iou]), op.Constant(value_floats=[threshold])

@@ -121,7 +121,8 @@ def _metrics(run: str | Path | None, model: nn.Module, cfg) -> dict[str, float]:
         run_record = parse_json(read_bytes(record))
         evaluated = run_record.get("detector")
     if evaluated is None:
-        raise UserError(f"model card: {record} does not say which detector was evaluated: evaluate this one again")
+        raise UserError(f"model card: {record} does not say which detector was evaluated, as it is of an "
+                        "earlier version: evaluate again, with tools/train_net.py --eval-only")  # fmt: skip
     if evaluated != (this := detector_hash(model)):
         raise UserError(f"model card: {record} is of detector {evaluated}, this one is {this} (calibration makes "
                         "another one): its metrics are not this one's")  # fmt: skip

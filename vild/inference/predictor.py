@@ -103,6 +103,7 @@ class OpenVocabularyDetector:
         """Write a self-contained folder: config, weights with vocabulary and, to encode new words, the teacher.
 
         Args:
+            teacher: without it the folder's config names the teacher as this detector's does, be it a file.
             licence: also write a model card under this licence, for sharing the folder (see :func:`model_card`).
             run: output folder of the training or evaluation whose metrics the card quotes.
             repository: the OWNER/NAME under which the card tells how to load it.

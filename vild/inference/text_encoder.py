@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from vild.utils.fingerprint import check_same_teacher
+from vild.utils.errors import UserError
+from vild.utils.fingerprint import check_same_teacher, describe, is_named
 from vild.vocabulary.prompts import LearnedPrompts
 from vild.vocabulary.vocabulary import Vocabulary
 
@@ -37,7 +38,13 @@ class TextEncoder:
                 from vild.teacher.teacher import build_teacher  # words in the cache need no teacher
 
                 spec = self.cfg.MODEL.VILD.TEACHER
-                teacher = build_teacher(spec.NAME, spec.PRETRAINED, self.cfg.MODEL.DEVICE)
+                try:
+                    teacher = build_teacher(spec.NAME, spec.PRETRAINED, self.cfg.MODEL.DEVICE)
+                except UserError as error:
+                    if not is_named(self.fingerprint, spec.NAME, spec.PRETRAINED):
+                        own = f"the detector's is {describe(self.fingerprint)}"
+                        raise type(error)(f"MODEL.VILD.TEACHER.NAME {spec.NAME}, while {own}: {error}") from error
+                    raise
                 where = f"checkpoint {self.cfg.MODEL.WEIGHTS}"
                 if self.fingerprint:
                     what = f"MODEL.VILD.TEACHER ({spec.NAME})"

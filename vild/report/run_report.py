@@ -56,7 +56,8 @@ def run_blocks(run: Path, name: str, metrics: dict, only: bool, folder: Path, th
     document = json.loads((inference / CLASSES_FILE).read_text())
     column = "segm/AP" if "segm/AP" in metrics else "bbox/AP50"
     counts = ", ".join(f"{key}: {value}" for key, value in document["counts"].items())
-    counts = counts.replace("_", " ").replace("picture", "image")  # the keys of files stay
+    for old, new in (("_", " "), ("a picture", "an image"), ("picture", "image")):  # the keys of files stay
+        counts = counts.replace(old, new)
     blocks = [Heading(name), Paragraph(counts), *unreadable_blocks(inference, "Counted as without detections")]
     blocks += beside_published(name, metrics)
     blocks += _reliability(name, inference / RESULTS_FILE, folder)

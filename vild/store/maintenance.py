@@ -61,7 +61,7 @@ def histogram(counts: np.ndarray, bars: int = 8) -> Iterator[str]:
     for group, images in enumerate(np.bincount(groups).tolist()):
         low, high = (group - 1) * step + 1, group * step
         span = "0" if group == 0 else f"{low}" if low == high else f"{low}-{high}"
-        yield f"{span:>9} regions: {images:,} images {'#' * round(40 * images / len(counts))}".rstrip()
+        yield f"{span:>9} regions: {count_of(images, 'image')} {'#' * round(40 * images / len(counts))}".rstrip()
 
 
 def verify(folder: Path) -> Iterator[tuple[Path | None, str]]:

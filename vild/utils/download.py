@@ -52,7 +52,7 @@ def download(url: str, path: str | Path, most: int) -> None:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = first_line(getattr(error, "reason", error))
-        raise NotAvailable(f"{url}: cannot be downloaded ({reason})") from error
+        raise NotAvailable(f"{url}: cannot be downloaded ({reason}); is there a network?") from None
     if total not in (None, have):
         raise NotAvailable(f"{url}: broke off after {have:,} of {total:,} bytes; the same command fetches the rest")
     with cannot_write(path):

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vild.utils.signals import ONE_REQUEST, Ended, ended_by_sigterm
@@ -26,7 +26,7 @@ KILLED = "the system kills processes when memory is short; see DATALOADER.NUM_WO
 NO_DETECTRON2 = "Detectron2 is not installed: run python -m vild.install_detectron2"
 # How the warnings begin that our dependencies raise about one another and, "not writable", Detectron2 of what it copies
 _KNOWN_WARNINGS = ("`torch.jit.script", "pkg_resources is deprecated", "Importing from timm", "torch.meshgrid",
-                   "The given NumPy array is not writable")  # fmt: skip
+                   "The given NumPy array is not writable", "This DataLoader will create")  # fmt: skip
 
 
 class UserError(ValueError):
@@ -69,6 +69,11 @@ def printable(name: str | os.PathLike) -> str:
 def count_of(number: int, noun: str) -> str:
     """ "1 image", "2,000 images", "2 classes"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
+def first_of(names: Sequence[str]) -> str:
+    """ "'mug'", or "'mug', ..." where there are more."""
+    return f"'{names[0]}'" + (", ..." if len(names) > 1 else "")
 
 
 def first_line(error: BaseException) -> str:

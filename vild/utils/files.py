@@ -3,6 +3,7 @@ content to be written is left alone."""
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import hashlib
 import io
@@ -20,6 +21,8 @@ from vild.utils.errors import UserError
 if TYPE_CHECKING:  # torch and Pillow would slow down every tool's --help
     from PIL import Image
     from torch import Tensor
+
+ATTEMPTS = 20  # to create what another process may remove at the same moment
 
 
 @contextmanager
@@ -39,17 +42,34 @@ def new_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: the file system refuses (:func:`cannot_write`).
     """
-    created = []
+    created: list[Path] = []
     try:
         with cannot_write(folder):
-            created += [each for each in (folder, *folder.parents) if not each.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder, created)
         yield
     except BaseException:
-        with suppress(OSError):  # something is in it
-            for each in created:
+        for each in reversed(created):
+            with suppress(OSError):  # something is in it
                 each.rmdir()
         raise
+
+
+def make_folder(folder: Path, created: list[Path] | None = None) -> None:
+    """Create ``folder`` and those above it, even while other processes make or, failing, remove them
+    (:func:`new_folder`). ``created`` receives the new ones, from the top."""
+    created = [] if created is None else created
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            for each in (*reversed(folder.parents), folder):
+                if each.is_file():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(each))
+                if not each.is_dir():
+                    each.mkdir()
+                    created.append(each)
+            return
+        except (FileExistsError, FileNotFoundError):
+            if attempt == ATTEMPTS:
+                raise
 
 
 @contextmanager

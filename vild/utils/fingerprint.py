@@ -49,6 +49,13 @@ def check_same_teacher(a: dict, where_a: str, b: dict, where_b: str) -> None:
         raise UserError(f"{where_a} is of teacher {describe(a)}, but {where_b} is of teacher {describe(b)}")
 
 
+def is_named(fingerprint: dict, name: str, pretrained: str) -> bool:
+    """May ``name`` and ``pretrained`` be the teacher of a fingerprint? A folder may have moved, and an imported
+    vocabulary has no names: then yes."""
+    own = fingerprint.get("name", name), fingerprint.get("pretrained", pretrained)
+    return own == (name, pretrained) or all(n.startswith("local-dir:") for n in (own[0], name))
+
+
 def describe(fingerprint: dict) -> str:
     """A fingerprint in a few words."""
     if not fingerprint:

@@ -49,7 +49,7 @@ def read_image(file_name: str | Path, image_format: str = "BGR") -> np.ndarray:
         with open_image(file_name) as image:
             return to_array(image, image_format)
     except Exception as error:  # a broken file can raise anything in a decoder
-        raise BadImage(f"image {file_name} cannot be read: {_what(file_name) or first_line(error)}") from error
+        raise BadImage(f"image {file_name} cannot be read: {_what(file_name) or _reason(error)}") from error
 
 
 def upright_size(file_name: str | Path) -> tuple[int, int]:
@@ -59,7 +59,11 @@ def upright_size(file_name: str | Path) -> tuple[int, int]:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return (image.height, image.width) if turned else image.size
     except Exception as error:  # as above
-        raise BadImage(f"image {file_name} cannot be read: {_what(file_name) or first_line(error)}") from error
+        raise BadImage(f"image {file_name} cannot be read: {_what(file_name) or _reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)  # not the file's name again
 
 
 def _what(file_name: str | Path) -> str:

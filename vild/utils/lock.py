@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vild.utils.errors import UserError
-from vild.utils.files import cannot_write, new_folder
+from vild.utils.files import ATTEMPTS, cannot_write, make_folder, new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,16 @@ def only_writer(output: str | Path, folder: bool = False, wait: bool = False) ->
 
 def _acquire(path: Path, output: Path, wait: bool):
     """Open and lock ``path``."""
+    attempt = 0
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)  # a holder that failed may have removed it
-        file = open(path, "a+")  # noqa: SIM115
+        make_folder(path.parent)
+        try:
+            file = open(path, "a+")  # noqa: SIM115
+        except FileNotFoundError:  # a holder that failed has just removed the folder
+            attempt += 1
+            if attempt < ATTEMPTS:
+                continue
+            raise
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
