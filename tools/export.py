@@ -9,6 +9,8 @@ tools/run_onnx.py runs it without PyTorch. --output-dir writes a folder with con
 instead, which other tools take as --weights and OpenVocabularyDetector.from_pretrained loads.
 """
 
+import sys
+
 from vild.utils.command_line import add_model_flags, add_shared, make_parser
 from vild.utils.errors import UserError, one_line_errors
 
@@ -31,6 +33,7 @@ def main():
 
     detector = OpenVocabularyDetector(config_from_flags(args))
     if args.output:
+        print(f"tracing {args.output}, which takes about a minute", file=sys.stderr)
         write_model(detector, args.output)
     else:
         detector.save(args.output_dir)
