@@ -85,6 +85,8 @@ def _check(checkpoint: dict) -> None:
     model, record = checkpoint["model"], checkpoint.get("trained_on")
     if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
         raise ValueError("its weights have no names")
+    if not model and checkpoint.get("matching_heuristics"):  # Detectron2 cannot match none
+        raise ValueError("it contains no weights")
     for name, value in model.items():
         if not isinstance(value, Tensor | np.ndarray | np.number):
             raise ValueError(f"'{name}' is {type(value).__name__}, not a tensor")
