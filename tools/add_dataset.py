@@ -58,9 +58,10 @@ def main():
     if missing := split.absent(document["categories"]):
         count = count_of(len(missing), "name")
         print(f"warning: {args.json} lacks {count} of split {args.split} ({first_of(missing)})")
-    files = [folder / image["file_name"] for image in document["images"] if "file_name" in image]
+    named = [image for image in document["images"] if "file_name" in image and images != "coco"]  # there URLs say where
+    files = [folder / image["file_name"] for image in named]
     if lost := [str(file) for file in files if not file.is_file()]:
-        print(f"warning: {len(lost)} of {count_of(len(files), 'image')} do not exist ({first_of(lost)})")
+        print(f"warning: missing: {len(lost)} of {count_of(len(files), 'image')} ({first_of(lost)})")
     if converted:
         write_json(datasets.root() / file, document)
     replaced = datasets.entries().get(args.name)

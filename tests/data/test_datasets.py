@@ -206,7 +206,7 @@ def test_a_users_lvis_style_set_is_added_by_one_command(root, tool, capsys):
     arguments = ["--name", "mine", "--json", "mine/train.json", "--images", "mine", "--split", "lvis", "--keep", "base"]
     assert not tool("add_dataset.py", *arguments)
     out = capsys.readouterr().out
-    assert "evaluated by LVIS's rules" in out and "251 of 251 images do not exist ('" in out
+    assert "evaluated by LVIS's rules" in out and "missing: 251 of 251 images ('" in out
     assert "200 base and 51 novel names" in out
     assert datasets.get_entry("mine").protocol == "lvis"
     classes = datasets.get_classes("mine")
@@ -231,7 +231,14 @@ def test_a_users_set_may_lack_names_of_a_split(root, tool, capsys):
     assert not tool("add_dataset.py", *arguments)
     out = capsys.readouterr().out
     assert "warning: mine.json lacks 63 names of split coco_48_17" in out
-    assert "evaluated by COCO's rules" in out and "2 of 2 images do not exist" in out and "left out" not in out
+    assert "evaluated by COCO's rules" in out and "missing: 2 of 2 images" in out and "left out" not in out
+    (root / "mine" / document["images"][0]["file_name"]).write_bytes(b"")
+    assert not tool("add_dataset.py", *arguments)
+    lost = root / "mine" / document["images"][1]["file_name"]
+    assert f"warning: missing: 1 of 2 images ('{lost}')" in capsys.readouterr().out
+    (root / "coco").mkdir()
+    assert not tool("add_dataset.py", *arguments[:5], "coco", *arguments[6:])
+    assert "missing" not in capsys.readouterr().out  # their URLs say in which folder they are
     document["categories"][1]["name"] = "aeroplane"
     official.write(root / "mine.json", document)
     (root / "split.json").write_text('{"base": ["person", "airplane"], "novel": []}')
