@@ -10,7 +10,6 @@ training takes its weights, an evaluation without --config-file also its config.
 """
 
 from contextlib import nullcontext
-from pathlib import Path
 
 from vild.utils.command_line import training_parser
 from vild.utils.errors import UserError, one_line_errors
@@ -23,6 +22,7 @@ def main(args):
     from vild.checkpoint.checkpointer import VildCheckpointer
     from vild.checkpoint.pretrained import config_of_launch
     from vild.data import datasets
+    from vild.engine.run_record import last_checkpoint
     from vild.engine.setup import setup
     from vild.engine.trainer import Trainer
     from vild.utils.lock import only_writer
@@ -31,7 +31,7 @@ def main(args):
     for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):  # before anything is written
         datasets.get_entry(name)
     if args.eval_only:
-        resumes = args.resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()
+        resumes = args.resume and last_checkpoint(cfg.OUTPUT_DIR)
         if not resumes and not cfg.MODEL.WEIGHTS:
             nothing = f", and OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint" if args.resume else ""
             raise UserError(f"--eval-only: MODEL.WEIGHTS is empty{nothing}: give trained weights to evaluate")

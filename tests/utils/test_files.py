@@ -12,7 +12,16 @@ import torch
 from PIL import Image
 
 from vild.data.proposals import save_proposals
-from vild.utils.files import write_bytes, write_image, write_json, write_tensors, write_text, written_whole
+from vild.utils.errors import UserError
+from vild.utils.files import (
+    new_folder,
+    write_bytes,
+    write_image,
+    write_json,
+    write_tensors,
+    write_text,
+    written_whole,
+)
 
 FORK = multiprocessing.get_context("fork")
 
@@ -75,3 +84,10 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path, event):
         assert process.exitcode == -signal.SIGKILL
         write_bytes(path, content)
         assert os.listdir(tmp_path) == ["file.json"] and path.read_bytes() == content
+
+
+def test_what_is_above_a_folder_that_stays_is_removed(tmp_path):
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(UserError, match="wrong"), new_folder(tmp_path / "new" / ".." / "kept" / "more"):
+        raise UserError("wrong")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]

@@ -11,7 +11,6 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from vild.utils.errors import UserError
-from vild.utils.files import new_folder
 from vild.utils.lock import only_writer
 
 FORK = multiprocessing.get_context("fork")
@@ -164,13 +163,6 @@ def test_a_folder_removed_between_its_making_and_the_lock_file_is_made_again(tmp
     monkeypatch.setattr(Path, "mkdir", is_removed)
     with only_writer(tmp_path / "new" / "output"):
         assert len(seen) == 3 and path.exists()
-
-
-def test_what_is_above_a_folder_that_stays_is_removed(tmp_path):
-    (tmp_path / "kept").mkdir()
-    with pytest.raises(UserError, match="wrong"), new_folder(tmp_path / "new" / ".." / "kept" / "more"):
-        raise UserError("wrong")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
 
 
 def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):

@@ -50,10 +50,10 @@ def check_same_teacher(a: dict, where_a: str, b: dict, where_b: str) -> None:
 
 
 def is_named(fingerprint: dict, name: str, pretrained: str) -> bool:
-    """May ``name`` and ``pretrained`` be the teacher of a fingerprint? A folder may have moved, and an imported
-    vocabulary has no names: then yes."""
+    """May ``name`` and ``pretrained`` be the teacher of a fingerprint? A folder may hold any teacher, and an imported
+    vocabulary does not name its own: then yes."""
     own = fingerprint.get("name", name), fingerprint.get("pretrained", pretrained)
-    return own == (name, pretrained) or all(n.startswith("local-dir:") for n in (own[0], name))
+    return own == (name, pretrained) or name.startswith("local-dir:")
 
 
 def describe(fingerprint: dict) -> str:
